@@ -1,0 +1,197 @@
+"""Settings: the only reader of the environment.
+
+``load_settings()`` reads ``TOLLGATE_*`` once at the start of a process; everything
+else receives the frozen ``Settings``. In development, secrets that nobody set are
+generated once and kept in ``DATA_DIR/secrets.json`` (owner only), so that keys
+survive a restart; production refuses to start on anything that was not set.
+"""
+
+import hashlib
+import json
+import os
+import secrets as random_secrets
+import tempfile
+from pathlib import Path
+from typing import Literal, Self
+
+from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic_settings import BaseSettings, SettingsConfigDict
+
+from app.errors import ConfigError
+
+INSECURE_SECRET = "insecure-development-only"  # noqa: S105 - the value production refuses
+# sockaddr_un.sun_path holds 108 bytes on Linux and 104 on macOS, with the closing NUL.
+MAX_SOCKET_PATH_BYTES = 100
+
+
+class Settings(BaseSettings):
+    """Everything that can be set, with unit and default."""
+
+    model_config = SettingsConfigDict(env_prefix="TOLLGATE_", frozen=True, extra="ignore", env_ignore_empty=True)
+
+    env: Literal["development", "production"] = "development"
+    database_url: str | None = None
+    """PostgreSQL address; unset: the embedded server under ``data_dir``."""
+    data_dir: Path = Path(".tollgate")
+    models_dir: Path = Path("models")
+    engine_url: str | None = None
+    """gRPC target of a running engine; unset: a unix socket under ``data_dir``."""
+    engine_bind: str | None = None
+    """gRPC address that ``tollgate engine`` listens on; unset: ``engine_target``."""
+    host: str = "127.0.0.1"
+    port: int = Field(8000, ge=0, le=65535)
+    secret_key: SecretStr = SecretStr(INSECURE_SECRET)
+    """Signs portal sessions."""
+    key_pepper: SecretStr = SecretStr(INSECURE_SECRET)
+    """HMAC key over API keys; changing it invalidates every key."""
+    smtp_url: str | None = None
+    """Mail server; unset: mails are written to ``data_dir``/mail."""
+    log_format: Literal["json", "console"] = "console"
+    log_level: Literal["debug", "info", "warning", "error"] = "info"
+
+    database_pool_size: int = Field(10, ge=1, le=200)
+    """Connections per API process."""
+    database_timeout_s: float = Field(5.0, gt=0)
+    """Longest wait for a connection before the answer is 503."""
+    request_timeout_s: float = Field(600.0, gt=0)
+    """Deadline of a request that names none."""
+    stream_keepalive_s: float = Field(15.0, gt=0)
+    """A silent stream sends a comment line this often."""
+    drain_timeout_s: float = Field(20.0, gt=0)
+    """How long a stopping process lets requests in flight finish."""
+    engine_slots: int = Field(16, ge=1, le=256)
+    """Sequences decoded together, per generation model."""
+    engine_queue: int = Field(128, ge=1)
+    """Requests waiting for a slot or a batch, per model; above it: 503."""
+    engine_keepalive_s: float = Field(2.0, gt=0)
+    """Interval of gRPC pings on a connection with calls in flight."""
+    engine_stall_s: float = Field(60.0, gt=0)
+    """A stream without a chunk for this long counts as a dead engine."""
+    engine_threads: int = Field(0, ge=0)
+    """Threads of the numeric kernels; 0: as many as there are cores."""
+
+    @model_validator(mode="after")
+    def _refuse_unsafe_production(self) -> Self:
+        if self.env != "production":
+            return self
+        for name in ("secret_key", "key_pepper"):
+            value = getattr(self, name).get_secret_value()
+            if value == INSECURE_SECRET or len(value) < 16:
+                raise ValueError(f"TOLLGATE_{name.upper()} must be set to at least 16 characters in production")
+        if self.database_url is None:
+            raise ValueError("TOLLGATE_DATABASE_URL must be set in production")
+        return self
+
+    @property
+    def engine_target(self) -> str:
+        """The gRPC target at which this installation's engine is reached."""
+        return self.engine_url or f"unix:{self.socket_dir / 'engine.sock'}"
+
+    @property
+    def engine_listen(self) -> str:
+        """The gRPC address on which an engine started here listens."""
+        return self.engine_bind or self.engine_target
+
+    @property
+    def socket_dir(self) -> Path:
+        """Folder of this installation's unix sockets, short enough for the kernel."""
+        return short_socket_dir(self.data_dir)
+
+    @property
+    def mail_dir(self) -> Path:
+        """Where mails are written while no mail server is set."""
+        return self.data_dir / "mail"
+
+
+def short_socket_dir(data_dir: Path) -> Path:
+    """``data_dir``/run, or a folder below the system's temporary one if that is too long.
+
+    Only names the folder; ``make_private_dir`` creates it.
+    """
+    absolute = data_dir.resolve()
+    preferred = absolute / "run"
+    if len(os.fsencode(preferred / ".s.PGSQL.5432.lock")) <= MAX_SOCKET_PATH_BYTES:
+        return preferred
+    digest = hashlib.sha256(os.fsencode(absolute)).hexdigest()[:16]
+    return Path(tempfile.gettempdir()) / f"tollgate-{os.getuid()}-{digest}"
+
+
+def make_private_dir(path: Path) -> Path:
+    """Creates ``path`` for its owner only and refuses one that somebody else owns.
+
+    Raises:
+        ConfigError: It cannot be created, or belongs to another user.
+    """
+    try:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        owner = path.lstat().st_uid
+    except OSError as error:
+        raise ConfigError(f"cannot create {path}: {error.strerror}") from error
+    if owner != os.geteuid() and os.geteuid() != 0:
+        raise ConfigError(f"{path} belongs to another user; set TOLLGATE_DATA_DIR to a folder of your own")
+    return path
+
+
+def load_settings() -> Settings:
+    """Settings from the environment, with development secrets filled in.
+
+    Raises:
+        ConfigError: A value is missing or wrong; the message names the variable.
+    """
+    try:
+        settings = Settings()
+    except ValidationError as error:
+        raise ConfigError(_first_problem(error)) from None
+    if settings.env == "production":
+        return settings
+    return _with_development_secrets(settings)
+
+
+def development_secret(data_dir: Path, name: str) -> str:
+    """One generated secret of this data folder, made at the first call.
+
+    Raises:
+        ConfigError: The file is damaged or cannot be written.
+    """
+    path = make_private_dir(data_dir) / "secrets.json"
+    if not path.exists():
+        _create_secrets(path)
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))[name]
+    except (OSError, ValueError, KeyError, TypeError):
+        raise ConfigError(f"{path} is damaged; restore it, or delete it to invalidate every key") from None
+    return str(value)
+
+
+def _with_development_secrets(settings: Settings) -> Settings:
+    generated = {
+        name: SecretStr(development_secret(settings.data_dir, name))
+        for name in ("secret_key", "key_pepper")
+        if getattr(settings, name).get_secret_value() == INSECURE_SECRET
+    }
+    return settings.model_copy(update=generated)
+
+
+def _create_secrets(path: Path) -> None:
+    values = {name: random_secrets.token_urlsafe(32) for name in ("secret_key", "key_pepper", "database_password")}
+    # Written aside and linked: the first of two processes starting at once wins,
+    # and nobody ever reads half a file.
+    handle, temporary = tempfile.mkstemp(dir=path.parent, prefix="secrets-")
+    try:
+        with os.fdopen(handle, "w", encoding="utf-8") as file:
+            json.dump(values, file)
+        os.link(temporary, path)
+    except FileExistsError:
+        return
+    except OSError as error:
+        raise ConfigError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        Path(temporary).unlink()
+
+
+def _first_problem(error: ValidationError) -> str:
+    problem = error.errors()[0]
+    message = problem["msg"].removeprefix("Value error, ")
+    if not problem["loc"]:
+        return message
+    return f"TOLLGATE_{str(problem['loc'][0]).upper()}: {message}"

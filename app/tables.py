@@ -1,0 +1,192 @@
+"""All tables. Constraints live here and in the database, never in Python alone.
+
+Ids are time-ordered UUIDs made by the application (``new_id``), so that a row's id
+is known before it is written. Times are aware UTC, tokens are bigint, money is
+micro-USD in bigint. The migrations are the authority for what a database holds;
+a test compares them with this file.
+"""
+
+import os
+import time
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import (
+    BigInteger,
+    CheckConstraint,
+    DateTime,
+    Float,
+    ForeignKey,
+    Index,
+    Integer,
+    LargeBinary,
+    SmallInteger,
+    Text,
+    func,
+)
+from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
+
+from app.db import metadata
+
+ORG_STATUSES = ("active", "suspended")
+ROLES = ("owner", "admin", "billing", "developer", "viewer")
+USAGE_KINDS = ("generation", "classification")
+USAGE_STATES = ("final", "recovered")
+
+
+def new_id() -> UUID:
+    """A UUID version 7 (RFC 9562 section 5.7): milliseconds first, then 74 random bits."""
+    milliseconds = time.time_ns() // 1_000_000
+    value = (milliseconds << 80) | int.from_bytes(os.urandom(10), "big")
+    value = (value & ~(0xF << 76)) | (0x7 << 76)
+    value = (value & ~(0x3 << 62)) | (0x2 << 62)
+    return UUID(int=value)
+
+
+def _one_of(column: str, values: tuple[str, ...]) -> CheckConstraint:
+    return CheckConstraint(f"{column} IN ({', '.join(repr(value) for value in values)})", name=column)
+
+
+class Base(DeclarativeBase):
+    """Aware times and 64-bit integers unless a column says otherwise."""
+
+    metadata = metadata
+    type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads this class attribute
+        datetime: DateTime(timezone=True),
+        int: BigInteger(),
+        float: Float(53),
+        str: Text(),
+        bytes: LargeBinary(),
+    }
+
+
+class Org(Base):
+    """A customer: owns keys, usage and money."""
+
+    __tablename__ = "orgs"
+    __table_args__ = (_one_of("status", ORG_STATUSES), CheckConstraint("name <> ''", name="name_present"))
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    name: Mapped[str]
+    status: Mapped[str] = mapped_column(server_default="active")
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class User(Base):
+    """A person who may log in to the portal."""
+
+    __tablename__ = "users"
+    # The embedded server has no citext: one spelling per address is enforced here.
+    __table_args__ = (CheckConstraint("email = lower(email) AND email <> ''", name="email_lower"),)
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    email: Mapped[str] = mapped_column(unique=True)
+    password_hash: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class Membership(Base):
+    """What a user may do in an organisation."""
+
+    __tablename__ = "memberships"
+    __table_args__ = (
+        _one_of("role", ROLES),
+        # The organisations of the logged-in user.
+        Index(None, "user_id"),
+    )
+
+    org_id: Mapped[UUID] = mapped_column(ForeignKey("orgs.id", ondelete="CASCADE"), primary_key=True)
+    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
+    role: Mapped[str]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class PortalSession(Base):
+    """A login; the cookie's token is stored as a hash only."""
+
+    __tablename__ = "portal_sessions"
+    # The worker deletes expired logins.
+    __table_args__ = (Index(None, "expires_at"),)
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    token_hash: Mapped[bytes] = mapped_column(unique=True)
+    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_at: Mapped[datetime]
+
+
+class ApiKey(Base):
+    """A key as it is remembered: an HMAC of it, and enough to recognise it."""
+
+    __tablename__ = "api_keys"
+    __table_args__ = (
+        # The keys of an organisation, newest first.
+        Index(None, "org_id", "created_at"),
+        CheckConstraint("requests_per_minute > 0", name="requests_per_minute_positive"),
+        CheckConstraint("tokens_per_minute > 0", name="tokens_per_minute_positive"),
+        CheckConstraint("octet_length(key_hash) = 32", name="key_hash_length"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    org_id: Mapped[UUID] = mapped_column(ForeignKey("orgs.id", ondelete="CASCADE"))
+    name: Mapped[str]
+    key_hash: Mapped[bytes] = mapped_column(unique=True)
+    prefix: Mapped[str]
+    last4: Mapped[str]
+    scopes: Mapped[list[str]] = mapped_column(ARRAY(Text()))
+    requests_per_minute: Mapped[int | None] = mapped_column(Integer())
+    tokens_per_minute: Mapped[int | None] = mapped_column(Integer())
+    expires_at: Mapped[datetime | None]
+    revoked_at: Mapped[datetime | None]
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    last_used_at: Mapped[datetime | None]
+
+
+class RateBucket(Base):
+    """Token buckets of a key, refilled by the statement that draws from them."""
+
+    __tablename__ = "rate_buckets"
+
+    key_id: Mapped[UUID] = mapped_column(ForeignKey("api_keys.id", ondelete="CASCADE"), primary_key=True)
+    requests_level: Mapped[float]
+    tokens_level: Mapped[float]
+    updated_at: Mapped[datetime]
+
+
+class UsageEvent(Base):
+    """What one request is billed for. Insert-only; one row per request id.
+
+    Partitioned by month of ``started_at``, which therefore belongs to the key; the
+    id holds the same instant, so a request id still has one row only. Rows outlive
+    the key and organisation that caused them, hence no foreign keys.
+    """
+
+    __tablename__ = "usage_events"
+    __table_args__ = (
+        _one_of("kind", USAGE_KINDS),
+        _one_of("state", USAGE_STATES),
+        CheckConstraint(
+            "input_tokens >= 0 AND cached_tokens >= 0 AND output_tokens >= 0 AND cached_tokens <= input_tokens",
+            name="tokens_in_range",
+        ),
+        # GET /v1/usage and, later, the outbox: an organisation's rows by time of billing.
+        Index(None, "org_id", "billed_at"),
+        {"postgresql_partition_by": "RANGE (started_at)"},
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True)
+    started_at: Mapped[datetime] = mapped_column(primary_key=True)
+    org_id: Mapped[UUID]
+    key_id: Mapped[UUID]
+    model: Mapped[str]
+    model_digest: Mapped[str]
+    kind: Mapped[str]
+    input_tokens: Mapped[int]
+    cached_tokens: Mapped[int] = mapped_column(server_default="0")
+    output_tokens: Mapped[int]
+    finish_reason: Mapped[str | None]
+    billed_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    engine_ms: Mapped[float] = mapped_column(server_default="0")
+    price_version: Mapped[int] = mapped_column(SmallInteger(), server_default="1")
+    state: Mapped[str] = mapped_column(server_default="final")

@@ -1,0 +1,124 @@
+"""Logs, the request id and the one list of Prometheus metrics.
+
+A log line is an event with fields: ``log.info("request.finished", queue_s=0.01)``.
+The request id of the running task is added to each line. Prompts, keys and
+passwords never go into a field. Metrics live in one registry per process; with
+several API processes on one machine they are merged through prometheus_client's
+multiprocess folder, which ``tollgate up`` and ``tollgate api`` prepare.
+"""
+
+import logging
+import sys
+from contextvars import ContextVar
+from typing import cast
+
+import structlog
+from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import generate_latest as _generate_latest
+from prometheus_client.multiprocess import MultiProcessCollector
+from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
+
+from app.config import Settings
+
+METRICS_CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
+"""Id of the request that the running task works for."""
+
+# Seconds; from a cached classification to a long generation.
+_LATENCY_BUCKETS = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0, 30.0, 60.0, 120.0)
+_STEP_BUCKETS = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+
+HTTP_REQUESTS = Counter("tollgate_http_requests", "Answers sent.", ("route", "method", "status"))
+HTTP_SECONDS = Histogram(
+    "tollgate_http_request_seconds",
+    "From the first byte in to the last byte out.",
+    ("route",),
+    buckets=_LATENCY_BUCKETS,
+)
+HTTP_IN_FLIGHT = Gauge("tollgate_http_in_flight", "Requests being worked on.", multiprocess_mode="livesum")
+FIRST_TOKEN_SECONDS = Histogram(
+    "tollgate_first_token_seconds", "From admission to the first token.", ("model",), buckets=_LATENCY_BUCKETS
+)
+TOKENS = Counter("tollgate_tokens", "Tokens billed.", ("model", "direction"))
+USAGE_ROWS = Counter("tollgate_usage_rows", "Usage rows committed.", ("kind", "state"))
+REFUSALS = Counter("tollgate_refusals", "Requests refused before any work.", ("code",))
+CLIENTS_GONE = Counter("tollgate_clients_gone", "Streams whose client left before the end.", ("model",))
+ENGINE_ERRORS = Counter("tollgate_engine_errors", "Engine calls that failed.", ("code",))
+JOB_SECONDS = Histogram("tollgate_job_seconds", "One run of a periodic job.", ("job",))
+JOB_FAILURES = Counter("tollgate_job_failures", "Runs of a periodic job that raised.", ("job",))
+ENGINE_SLOTS = Gauge("tollgate_engine_slots", "Slots of a model by state.", ("model", "state"))
+ENGINE_QUEUE = Gauge("tollgate_engine_queue", "Requests waiting for a slot or batch.", ("model",))
+ENGINE_STEP_SECONDS = Histogram(
+    "tollgate_engine_step_seconds", "One call of a compiled function.", ("model", "phase"), buckets=_STEP_BUCKETS
+)
+ENGINE_COMPILATIONS = Counter("tollgate_engine_compilations", "Compilations after warm-up; 0 is healthy.", ("model",))
+
+
+def configure_logging(settings: Settings) -> None:
+    """Sends structlog and the standard library's loggers to standard error as one stream."""
+    shared: list[Processor] = [
+        structlog.stdlib.add_log_level,
+        structlog.processors.TimeStamper(fmt="iso", utc=True),
+        _add_request_id,
+        structlog.processors.StackInfoRenderer(),
+    ]
+    structlog.configure(
+        processors=[*shared, structlog.stdlib.ProcessorFormatter.wrap_for_formatter],
+        wrapper_class=structlog.make_filtering_bound_logger(settings.log_level),
+        logger_factory=structlog.stdlib.LoggerFactory(),
+        cache_logger_on_first_use=True,
+    )
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(
+        structlog.stdlib.ProcessorFormatter(
+            foreign_pre_chain=[structlog.stdlib.add_logger_name, *shared], processors=_renderers(settings)
+        )
+    )
+    root = logging.getLogger()
+    root.handlers = [handler]
+    root.setLevel(settings.log_level.upper())
+    _quieten_libraries()
+
+
+def get_logger(name: str) -> FilteringBoundLogger:
+    """The logger of a module; events are ``noun.verb`` with fields."""
+    return cast("FilteringBoundLogger", structlog.get_logger(name))
+
+
+def render_metrics(multiprocess_dir: str | None = None) -> bytes:
+    """All metrics in Prometheus' text format.
+
+    Args:
+        multiprocess_dir: prometheus_client's folder where several processes share
+            one address; None: this process only.
+    """
+    if multiprocess_dir is None:
+        return _generate_latest(REGISTRY)
+    merged = CollectorRegistry()
+    MultiProcessCollector(merged, path=multiprocess_dir)  # type: ignore[no-untyped-call]
+    return _generate_latest(merged)
+
+
+def _add_request_id(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
+    current = request_id.get()
+    if current is not None:
+        event.setdefault("request_id", current)
+    return event
+
+
+def _renderers(settings: Settings) -> list[Processor]:
+    strip = structlog.stdlib.ProcessorFormatter.remove_processors_meta
+    if settings.log_format == "json":
+        return [strip, structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
+    return [strip, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)]
+
+
+def _quieten_libraries() -> None:
+    # uvicorn installs handlers of its own; request lines come from our middleware.
+    for name in ("uvicorn", "uvicorn.error", "uvicorn.access"):
+        logger = logging.getLogger(name)
+        logger.handlers.clear()
+        logger.propagate = True
+    for name in ("uvicorn.access", "httpx", "asyncio", "alembic", "absl", "tensorflow", "h5py"):
+        logging.getLogger(name).setLevel(logging.WARNING)
