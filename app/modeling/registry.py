@@ -1,0 +1,195 @@
+"""Which models there are: every directory below MODELS_DIR that holds a `config.json`.
+
+Reads small files only and imports no TensorFlow, so the API may use it. A model
+is switched off by `"enabled": false` in its `tollgate.json`. Its digest is the
+SHA-256 of its `SHA256SUMS`, so equal digests mean equal weights, configuration
+and tokenizer; `verify` recomputes the sums.
+"""
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from app.errors import ModelFormatError, NotFound
+from app.modeling.tokenizer import read_chat_template, read_json
+from app.telemetry import get_logger
+
+log = get_logger(__name__)
+
+CHECKSUMS = "SHA256SUMS"
+SETTINGS = "tollgate.json"
+# What a model's behaviour depends on; cards and evaluations may change without a new digest.
+SERVED_FILES = ("*.safetensors", "config.json", "generation_config.json", "tokenizer*.json", "chat_template.jinja")
+
+
+@dataclass(frozen=True, slots=True)
+class ModelCard:
+    """What is known of a model without loading its weights.
+
+    Attributes:
+        context_length: tokens of prompt and output together; for classification
+            the longest input.
+        labels: names of the classes, in the order of the scores.
+        created: Unix time of publication, seconds.
+    """
+
+    name: str
+    kind: str
+    path: Path
+    digest: str
+    context_length: int
+    vocab_size: int
+    labels: tuple[str, ...]
+    bos_token_id: int | None
+    eos_token_ids: tuple[int, ...]
+    chat_template: str | None
+    created: int
+    license: str | None
+    description: str
+    enabled: bool
+
+
+class Registry:
+    """The models of one directory, as of the last `refresh`."""
+
+    def __init__(self, models_dir: Path) -> None:
+        self._models_dir = models_dir
+        self._cards: dict[str, ModelCard] = {}
+        self.refresh()
+
+    def refresh(self) -> None:
+        """Read the directory again; a broken model is logged and left out."""
+        self._cards = {}
+        for config in sorted(self._models_dir.glob("*/config.json")):
+            try:
+                card = read_card(config.parent)
+            except ModelFormatError as error:
+                log.warning("model.unreadable", model=config.parent.name, reason=error.message)
+                continue
+            self._cards[card.name] = card
+
+    def list(self) -> list[ModelCard]:
+        """All models, enabled or not, by name."""
+        return [*self._cards.values()]
+
+    def get(self, name: str) -> ModelCard:
+        """An enabled model.
+
+        Raises:
+            NotFound: no such model, or it is switched off (code `model_not_found`).
+        """
+        card = self._cards.get(name)
+        if card is None or not card.enabled:
+            raise NotFound(f"The model '{name}' does not exist or is not available.", param="model")
+        return card
+
+
+def read_card(directory: Path) -> ModelCard:
+    """Describe the model in a Hugging Face directory.
+
+    Raises:
+        ModelFormatError: a file or a field is missing.
+    """
+    config = read_json(directory / "config.json")
+    if not config:
+        raise ModelFormatError(f"{directory} has no config.json")
+    generation = read_json(directory / "generation_config.json")
+    settings = read_json(directory / SETTINGS)
+    kind = _kind(config, directory)
+    return ModelCard(
+        name=directory.name,
+        kind=kind,
+        path=directory,
+        digest=_digest(directory),
+        context_length=_integer(config, "max_position_embeddings", directory),
+        vocab_size=_integer(config, "vocab_size", directory),
+        labels=_labels(config, directory) if kind == "classification" else (),
+        bos_token_id=config.get("bos_token_id"),
+        eos_token_ids=token_ids(generation.get("eos_token_id", config.get("eos_token_id"))),
+        chat_template=read_chat_template(directory),
+        created=int(settings.get("created") or (directory / "config.json").stat().st_mtime),
+        license=settings.get("license"),
+        description=str(settings.get("description", "")),
+        enabled=bool(settings.get("enabled", True)),
+    )
+
+
+def set_enabled(directory: Path, enabled: bool) -> None:
+    """Switch a model on or off; running processes see it when they refresh."""
+    settings = read_json(directory / SETTINGS) | {"enabled": enabled}
+    (directory / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+
+
+def write_checksums(directory: Path) -> None:
+    """Write `SHA256SUMS` of the served files, in the format of `sha256sum --check`."""
+    sums = checksums(directory)
+    (directory / CHECKSUMS).write_text("".join(f"{digest}  {name}\n" for name, digest in sums.items()))
+
+
+def verify(directory: Path) -> list[str]:
+    """Names of served files that differ from `SHA256SUMS`, are missing, or are not in it.
+
+    Raises:
+        ModelFormatError: there is no `SHA256SUMS`.
+    """
+    path = directory / CHECKSUMS
+    if not path.is_file():
+        raise ModelFormatError(f"{directory} has no {CHECKSUMS}")
+    lines = (line.split(maxsplit=1) for line in path.read_text().splitlines())
+    expected = {name: digest for digest, name in lines}
+    found = checksums(directory)
+    return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
+
+
+def checksums(directory: Path) -> dict[str, str]:
+    """SHA-256 by name of every file that decides what the model answers."""
+    paths = {path for pattern in SERVED_FILES for path in directory.glob(pattern)}
+    return {path.name: _sha256(path) for path in sorted(paths)}
+
+
+def token_ids(value: int | list[int] | None) -> tuple[int, ...]:
+    """Hugging Face writes one id, a list of ids, or nothing."""
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, list) else (value,)
+
+
+def _kind(config: Mapping[str, Any], directory: Path) -> str:
+    architecture = next(iter(config.get("architectures") or ()), "")
+    if architecture.endswith("ForSequenceClassification"):
+        return "classification"
+    if architecture.endswith(("ForCausalLM", "LMHeadModel")):
+        return "generation"
+    raise ModelFormatError(f"{directory / 'config.json'}: architecture {architecture!r} is neither generation nor classification")
+
+
+def _labels(config: Mapping[str, Any], directory: Path) -> tuple[str, ...]:
+    by_id = config.get("id2label") or {}
+    labels = tuple(by_id[i] for i in sorted(by_id, key=int))
+    if len(labels) < 2:  # noqa: PLR2004 - a classifier chooses between two at least
+        raise ModelFormatError(f"{directory / 'config.json'}: id2label names fewer than two labels")
+    return labels
+
+
+def _integer(config: Mapping[str, Any], field: str, directory: Path) -> int:
+    value = config.get(field)
+    if not isinstance(value, int):
+        raise ModelFormatError(f"{directory / 'config.json'}: {field} is missing or not an integer")
+    return value
+
+
+def _digest(directory: Path) -> str:
+    """From the recorded sums where they exist: hashing large weights at every start costs minutes."""
+    path = directory / CHECKSUMS
+    if path.is_file():
+        return hashlib.sha256(path.read_bytes()).hexdigest()
+    listing = "".join(f"{digest}  {name}\n" for name, digest in checksums(directory).items())
+    return hashlib.sha256(listing.encode()).hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()

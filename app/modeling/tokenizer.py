@@ -1,0 +1,233 @@
+"""Text to token ids and back, from a Hugging Face directory; no TensorFlow here.
+
+Wraps the `tokenizers` library and adds what serving needs: text that appears
+token by token without ever showing half a character, the bytes behind a token,
+and chat templates. A model without a chat template gets `PLAIN_CHAT_TEMPLATE`.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+from jinja2 import TemplateError
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from app.errors import BadRequest, ModelFormatError
+
+PLAIN_CHAT_TEMPLATE = (
+    "{% for message in messages %}{{ message.role }}: {{ message.content }}\n\n{% endfor %}assistant:"
+)
+"""Used where a model has no template of its own: `role: content`, a blank line, `assistant:`."""
+
+REPLACEMENT = "\ufffd"  # what decoding yields for an unfinished UTF-8 character
+BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")  # SentencePiece's byte fallback
+# Enough context for decoders that treat the first token of a text specially.
+DETOKENIZER_CONTEXT = 6
+
+
+class Tokenizer:
+    """The tokenizer of one model; safe to share between threads."""
+
+    def __init__(self, tokenizer: tokenizers.Tokenizer, config: Mapping[str, Any], chat_template: str | None) -> None:
+        self._tokenizer = tokenizer
+        self._config = config
+        self.chat_template = chat_template
+
+    @classmethod
+    def load(cls, directory: Path) -> "Tokenizer":
+        """Read `tokenizer.json`, and `tokenizer_config.json` where there is one.
+
+        Raises:
+            ModelFormatError: a file is missing or not readable.
+        """
+        path = directory / "tokenizer.json"
+        if not path.is_file():
+            raise ModelFormatError(f"{directory} has no tokenizer.json")
+        try:
+            tokenizer = tokenizers.Tokenizer.from_file(str(path))
+        except Exception as error:  # noqa: BLE001 - the library raises bare Exception
+            raise ModelFormatError(f"{path} is not a tokenizer: {error}") from None
+        # Files written for training may cut or pad; serving refuses instead.
+        tokenizer.no_truncation()
+        tokenizer.no_padding()
+        return cls(tokenizer, read_json(directory / "tokenizer_config.json"), read_chat_template(directory))
+
+    @property
+    def vocab_size(self) -> int:
+        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+
+    def encode(self, text: str) -> list[int]:
+        """Token ids of `text` with the special tokens (BOS, CLS …) that the model expects around it."""
+        ids: list[int] = self._tokenizer.encode(text).ids
+        bos = self._missing_bos
+        return ids if bos is None or ids[:1] == [bos] else [bos, *ids]
+
+    def encode_chat(self, messages: Sequence[Mapping[str, str]]) -> list[int]:
+        """Token ids of a conversation, ready for the assistant's turn."""
+        text = self.apply_chat_template(messages)
+        if self.chat_template is None:
+            return self.encode(text)
+        ids: list[int] = self._tokenizer.encode(text, add_special_tokens=False).ids
+        return ids
+
+    def apply_chat_template(self, messages: Sequence[Mapping[str, str]]) -> str:
+        """Render the conversation with the model's template, or the plain one.
+
+        Raises:
+            BadRequest: the template refuses the messages, for example their order.
+        """
+        try:
+            return self._template.render(
+                messages=list(messages),
+                add_generation_prompt=True,
+                bos_token=_token_string(self._config.get("bos_token")),
+                eos_token=_token_string(self._config.get("eos_token")),
+            )
+        except TemplateError as error:
+            raise BadRequest(f"The model's chat template refuses these messages: {error}", param="messages") from None
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of token ids; special tokens are left out, broken characters become U+FFFD."""
+        text: str = self._tokenizer.decode(list(ids), skip_special_tokens=True)
+        return text
+
+    def detokenizer(self, prompt_ids: Sequence[int] = ()) -> "Detokenizer":
+        """A decoder for a continuation of `prompt_ids`."""
+        return Detokenizer(self, prompt_ids)
+
+    def token_text(self, token_id: int) -> str:
+        """One token by itself, special tokens by name."""
+        return self.token_bytes(token_id).decode("utf-8", "replace")
+
+    def token_bytes(self, token_id: int) -> bytes:
+        """The bytes that one token stands for.
+
+        Raises:
+            ValueError: no such token.
+        """
+        token = self._tokenizer.id_to_token(token_id)
+        if token is None:
+            raise ValueError(f"no token {token_id} in a vocabulary of {self.vocab_size}")
+        if token_id in self._special_ids:
+            return str(token).encode()
+        if self._is_byte_level:
+            return bytes(BYTE_OF_CHARACTER[character] for character in token)
+        if byte := BYTE_TOKEN.fullmatch(token):
+            return bytes([int(byte[1], 16)])
+        return str(token).replace("▁", " ").encode()
+
+    @cached_property
+    def _special_ids(self) -> frozenset[int]:
+        return frozenset(i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special)
+
+    @cached_property
+    def _is_byte_level(self) -> bool:
+        return '"ByteLevel"' in json.dumps(json.loads(self._tokenizer.to_str()).get("decoder"))
+
+    @cached_property
+    def _missing_bos(self) -> int | None:
+        """BOS where the configuration asks for it and the tokenizer file may not add it."""
+        if not self._config.get("add_bos_token"):
+            return None
+        bos: int | None = self._tokenizer.token_to_id(_token_string(self._config.get("bos_token")))
+        return bos
+
+    @cached_property
+    def _template(self) -> Any:
+        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+        environment.globals["raise_exception"] = _raise_template_error
+        try:
+            return environment.from_string(self.chat_template or PLAIN_CHAT_TEMPLATE)
+        except TemplateError as error:
+            raise ModelFormatError(f"chat template is not valid: {error}") from None
+
+
+class Detokenizer:
+    """Turns a continuation into text, token by token.
+
+    Decoding a token alone loses spaces and splits characters, so each step
+    decodes a short window twice, without and with the new token, and emits the
+    difference once it ends in a whole character.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> None:
+        self._tokenizer = tokenizer
+        self._ids = list(prompt_ids[-DETOKENIZER_CONTEXT:])
+        self._window_start = 0
+        self._num_shown = len(self._ids)
+
+    def push(self, token_id: int) -> str:
+        """Text that became certain with this token; empty while a character is unfinished."""
+        self._ids.append(token_id)
+        text = self._unshown()
+        if text.endswith(REPLACEMENT):
+            return ""
+        self._mark_shown()
+        return text
+
+    def flush(self) -> str:
+        """What was held back, at the end of the answer; an unfinished character shows as U+FFFD."""
+        text = self._unshown()
+        self._mark_shown()
+        return text
+
+    def _unshown(self) -> str:
+        shown = self._tokenizer.decode(self._ids[self._window_start : self._num_shown])
+        return self._tokenizer.decode(self._ids[self._window_start :])[len(shown) :]
+
+    def _mark_shown(self) -> None:
+        self._window_start, self._num_shown = self._num_shown, len(self._ids)
+        if self._window_start == self._num_shown:
+            self._window_start = max(0, self._num_shown - DETOKENIZER_CONTEXT)
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file, empty where there is no such file.
+
+    Raises:
+        ModelFormatError: the file does not hold a JSON object.
+    """
+    if not path.is_file():
+        return {}
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ModelFormatError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, dict):
+        raise ModelFormatError(f"{path} does not hold a JSON object")
+    return value
+
+
+def read_chat_template(directory: Path) -> str | None:
+    """The model's template: `chat_template.jinja`, or the field of `tokenizer_config.json`."""
+    path = directory / "chat_template.jinja"
+    if path.is_file():
+        return path.read_text("utf-8")
+    template = read_json(directory / "tokenizer_config.json").get("chat_template")
+    if isinstance(template, list):  # several, by name
+        template = next((t["template"] for t in template if t.get("name") == "default"), None)
+    return template
+
+
+def _token_string(token: str | Mapping[str, Any] | None) -> str:
+    if token is None:
+        return ""
+    return token if isinstance(token, str) else str(token["content"])
+
+
+def _raise_template_error(message: str) -> None:
+    raise TemplateError(message)
+
+
+def _byte_of_character() -> dict[str, int]:
+    """GPT-2's printable stand-ins for bytes (Radford et al. 2019, sec. 2.2), inverted."""
+    printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
+    rest = [byte for byte in range(0x100) if byte not in printable]
+    return {chr(byte): byte for byte in printable} | {chr(0x100 + i): byte for i, byte in enumerate(rest)}
+
+
+BYTE_OF_CHARACTER = _byte_of_character()

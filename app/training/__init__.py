@@ -1,0 +1,1 @@
+"""From data to a published model: clean, split, tokenize, train, evaluate, publish. Never imported by a service."""
