@@ -1,0 +1,67 @@
+"""The code-defined, versioned catalogue: what a token costs, what a plan allows.
+
+A version that a usage row refers to never changes: a new price is a new version,
+and rows keep the one they were written under. All amounts are exact integers in
+micro-USD per million tokens, so tokens x price is a whole number of 10^-12 USD; it
+is rounded once, at the line a customer sees.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from decimal import ROUND_HALF_EVEN, Decimal
+from types import MappingProxyType
+
+CURRENCY = "usd"
+PRICE_VERSION = 1
+"""The version that new usage rows are written under."""
+
+_PICO_USD_PER_USD = Decimal(10**12)
+_MICRO_USD = Decimal("0.000001")
+
+
+@dataclass(frozen=True, slots=True)
+class Price:
+    """Micro-USD per million tokens of one kind of work.
+
+    ``cached`` applies to the part of the input that was served from a cache, instead
+    of ``input``.
+    """
+
+    input: int
+    cached: int
+    output: int
+
+    def cost(self, input_tokens: int, cached_tokens: int, output_tokens: int) -> int:
+        """Exact cost in 10^-12 USD; ``cached_tokens`` are part of ``input_tokens``."""
+        fresh_tokens = input_tokens - cached_tokens
+        return fresh_tokens * self.input + cached_tokens * self.cached + output_tokens * self.output
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What a customer may do in a minute with one key, unless the key says otherwise."""
+
+    name: str
+    requests_per_minute: int
+    tokens_per_minute: int
+
+
+PRICES: Mapping[tuple[int, str], Price] = MappingProxyType(
+    {
+        (1, "generation"): Price(input=150_000, cached=75_000, output=600_000),
+        (1, "classification"): Price(input=100_000, cached=100_000, output=0),
+    }
+)
+"""By version and kind of usage event."""
+
+DEFAULT_PLAN = Plan(name="standard", requests_per_minute=12_000, tokens_per_minute=6_000_000)
+
+
+def money(pico_usd: int | Decimal) -> dict[str, str]:
+    """An amount as the interface shows it: rounded half to even, to the micro-USD.
+
+    Args:
+        pico_usd: Exact, in 10^-12 USD.
+    """
+    value = (Decimal(pico_usd) / _PICO_USD_PER_USD).quantize(_MICRO_USD, ROUND_HALF_EVEN)
+    return {"value": f"{value:f}", "currency": CURRENCY}
