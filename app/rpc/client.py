@@ -1,0 +1,208 @@
+"""The API's only view of the engine: calls over gRPC, errors as `AppError`.
+
+Every call carries a deadline, a stream is cancelled however it is left, and a
+stream that falls silent or ends without a finish reason is a failure. A dead
+connection shows as UNAVAILABLE, INTERNAL or a CANCELLED that is not ours; all of
+them become `EngineUnavailable`. It never retries: only its caller knows whether
+a token was shown.
+
+Trade-off: reconnect and keepalive are far more eager than gRPC's defaults, which
+suits an engine on the same machine or network and costs one ping every two
+seconds while calls are in flight.
+"""
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable
+from dataclasses import dataclass
+from types import MappingProxyType
+from typing import NoReturn, TypeVar
+
+import grpc
+
+from app.errors import (
+    AppError,
+    BadRequest,
+    ContextLengthExceeded,
+    DeadlineExceeded,
+    EngineUnavailable,
+    NotFound,
+    Overloaded,
+)
+from app.rpc import engine_pb2 as pb
+from app.rpc import engine_pb2_grpc
+
+# Trailing metadata beside the status: our own error code, and when to come back.
+CODE_KEY = "tollgate-code"
+RETRY_AFTER_KEY = "retry-after-ms"
+
+MAX_MESSAGE_BYTES = 4 * 2**20
+DESCRIBE_TIMEOUT_S = 5.0
+DEFAULT_TIMEOUT_S = 600.0
+# The engine keeps the deadline itself; gRPC's, a little later, covers an engine that cannot.
+DEADLINE_MARGIN_S = 2.0
+
+T = TypeVar("T")
+
+_GONE = "The inference engine is not reachable; try again in a moment."
+
+
+@dataclass(frozen=True, slots=True)
+class Tls:
+    """PEM texts of a connection across machines.
+
+    Attributes:
+        root_certificates: whom to believe; None: the system's authorities.
+        private_key: with `certificate_chain`, our own identity (mutual TLS).
+        server_name: the name in the engine's certificate, where it is not the
+            one in the address.
+    """
+
+    root_certificates: bytes | None = None
+    private_key: bytes | None = None
+    certificate_chain: bytes | None = None
+    server_name: str | None = None
+
+
+class EngineClient:
+    """One channel to one engine; safe to share between the tasks of one event loop.
+
+    Args:
+        target: `unix:/path` or `host:port`.
+        tls: credentials for TCP across machines; None: plain text.
+        stall_s: a stream without a chunk for so long counts as a dead engine.
+        keepalive_s: interval of pings while calls are in flight.
+    """
+
+    def __init__(self, target: str, *, tls: Tls | None = None, stall_s: float = 60.0, keepalive_s: float = 2.0) -> None:
+        self._stall_s = stall_s
+        self._channel = _open(target, tls, keepalive_s)
+        self._stub = engine_pb2_grpc.EngineStub(self._channel)
+
+    async def describe(self) -> pb.DescribeResponse:
+        """What is loaded and how busy it is.
+
+        Raises:
+            EngineUnavailable: nobody answers.
+        """
+        return await _translated(self._stub.Describe(pb.DescribeRequest(), timeout=DESCRIBE_TIMEOUT_S))
+
+    async def generate(self, request: pb.GenerateRequest) -> AsyncIterator[pb.GenerateChunk]:
+        """Stream one sequence; the last chunk, and only it, has a finish reason.
+
+        Leaving the iterator early (`aclose`, cancellation) stops the engine's work
+        within one step.
+
+        Raises:
+            NotFound: unknown model.
+            BadRequest: the engine refused a parameter or the prompt's length.
+            Overloaded: its queue is full; only before the first chunk.
+            DeadlineExceeded: `deadline_ms` passed.
+            EngineUnavailable: it is away, draining, silent, or broke off.
+        """
+        call = self._stub.Generate(request, timeout=_timeout_s(request.deadline_ms))
+        try:
+            while True:
+                chunk = await self._next(call)
+                yield chunk
+                if chunk.finish_reason:
+                    return
+        finally:
+            # Dropping the call object alone would leave the stream running.
+            call.cancel()
+
+    async def classify(self, request: pb.ClassifyRequest) -> pb.ClassifyResponse:
+        """Score every label for each input.
+
+        Raises:
+            NotFound, BadRequest, Overloaded, DeadlineExceeded, EngineUnavailable:
+                as for `generate`.
+        """
+        return await _translated(self._stub.Classify(request, timeout=_timeout_s(request.deadline_ms)))
+
+    async def aclose(self) -> None:
+        """Close the channel; calls in flight end with `EngineUnavailable`."""
+        await self._channel.close()
+
+    async def _next(self, call: "grpc.aio.UnaryStreamCall[pb.GenerateRequest, pb.GenerateChunk]") -> pb.GenerateChunk:
+        try:
+            async with asyncio.timeout(self._stall_s):
+                chunk = await call.read()
+        except TimeoutError:
+            raise EngineUnavailable("The inference engine stopped answering.") from None
+        except grpc.aio.AioRpcError as error:
+            _raise_translated(error)
+        except asyncio.CancelledError:
+            _raise_unless_ours()
+        if not isinstance(chunk, pb.GenerateChunk):  # EOF: the stream ended cleanly, but too early
+            raise EngineUnavailable("The inference engine broke off in mid-answer.")
+        return chunk
+
+
+async def _translated(call: Awaitable[T]) -> T:
+    try:
+        return await call
+    except grpc.aio.AioRpcError as error:
+        _raise_translated(error)
+    except asyncio.CancelledError:
+        _raise_unless_ours()
+
+
+def _raise_unless_ours() -> NoReturn:
+    """Tell our own cancellation from a call that gRPC cancelled because its channel closed."""
+    task = asyncio.current_task()
+    if task is not None and task.cancelling():
+        raise asyncio.CancelledError
+    raise EngineUnavailable(_GONE)
+
+
+def _raise_translated(error: grpc.aio.AioRpcError) -> NoReturn:
+    trailers = {key: value for key, value in error.trailing_metadata() or () if isinstance(value, str)}
+    raise _app_error(error.code(), error.details() or "", trailers) from None
+
+
+def _app_error(status: grpc.StatusCode, message: str, trailers: dict[str, str]) -> AppError:
+    code = trailers.get(CODE_KEY)
+    if status is grpc.StatusCode.RESOURCE_EXHAUSTED and code is not None:
+        return Overloaded(message, retry_after_s=float(trailers.get(RETRY_AFTER_KEY, 1000)) / 1000)
+    if status is grpc.StatusCode.INVALID_ARGUMENT and code == ContextLengthExceeded.default_code:
+        return ContextLengthExceeded(message)
+    refusal = _REFUSALS.get(status)
+    return EngineUnavailable(_GONE) if refusal is None else refusal(message)
+
+
+# Only what the engine itself says; every other status means that it is gone or ill.
+_REFUSALS: MappingProxyType[grpc.StatusCode, type[AppError]] = MappingProxyType(
+    {
+        grpc.StatusCode.NOT_FOUND: NotFound,
+        grpc.StatusCode.INVALID_ARGUMENT: BadRequest,
+        grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
+    }
+)
+
+
+def _timeout_s(deadline_ms: int) -> float:
+    return (deadline_ms / 1000 if deadline_ms else DEFAULT_TIMEOUT_S) + DEADLINE_MARGIN_S
+
+
+def _open(target: str, tls: Tls | None, keepalive_s: float) -> grpc.aio.Channel:
+    options: list[tuple[str, int | str]] = [
+        # An engine that restarts is found again within a moment, not after gRPC's 1 to 120 s.
+        ("grpc.initial_reconnect_backoff_ms", 50),
+        ("grpc.min_reconnect_backoff_ms", 50),
+        ("grpc.max_reconnect_backoff_ms", 1000),
+        # A subchannel shared with another client would bring that one's back-off along.
+        ("grpc.use_local_subchannel_pool", 1),
+        # A frozen peer is found in about twice this time instead of never.
+        ("grpc.keepalive_time_ms", int(keepalive_s * 1000)),
+        ("grpc.keepalive_timeout_ms", int(keepalive_s * 1000)),
+        ("grpc.http2.ping_timeout_ms", int(keepalive_s * 1000)),
+        ("grpc.http2.max_pings_without_data", 0),
+        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.enable_retries", 0),
+    ]
+    if tls is None:
+        return grpc.aio.insecure_channel(target, options=options)
+    if tls.server_name is not None:
+        options.append(("grpc.ssl_target_name_override", tls.server_name))
+    credentials = grpc.ssl_channel_credentials(tls.root_certificates, tls.private_key, tls.certificate_chain)
+    return grpc.aio.secure_channel(target, credentials, options=options)
