@@ -50,6 +50,7 @@ def save(directory: Path, config: Mapping[str, Any], weights: Mapping[str, np.nd
     directory.mkdir(parents=True, exist_ok=True)
     (directory / "config.json").write_text(json.dumps(dict(config), indent=2, ensure_ascii=False) + "\n")
     save_file(dict(weights), directory / WEIGHTS, metadata={"format": "pt"})
+    (directory / WEIGHTS).chmod(0o644)  # safetensors writes 0600, which other users of a server cannot read
     write_checksums(directory)
 
 

@@ -51,6 +51,10 @@ class Network(keras.Model):
         weights = {name: variable.value for name, variable in self._variables.items()}
         return self._function(weights, inputs, lambda x: self._dropout(x, training=training))
 
+    def predictor(self) -> Callable[[np.ndarray], tf.Tensor]:
+        """The function without dropout, compiled once for each shape of its input."""
+        return tf.function(lambda inputs: self(inputs, training=False), reduce_retracing=True)
+
     def export_weights(self) -> dict[str, np.ndarray]:
         """The current values by Hugging Face name, float32."""
         return {name: np.asarray(variable.value, np.float32) for name, variable in self._variables.items()}

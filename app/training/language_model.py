@@ -1,0 +1,145 @@
+"""Training of a decoder: token streams, windows, and loss per character.
+
+Documents are laid end to end with END_OF_TEXT before each. A window begins with
+END_OF_TEXT and then enters the stream at the start of a document or, inside a
+document longer than a window, anywhere; so a prompt that begins with
+END_OF_TEXT, as the published tokenizer writes it, looks like what was trained.
+"""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import keras
+import numpy as np
+import tensorflow as tf
+from tokenizers import Tokenizer
+
+from app.modeling.decoder import DecoderConfig, forward
+from app.training.network import Network
+
+END_OF_TEXT_ID = 0
+EVAL_BATCH = 16
+
+
+@dataclass(frozen=True, slots=True)
+class TokenStream:
+    """Encoded documents.
+
+    Attributes:
+        tokens: `[length]` int32, END_OF_TEXT before every document.
+        entries: positions in `tokens` where a window may enter.
+        num_characters: of the documents, one separator each included.
+    """
+
+    tokens: np.ndarray
+    entries: np.ndarray
+    num_characters: int
+
+
+def encode_documents(tokenizer: Tokenizer, documents: Sequence[str], window: int) -> TokenStream:
+    """Encode documents into one stream; `window` is the number of tokens that a window predicts."""
+    encodings = tokenizer.encode_batch(list(documents), add_special_tokens=False)
+    pieces, entries, length = [], [], 0
+    for encoding in encodings:
+        ids = np.array([END_OF_TEXT_ID, *encoding.ids], np.int32)
+        last_entry = max(0, len(ids) - 1 - window)
+        entries.append(length + 1 + np.arange(last_entry + 1))
+        pieces.append(ids)
+        length += len(ids)
+    pieces.append(np.array([END_OF_TEXT_ID], np.int32))
+    tokens, starts = np.concatenate(pieces), np.concatenate(entries)
+    usable = starts[starts + window <= len(tokens)]
+    return TokenStream(tokens, usable, sum(len(document) + 1 for document in documents))
+
+
+def sample_windows(stream: TokenStream, batch: int, window: int, seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
+    """The batch of a step: inputs and targets, each `[batch, window]` int32."""
+    rng = np.random.default_rng((seed, step))
+    starts = rng.choice(stream.entries, batch)
+    targets = stream.tokens[starts[:, np.newaxis] + np.arange(window)]
+    first = np.full((batch, 1), END_OF_TEXT_ID, np.int32)
+    return np.concatenate([first, targets[:, :-1]], axis=1), targets
+
+
+def build_network(config: DecoderConfig, dropout: float, seed: int) -> Network:
+    """A decoder to train, initialised as GPT-2 is: 0.02, residual outputs scaled down by depth."""
+    residual = 0.02 / (2 * config.num_layers) ** 0.5
+
+    def scale(name: str, _: tuple[int, ...]) -> float:
+        return residual if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02
+
+    return Network(
+        config.shapes,
+        lambda weights, tokens, drop: forward(config, weights, tokens, drop),
+        dropout=dropout,
+        seed=seed,
+        scale=scale,
+    )
+
+
+def build_optimizer(learning_rate: float, steps: int) -> keras.optimizers.Optimizer:
+    """Muon for the matrices, AdamW for embeddings and norms (Keras), linear warm-up, cosine decay to zero."""
+    warmup = max(1, steps // 20)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        learning_rate / 10, steps - warmup, alpha=0.0, warmup_target=learning_rate, warmup_steps=warmup
+    )
+    return keras.optimizers.Muon(
+        schedule,
+        weight_decay=0.1,
+        adam_weight_decay=0.1,
+        adam_beta_2=0.98,
+        exclude_layers=["embed_tokens", "lm_head"],
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class StreamLoss:
+    """Negative log-likelihood of a whole stream."""
+
+    total_nats: float
+    num_tokens: int
+    num_characters: int
+
+    @property
+    def nats_per_character(self) -> float:
+        return self.total_nats / self.num_characters
+
+    @property
+    def nats_per_token(self) -> float:
+        return self.total_nats / self.num_tokens
+
+
+def measure_stream(predict: Callable[[np.ndarray], tf.Tensor], stream: TokenStream, window: int) -> StreamLoss:
+    """Score every token once, each with at least half a window of context where there is any.
+
+    Windows overlap by half; the first half of a window is context only, except
+    at the beginning of the stream.
+
+    Args:
+        predict: maps tokens `[EVAL_BATCH, window]` int32 to logits `[EVAL_BATCH, window, V]`.
+        stream: what to score.
+        window: tokens that the model sees at once.
+    """
+    half = window // 2
+    starts = range(0, len(stream.tokens) - 1, half)
+    total = 0.0
+    for first in range(0, len(starts), EVAL_BATCH):
+        inputs, targets, weight = _eval_batch(stream.tokens[1:], starts[first : first + EVAL_BATCH], window)
+        losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=targets, logits=predict(inputs))
+        total += float(tf.reduce_sum(losses * weight))
+    return StreamLoss(total, len(stream.tokens) - 1, stream.num_characters)
+
+
+def _eval_batch(targets: np.ndarray, starts: range, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Inputs, targets and which of them count, each `[EVAL_BATCH, window]`."""
+    half = window // 2
+    inputs = np.full((EVAL_BATCH, window), END_OF_TEXT_ID, np.int32)
+    wanted = np.zeros((EVAL_BATCH, window), np.int32)
+    weight = np.zeros((EVAL_BATCH, window), np.float32)
+    for row, first_scored in enumerate(starts):
+        start = max(0, first_scored - half)
+        piece = targets[start : first_scored + half]
+        wanted[row, : len(piece)] = piece
+        inputs[row, 1 : len(piece)] = piece[:-1]
+        weight[row, first_scored - start : len(piece)] = 1.0
+    return inputs, wanted, weight
