@@ -116,20 +116,54 @@ def short_socket_dir(data_dir: Path) -> Path:
     return Path(tempfile.gettempdir()) / f"tollgate-{os.getuid()}-{digest}"
 
 
-def make_private_dir(path: Path) -> Path:
+def make_data_dir(path: Path) -> Path:
+    """Creates the data folder; its contents are private, each by its own mode.
+
+    Raises:
+        ConfigError: As ``make_private_dir``.
+    """
+    # PostgreSQL refuses to run as root: the user it runs as then needs to pass
+    # through this folder to its own, without seeing what else is in it.
+    return make_private_dir(path, mode=0o711 if os.geteuid() == 0 else 0o700)
+
+
+def make_private_dir(path: Path, mode: int = 0o700) -> Path:
     """Creates ``path`` for its owner only and refuses one that somebody else owns.
+
+    A folder that exists keeps its mode.
 
     Raises:
         ConfigError: It cannot be created, or belongs to another user.
     """
     try:
-        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
         owner = path.lstat().st_uid
     except OSError as error:
         raise ConfigError(f"cannot create {path}: {error.strerror}") from error
     if owner != os.geteuid() and os.geteuid() != 0:
         raise ConfigError(f"{path} belongs to another user; set TOLLGATE_DATA_DIR to a folder of your own")
     return path
+
+
+def child_environment(settings: Settings, **extra: str) -> dict[str, str]:
+    """The environment for a child process that shall see exactly ``settings``.
+
+    Args:
+        settings: Passed on in full, secrets included; a child's environment is
+            readable by the same user only.
+        extra: Variables of libraries, by their full name.
+    """
+    values = settings.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
+    for name in ("secret_key", "key_pepper"):
+        values[name] = getattr(settings, name).get_secret_value()
+    ours = {f"TOLLGATE_{name.upper()}": str(value) for name, value in values.items()}
+    inherited = {name: value for name, value in os.environ.items() if not name.upper().startswith("TOLLGATE_")}
+    return {**inherited, **ours, **extra}
+
+
+def metrics_dir() -> str | None:
+    """prometheus_client's folder where the processes of one machine share their metrics."""
+    return os.environ.get("PROMETHEUS_MULTIPROC_DIR")
 
 
 def load_settings() -> Settings:
@@ -153,7 +187,7 @@ def development_secret(data_dir: Path, name: str) -> str:
     Raises:
         ConfigError: The file is damaged or cannot be written.
     """
-    path = make_private_dir(data_dir) / "secrets.json"
+    path = make_data_dir(data_dir) / "secrets.json"
     if not path.exists():
         _create_secrets(path)
     try:

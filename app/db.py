@@ -6,6 +6,7 @@ that cannot be reached is ``DatabaseUnavailable`` at this border, whatever the d
 called it. No transaction is held open while something else is awaited for long.
 """
 
+import asyncio
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -52,12 +53,15 @@ class Database:
         """
         connection = await self._connect()
         try:
-            async with connection, connection.begin():
+            async with connection.begin():
                 yield connection
         except DBAPIError as error:
             if not error.connection_invalidated:
                 raise
             raise _unavailable(error) from error
+        finally:
+            # A cancelled request still gives its connection back to the pool.
+            await asyncio.shield(connection.close())
 
     @asynccontextmanager
     async def session(self) -> AsyncIterator[AsyncSession]:

@@ -18,7 +18,7 @@ from prometheus_client import generate_latest as _generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
 
-from app.config import Settings
+from app.config import Settings, metrics_dir
 
 METRICS_CONTENT_TYPE = CONTENT_TYPE_LATEST
 
@@ -47,8 +47,12 @@ CLIENTS_GONE = Counter("tollgate_clients_gone", "Streams whose client left befor
 ENGINE_ERRORS = Counter("tollgate_engine_errors", "Engine calls that failed.", ("code",))
 JOB_SECONDS = Histogram("tollgate_job_seconds", "One run of a periodic job.", ("job",))
 JOB_FAILURES = Counter("tollgate_job_failures", "Runs of a periodic job that raised.", ("job",))
-ENGINE_SLOTS = Gauge("tollgate_engine_slots", "Slots of a model by state.", ("model", "state"))
-ENGINE_QUEUE = Gauge("tollgate_engine_queue", "Requests waiting for a slot or batch.", ("model",))
+ENGINE_SLOTS = Gauge(
+    "tollgate_engine_slots", "Slots of a model by state.", ("model", "state"), multiprocess_mode="livemostrecent"
+)
+ENGINE_QUEUE = Gauge(
+    "tollgate_engine_queue", "Requests waiting for a slot or batch.", ("model",), multiprocess_mode="livemostrecent"
+)
 ENGINE_STEP_SECONDS = Histogram(
     "tollgate_engine_step_seconds", "One call of a compiled function.", ("model", "phase"), buckets=_STEP_BUCKETS
 )
@@ -86,17 +90,13 @@ def get_logger(name: str) -> FilteringBoundLogger:
     return cast("FilteringBoundLogger", structlog.get_logger(name))
 
 
-def render_metrics(multiprocess_dir: str | None = None) -> bytes:
-    """All metrics in Prometheus' text format.
-
-    Args:
-        multiprocess_dir: prometheus_client's folder where several processes share
-            one address; None: this process only.
-    """
-    if multiprocess_dir is None:
+def render_metrics() -> bytes:
+    """All metrics in Prometheus' text format: of this process, or of all that share its folder."""
+    folder = metrics_dir()
+    if folder is None:
         return _generate_latest(REGISTRY)
     merged = CollectorRegistry()
-    MultiProcessCollector(merged, path=multiprocess_dir)  # type: ignore[no-untyped-call]
+    MultiProcessCollector(merged, path=folder)  # type: ignore[no-untyped-call]
     return _generate_latest(merged)
 
 
