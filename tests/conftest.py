@@ -1,0 +1,135 @@
+"""The shared world of the tests: one real PostgreSQL a run, one database a worker.
+
+The server starts once, in the process that was called (with xdist: the controller),
+without durability and in a temporary folder. A template is migrated once; each xdist
+worker clones it, and each test that asks for ``database`` finds every table empty.
+"""
+
+import asyncio
+import shutil
+import tempfile
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+import pytest
+from pydantic import SecretStr
+
+from app import migrate, postgres
+from app.config import Settings
+from app.db import Database
+from app.tables import Base
+
+TEMPLATE = postgres.DATABASE
+SERVER = pytest.StashKey["TestServer"]()
+PEPPER = "pepper-of-the-tests"
+
+
+class TestServer:
+    """The run's PostgreSQL server in a folder of its own."""
+
+    __test__ = False
+
+    def __init__(self) -> None:
+        self.folder = Path(tempfile.mkdtemp(prefix="tollgate-tests-"))
+        # As root, the server runs as another user that has to pass through.
+        self.folder.chmod(0o711)
+        self.cluster = postgres.locate(self.folder / "data", durable=False)
+        self.server = postgres.start(self.cluster)
+        asyncio.run(migrate.upgrade(self.cluster.url))
+
+    def stop(self) -> None:
+        self.server.stop()
+        shutil.rmtree(self.folder)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_configure_node(node: Any) -> None:
+    """Hands the server's address to an xdist worker; the first one starts it."""
+    node.workerinput["postgres_url"] = _server(node.config).cluster.url
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Stops the server of this process, if it started one."""
+    if SERVER in config.stash:
+        config.stash[SERVER].stop()
+
+
+def _server(config: pytest.Config) -> TestServer:
+    if SERVER not in config.stash:
+        config.stash[SERVER] = TestServer()
+    return config.stash[SERVER]
+
+
+@pytest.fixture(scope="session")
+def server_url(request: pytest.FixtureRequest) -> str:
+    """The address of the migrated template database."""
+    worker = getattr(request.config, "workerinput", None)
+    return str(worker["postgres_url"]) if worker else _server(request.config).cluster.url
+
+
+@pytest.fixture(scope="session")
+def database_url(server_url: str, worker_id: str) -> str:
+    """The address of this worker's own database, migrated."""
+    name = f"test_{worker_id}"
+    asyncio.run(create_database(server_url, name, TEMPLATE))
+    return replace_name(server_url, name)
+
+
+@pytest.fixture
+def empty_database_url(server_url: str, worker_id: str) -> Iterator[str]:
+    """The address of a database without any table, for the tests of migrations."""
+    name = f"empty_{worker_id}"
+    asyncio.run(create_database(server_url, name, "template0"))
+    yield replace_name(server_url, name)
+    asyncio.run(drop_database(server_url, name))
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[Database]:
+    """This worker's database with every table empty."""
+    database = Database.connect(database_url)
+    tables = ", ".join(table.name for table in Base.metadata.sorted_tables)
+    async with database.begin() as connection:
+        await connection.exec_driver_sql(f"TRUNCATE {tables}")
+    yield database
+    await database.aclose()
+
+
+@pytest.fixture
+def settings(database_url: str, tmp_path: Path) -> Settings:
+    """Settings of this worker's database and of folders that belong to the test."""
+    return Settings(
+        database_url=database_url,
+        data_dir=tmp_path / "data",
+        models_dir=tmp_path / "models",
+        key_pepper=SecretStr(PEPPER),
+        secret_key=SecretStr("secret-of-the-tests"),
+        log_level="warning",
+    )
+
+
+def replace_name(url: str, name: str) -> str:
+    """The same server's database ``name``."""
+    head, _, query = url.partition("?")
+    return f"{head.rpartition('/')[0]}/{name}?{query}"
+
+
+async def create_database(server_url: str, name: str, template: str) -> None:
+    """Creates ``name`` as a copy of ``template``, to which nobody may be connected."""
+    connection = await asyncpg.connect(replace_name(server_url, "postgres"))
+    try:
+        await connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+        await connection.execute(f"CREATE DATABASE {name} TEMPLATE {template}")
+    finally:
+        await connection.close()
+
+
+async def drop_database(server_url: str, name: str) -> None:
+    """Drops ``name``, with everybody who is still connected."""
+    connection = await asyncpg.connect(replace_name(server_url, "postgres"))
+    try:
+        await connection.execute(f"DROP DATABASE IF EXISTS {name} WITH (FORCE)")
+    finally:
+        await connection.close()

@@ -1,0 +1,48 @@
+"""Short ways to the rows that a test needs."""
+
+from datetime import datetime
+from uuid import UUID
+
+from app import auth
+from app.config import Settings
+from app.db import Database
+
+PASSWORD = "a long enough password"
+
+
+async def make_org(database: Database, name: str = "Acme") -> UUID:
+    """An active organisation."""
+    async with database.begin() as connection:
+        return await auth.create_org(connection, name)
+
+
+async def make_user(database: Database, org_id: UUID, email: str = "someone@acme.example", role: str = "owner") -> UUID:
+    """A member of the organisation whose password is ``PASSWORD``."""
+    async with database.begin() as connection:
+        return await auth.create_user(connection, org_id, email, PASSWORD, role)
+
+
+async def make_key(
+    database: Database,
+    settings: Settings,
+    org_id: UUID | None = None,
+    *,
+    name: str = "test",
+    scopes: tuple[str, ...] = auth.SCOPES,
+    expires_at: datetime | None = None,
+    requests_per_minute: int | None = None,
+    tokens_per_minute: int | None = None,
+) -> str:
+    """A key in full; of a new organisation unless one is given."""
+    owner = org_id or await make_org(database)
+    async with database.begin() as connection:
+        return await auth.mint_key(
+            connection,
+            settings,
+            owner,
+            name,
+            scopes=scopes,
+            expires_at=expires_at,
+            requests_per_minute=requests_per_minute,
+            tokens_per_minute=tokens_per_minute,
+        )
