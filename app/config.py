@@ -127,20 +127,25 @@ def make_data_dir(path: Path) -> Path:
     return make_private_dir(path, mode=0o711 if os.geteuid() == 0 else 0o700)
 
 
-def make_private_dir(path: Path, mode: int = 0o700) -> Path:
+def make_private_dir(path: Path, mode: int = 0o700, owner: int | None = None) -> Path:
     """Creates ``path`` for its owner only and refuses one that somebody else owns.
 
     A folder that exists keeps its mode.
+
+    Args:
+        path: Missing parents are created too.
+        mode: Of a folder that is created here.
+        owner: A user id that an existing folder may belong to besides the present one.
 
     Raises:
         ConfigError: It cannot be created, or belongs to another user.
     """
     try:
         path.mkdir(mode=mode, parents=True, exist_ok=True)
-        owner = path.lstat().st_uid
+        found = path.lstat().st_uid
     except OSError as error:
         raise ConfigError(f"cannot create {path}: {error.strerror}") from error
-    if owner != os.geteuid() and os.geteuid() != 0:
+    if found not in {os.geteuid(), owner}:
         raise ConfigError(f"{path} belongs to another user; set TOLLGATE_DATA_DIR to a folder of your own")
     return path
 

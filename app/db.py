@@ -51,7 +51,7 @@ class Database:
         Raises:
             DatabaseUnavailable: No connection, or it broke inside the block.
         """
-        connection = await self._connect()
+        connection = await open_connection(self.engine)
         try:
             async with connection.begin():
                 yield connection
@@ -81,12 +81,17 @@ class Database:
         """Closes every connection."""
         await self.engine.dispose()
 
-    async def _connect(self) -> AsyncConnection:
-        connection = self.engine.connect()
-        try:
-            return await connection.start()
-        except (OSError, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-            raise _unavailable(error) from error
+
+async def open_connection(engine: AsyncEngine) -> AsyncConnection:
+    """A connection that the caller closes.
+
+    Raises:
+        DatabaseUnavailable: The server cannot be reached, refuses, or the pool is exhausted.
+    """
+    try:
+        return await engine.connect().start()
+    except (OSError, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        raise _unavailable(error) from error
 
 
 def create_engine(url: str, *, pool_size: int = 10, timeout_s: float = 5.0) -> AsyncEngine:

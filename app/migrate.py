@@ -14,7 +14,7 @@ from alembic.script import ScriptDirectory
 from sqlalchemy import Connection, text
 
 from app.config import Settings
-from app.db import create_engine
+from app.db import create_engine, open_connection
 from app.errors import ConfigError
 
 # Any constant that no other program uses on this database.
@@ -28,8 +28,8 @@ async def upgrade(url: str, revision: str = "head") -> None:
     """Applies what is missing up to ``revision``; nothing to do is fine.
 
     Raises:
+        DatabaseUnavailable: The server cannot be reached.
         SQLAlchemyError: A statement failed; the migration it belongs to is rolled back.
-        OSError: The server cannot be reached.
     """
 
     def run(connection: Connection) -> None:
@@ -44,16 +44,15 @@ async def on_connection(url: str, run: Callable[[Connection], None]) -> None:
     """Calls ``run`` with a connection that holds the migration lock."""
     engine = create_engine(url, pool_size=1)
     try:
-        async with engine.connect() as connection:
-            await connection.execute(text(f"SET lock_timeout = '{WAIT_FOR_OTHER}'"))
-            await connection.execute(text(f"SELECT pg_advisory_lock({ADVISORY_LOCK})"))
-            await connection.execute(text(f"SET lock_timeout = '{WAIT_FOR_TABLE}'"))
-            await connection.commit()
-            await connection.run_sync(run)
-            await connection.commit()
-            # The lock goes with the session, also when this process is killed.
-            await connection.invalidate()
+        connection = await open_connection(engine)
+        await connection.execute(text(f"SET lock_timeout = '{WAIT_FOR_OTHER}'"))
+        await connection.execute(text(f"SELECT pg_advisory_lock({ADVISORY_LOCK})"))
+        await connection.execute(text(f"SET lock_timeout = '{WAIT_FOR_TABLE}'"))
+        await connection.commit()
+        await connection.run_sync(run)
+        await connection.commit()
     finally:
+        # Ends the session and with it the lock.
         await engine.dispose()
 
 

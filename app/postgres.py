@@ -169,19 +169,25 @@ def available(settings: Settings) -> Iterator[str]:
 
 
 @contextmanager
-def lock(data_dir: Path) -> Iterator[bool]:
+def lock(data_dir: Path, wait_s: float = 0.0) -> Iterator[bool]:
     """Whether this process alone may run the embedded server of ``data_dir``.
 
     The lock is the kernel's: it ends with the process, however that ends.
+
+    Args:
+        data_dir: Created if it does not exist.
+        wait_s: How long to wait for a process that holds it.
     """
     path = make_data_dir(data_dir) / "postgres.lock"
     with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            yield False
-            return
-        yield True
+
+        def taken() -> bool:
+            with suppress(BlockingIOError):
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return True
+            return False
+
+        yield _wait_until(taken, wait_s)
 
 
 def locate(data_dir: Path, *, durable: bool = True) -> Cluster:
@@ -305,7 +311,7 @@ def _home(path: Path, account: Account | None) -> Path:
 
 def _make_owned(path: Path, account: Account | None) -> None:
     existed = path.exists()
-    make_private_dir(path)
+    make_private_dir(path, owner=None if account is None else account.uid)
     if account is not None and not existed:
         os.chown(path, account.uid, account.gid)
 
@@ -360,6 +366,8 @@ def _run(cluster: Cluster, command: list[str], text: str = "") -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         check=False,
+        start_new_session=True,
+        preexec_fn=follow_parent(signal.SIGKILL),
         cwd=cluster.home,
         env=CLEAN_ENVIRONMENT,
         user=cluster.uid,

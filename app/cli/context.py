@@ -1,0 +1,54 @@
+"""What most commands need first: settings, logs and, for some, a database."""
+
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, TypeVar
+
+from app.config import Settings, load_settings
+
+if TYPE_CHECKING:
+    from app.db import Database
+
+T = TypeVar("T")
+
+
+def settings_for_command(**overrides: object) -> Settings:
+    """Settings from the environment, options of the command line over them.
+
+    Args:
+        overrides: Fields of ``Settings``; None leaves the environment's value.
+    """
+    from app.telemetry import configure_logging
+
+    settings = load_settings()
+    settings = settings.model_copy(update={name: value for name, value in overrides.items() if value is not None})
+    configure_logging(settings)
+    return settings
+
+
+def with_database(action: "Callable[[Database, Settings], Awaitable[T]]") -> T:
+    """Runs ``action`` on the database in use; starts the embedded one if none runs.
+
+    Args:
+        action: Opens transactions as it needs them.
+
+    Raises:
+        DatabaseUnavailable: The database does not answer.
+        ConfigError: The embedded one cannot be started.
+    """
+    import asyncio
+
+    from app import postgres
+    from app.db import Database
+
+    # Only what goes wrong: the command's own output is on standard output.
+    settings = settings_for_command(log_level="warning")
+
+    async def run(url: str) -> T:
+        database = Database.connect(url, pool_size=1)
+        try:
+            return await action(database, settings)
+        finally:
+            await database.aclose()
+
+    with postgres.available(settings) as url:
+        return asyncio.run(run(url))

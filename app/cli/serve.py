@@ -1,0 +1,59 @@
+"""``tollgate up`` and the roles it is made of."""
+
+from typing import Annotated
+
+import typer
+
+from app.cli.context import settings_for_command
+
+Host = Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]", show_default=False)]
+Port = Annotated[
+    int | None,
+    typer.Option(min=0, max=65535, help="Port to listen on; 0 picks one.  [default: 8000]", show_default=False),
+]
+Workers = Annotated[int, typer.Option(min=1, max=64, help="Processes that answer HTTP.")]
+
+
+def up(
+    host: Host = None,
+    port: Port = None,
+    workers: Workers = 1,
+    verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show each role's log, not only warnings.")] = False,
+) -> None:
+    """Run everything on this machine: database, engine, API and worker.
+
+    The first run creates an organisation, a login and a key. Ctrl-C stops all of it.
+    """
+    from app import up as whole
+
+    settings = settings_for_command(host=host, port=port)
+    whole.run(settings, workers, verbose=verbose)
+
+
+def api(
+    host: Host = None,
+    port: Port = None,
+    workers: Workers = 1,
+    fd: Annotated[int | None, typer.Option(hidden=True, help="An inherited socket that listens already.")] = None,
+) -> None:
+    """Answer HTTP: the API and the portal."""
+    from app import up as whole
+
+    whole.run_api(settings_for_command(host=host, port=port), workers, fd)
+
+
+def engine() -> None:
+    """Run the models of MODELS_DIR behind gRPC."""
+    from app import up as whole
+
+    whole.require_tensorflow()
+    from app.engine.command import serve
+
+    serve(settings_for_command())
+
+
+def worker() -> None:
+    """Run the periodic jobs: partitions, clean-up, queues."""
+    from app.worker import run
+
+    run(settings_for_command())
