@@ -17,6 +17,7 @@ from safetensors.numpy import load_file, save_file
 
 from app.errors import ModelFormatError
 from app.modeling.decoder import DecoderConfig
+from app.modeling.encoder import EncoderConfig
 from app.modeling.registry import write_checksums
 from app.modeling.tokenizer import read_json
 
@@ -27,7 +28,7 @@ WEIGHTS = "model.safetensors"
 class Checkpoint:
     """A model's sizes and its tensors by Hugging Face name."""
 
-    config: DecoderConfig
+    config: DecoderConfig | EncoderConfig
     weights: dict[str, np.ndarray]
 
 
@@ -54,7 +55,7 @@ def save(directory: Path, config: Mapping[str, Any], weights: Mapping[str, np.nd
     write_checksums(directory)
 
 
-def read_config(raw: Mapping[str, Any]) -> DecoderConfig:
+def read_config(raw: Mapping[str, Any]) -> DecoderConfig | EncoderConfig:
     """The sizes that a `config.json` describes.
 
     Raises:
@@ -62,6 +63,8 @@ def read_config(raw: Mapping[str, Any]) -> DecoderConfig:
     """
     if raw.get("model_type") == "llama":
         return DecoderConfig.from_hf(raw)
+    if raw.get("model_type") == "textcnn":
+        return EncoderConfig.from_hf(raw)
     raise ModelFormatError(f"config.json: model_type {raw.get('model_type')!r} is not supported")
 
 

@@ -185,7 +185,7 @@ def prefill(
     slot: tf.Tensor,
     start: tf.Tensor,
     length: tf.Tensor,
-    context: int,
+    context: int | tf.Tensor,
 ) -> tf.Tensor:
     """Run one chunk of one prompt and write its keys and values into `slot`.
 
@@ -201,8 +201,8 @@ def prefill(
         slot: `[]` int32, the row of the cache.
         start: `[]` int32, position of `tokens[0, 0]`.
         length: `[]` int32, number of real tokens in the chunk, at least 1.
-        context: positions of the cache to read (a constant of the compiled
-            function); at least `start + length`.
+        context: positions of the cache to read, at least `start + length`; a
+            constant where XLA compiles the function, a tensor where it does not.
 
     Returns:
         `[1, V]` float32, the logits after the chunk's last real token.
@@ -219,10 +219,10 @@ def prefill_states(
     tokens: tf.Tensor,
     slot: tf.Tensor,
     start: tf.Tensor,
-    context: int,
+    context: int | tf.Tensor,
 ) -> tf.Tensor:
     """As `prefill`, but every position's state before the output head, `[1, T, D]`."""
-    num_tokens = tokens.shape[1]
+    num_tokens = tf.shape(tokens)[1]
     positions = start + tf.range(num_tokens)  # [T]
     angles = _rotary_angles(config, positions)
     visible = tf.range(context)[tf.newaxis, :] <= positions[:, tf.newaxis]  # [T, C]

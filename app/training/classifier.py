@@ -1,0 +1,141 @@
+"""Training of a convolutional classifier: batches, calibration, metrics."""
+
+from collections.abc import Callable, Sequence
+
+import keras
+import numpy as np
+import tensorflow as tf
+from scipy.optimize import minimize_scalar
+from tokenizers import Tokenizer
+
+from app.modeling.encoder import PAD_ID, EncoderConfig, classify
+from app.training.network import Network
+
+EVAL_BATCH = 256
+CALIBRATION_BINS = 15  # as Guo et al. 2017, sec. 4
+
+Tokens = tuple[np.ndarray, np.ndarray]
+
+
+def encode_texts(tokenizer: Tokenizer, texts: Sequence[str], context: int) -> Tokens:
+    """Padded tokens `[N, context]` int32 and lengths `[N]` int32; for training, longer texts lose their end."""
+    tokens = np.full((len(texts), context), PAD_ID, np.int32)
+    lengths = np.zeros(len(texts), np.int32)
+    for row, encoding in enumerate(tokenizer.encode_batch(list(texts))):
+        ids = encoding.ids[:context]
+        tokens[row, : len(ids)] = ids
+        lengths[row] = len(ids)
+    return tokens, lengths
+
+
+def build_network(config: EncoderConfig, dropout: float, seed: int) -> Network:
+    """A classifier to train: embeddings of standard deviation 0.1, matrices of 1 / sqrt(inputs)."""
+
+    def scale(name: str, shape: tuple[int, ...]) -> float:
+        return 0.1 if name.startswith("embeddings") else float(np.prod(shape[1:])) ** -0.5
+
+    return Network(
+        config.shapes,
+        lambda weights, inputs, drop: classify(config, weights, *inputs, drop),
+        dropout=dropout,
+        seed=seed,
+        scale=scale,
+    )
+
+
+def build_optimizer(learning_rate: float, steps: int) -> keras.optimizers.Optimizer:
+    """AdamW with a short linear warm-up and cosine decay to zero."""
+    warmup = max(1, steps // 20)
+    schedule = keras.optimizers.schedules.CosineDecay(
+        learning_rate / 10, steps - warmup, alpha=0.0, warmup_target=learning_rate, warmup_steps=warmup
+    )
+    return keras.optimizers.AdamW(schedule, weight_decay=0.01)
+
+
+def sample_batch(
+    data: Tokens, targets: np.ndarray, batch: int, token_dropout: float, seed: int, step: int
+) -> tuple[Tokens, np.ndarray]:
+    """The batch of a step: every epoch is one permutation, and each token is blanked with `token_dropout`.
+
+    Args:
+        data: tokens and lengths of the training set.
+        targets: `[N, L]` float32 one-hot.
+        batch: rows.
+        token_dropout: share of tokens that become PAD_ID.
+        seed: of the run.
+        step: from 0.
+    """
+    tokens, lengths = data
+    per_epoch = max(1, len(tokens) // batch)
+    epoch, place = divmod(step, per_epoch)
+    order = np.random.default_rng((seed, epoch)).permutation(len(tokens))
+    rows = order[place * batch : (place + 1) * batch]
+    blank = np.random.default_rng((seed, epoch, place)).random((len(rows), tokens.shape[1])) < token_dropout
+    return (np.where(blank, PAD_ID, tokens[rows]), lengths[rows]), targets[rows]
+
+
+def predict_logits(predict: Callable[[Tokens], tf.Tensor], data: Tokens) -> np.ndarray:
+    """Logits `[N, L]` of a whole set, in batches of one shape."""
+    tokens, lengths = data
+    padding = -len(tokens) % EVAL_BATCH
+    tokens = np.pad(tokens, ((0, padding), (0, 0)))
+    lengths = np.pad(lengths, (0, padding))
+    pieces = [
+        predict((tokens[start : start + EVAL_BATCH], lengths[start : start + EVAL_BATCH])).numpy()
+        for start in range(0, len(tokens), EVAL_BATCH)
+    ]
+    return np.concatenate(pieces)[: len(data[0])]
+
+
+def fit_temperature(logits: np.ndarray, classes: np.ndarray) -> float:
+    """The temperature that minimises the loss of `softmax(logits / t)` (Guo et al. 2017, sec. 4.2).
+
+    Args:
+        logits: `[N, L]` of the development set.
+        classes: `[N]` true class of each row.
+    """
+    found = minimize_scalar(lambda log_t: cross_entropy(logits / np.exp(log_t), classes), bounds=(-3.0, 3.0), method="bounded")
+    return float(np.exp(found.x))
+
+
+def fold_temperature(weights: dict[str, np.ndarray], temperature: float) -> dict[str, np.ndarray]:
+    """Divide the output layer by the temperature, so that every reader gets calibrated scores."""
+    folded = {name: weights[name] / np.float32(temperature) for name in ("classifier.weight", "classifier.bias")}
+    return weights | folded
+
+
+def cross_entropy(logits: np.ndarray, classes: np.ndarray) -> float:
+    """Mean negative log-likelihood, nats."""
+    return float(-np.mean(np.log(softmax(logits)[np.arange(len(classes)), classes] + 1e-12)))
+
+
+def metrics(logits: np.ndarray, classes: np.ndarray) -> dict[str, float]:
+    """Accuracy, macro-averaged F1, expected calibration error and loss."""
+    return {
+        **label_metrics(logits.argmax(axis=1), classes),
+        "calibration_error": round(_calibration_error(softmax(logits), classes), 4),
+        "cross_entropy": round(cross_entropy(logits, classes), 4),
+    }
+
+
+def label_metrics(predicted: np.ndarray, classes: np.ndarray) -> dict[str, float]:
+    """Accuracy and macro-averaged F1 of predicted classes `[N]`."""
+    from sklearn.metrics import f1_score
+
+    return {
+        "accuracy": round(float(np.mean(predicted == classes)), 4),
+        "macro_f1": round(float(f1_score(classes, predicted, average="macro", zero_division=0.0)), 4),
+    }
+
+
+def softmax(logits: np.ndarray) -> np.ndarray:
+    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
+    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
+
+
+def _calibration_error(scores: np.ndarray, classes: np.ndarray) -> float:
+    """Expected calibration error over equal bins of confidence (Guo et al. 2017, eq. 3)."""
+    confidence, right = scores.max(axis=1), scores.argmax(axis=1) == classes
+    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
+    gaps = (abs(right[bins == b].mean() - confidence[bins == b].mean()) * np.mean(bins == b) for b in np.unique(bins))
+    return float(sum(gaps))
