@@ -138,9 +138,7 @@ class Cache:
         return sum(v.dtype.size * v.shape.num_elements() for v in (*self.keys, *self.values))
 
 
-def init_cache(
-    config: DecoderConfig, num_slots: int, cache_length: int, dtype: tf.DType = tf.float32
-) -> Cache:
+def init_cache(config: DecoderConfig, num_slots: int, cache_length: int, dtype: tf.DType = tf.float32) -> Cache:
     """Allocate `2 * num_layers` variables `[num_slots, G, cache_length, H]`, zeroed."""
     shape = (num_slots, config.num_kv_heads, cache_length, config.head_dim)
 
@@ -150,9 +148,7 @@ def init_cache(
     return Cache(keys=allocate(), values=allocate())
 
 
-def forward(
-    config: DecoderConfig, weights: Weights, tokens: tf.Tensor, dropout: Dropout = tf.identity
-) -> tf.Tensor:
+def forward(config: DecoderConfig, weights: Weights, tokens: tf.Tensor, dropout: Dropout = tf.identity) -> tf.Tensor:
     """Logits of every position of a batch, without a cache.
 
     Args:
@@ -288,9 +284,7 @@ def decode(
     def attend(layer: int, q: tf.Tensor, k: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
         cache.keys[layer].scatter_nd_update(where, k[:, :, 0])
         cache.values[layer].scatter_nd_update(where, v[:, :, 0])
-        return _attention(
-            config, q, cache.keys[layer][:, :, :context], cache.values[layer][:, :, :context], visible
-        )
+        return _attention(config, q, cache.keys[layer][:, :, :context], cache.values[layer][:, :, :context], visible)
 
     x = tf.gather(weights["model.embed_tokens.weight"], tokens)[:, tf.newaxis]  # [B, 1, D]
     for layer in range(config.num_layers):
@@ -327,9 +321,7 @@ def _head(config: DecoderConfig, weights: Weights, x: tf.Tensor) -> tf.Tensor:
     return tf.cast(_linear(weights, name, x), tf.float32)
 
 
-def _attention(
-    config: DecoderConfig, q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, visible: tf.Tensor
-) -> tf.Tensor:
+def _attention(config: DecoderConfig, q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, visible: tf.Tensor) -> tf.Tensor:
     """Grouped-query attention: q `[B, N, T, H]`, k and v `[B, G, C, H]` to `[B, T, N * H]`.
 
     `visible` broadcasts against scores `[B, G, N/G, T, C]`.

@@ -1,0 +1,100 @@
+"""What the engine asks of a device: two small protocols, and the results.
+
+Whoever implements them owns the arrays; the TensorFlow runners do, and so does
+the hand-computable one of `stub`. Calls block, and arrive one at a time on the
+device's own thread.
+"""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from app.engine.scheduler import Step
+from app.engine.sequence import Token
+
+
+class DeviceLost(Exception):
+    """The accelerator cannot be used any more by this process."""
+
+
+@dataclass(frozen=True, slots=True)
+class Result:
+    """What a step gave.
+
+    Attributes:
+        tokens: one per sequence of the step; none after an inner prompt chunk.
+        prompt_tokens: of a chunk whose sequence asked for it: the tokens
+            `prompt[start + 1 : end + 1]` with their log-probabilities.
+        device_s: seconds that the device was busy with it.
+    """
+
+    tokens: tuple[Token, ...] = ()
+    prompt_tokens: tuple[Token, ...] = ()
+    device_s: float = 0.0
+
+
+@dataclass(frozen=True, slots=True)
+class Scores:
+    """Softmax over the labels of each text `[B][L]`, and the seconds it took."""
+
+    rows: tuple[tuple[float, ...], ...]
+    device_s: float = 0.0
+
+
+class Runner(Protocol):
+    """A generation model on a device."""
+
+    @property
+    def num_slots(self) -> int: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def context_length(self) -> int: ...
+
+    @property
+    def compilations(self) -> int:
+        """Compilations since `warm_up` ended; anything but 0 is a fault."""
+        ...
+
+    def warm_up(self) -> None:
+        """Compile every shape that will ever be asked for."""
+        ...
+
+    def run(self, step: Step) -> Result:
+        """Do one step.
+
+        Raises:
+            DeviceLost: this process cannot go on.
+        """
+        ...
+
+
+class Classifier(Protocol):
+    """A classification model on a device."""
+
+    @property
+    def max_length(self) -> int: ...
+
+    @property
+    def vocab_size(self) -> int: ...
+
+    @property
+    def max_batch(self) -> int: ...
+
+    @property
+    def compilations(self) -> int:
+        """Compilations since `warm_up` ended; anything but 0 is a fault."""
+        ...
+
+    def warm_up(self) -> None:
+        """Compile every shape that will ever be asked for."""
+        ...
+
+    def classify(self, texts: list[tuple[int, ...]]) -> Scores:
+        """Score at most `max_batch` texts of 1 to `max_length` tokens.
+
+        Raises:
+            DeviceLost: this process cannot go on.
+        """
+        ...
