@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli import db, serve
+from app.cli import db, models, serve, training
 from app.errors import TollgateError
 
 app = typer.Typer(
@@ -25,6 +25,9 @@ app.command("up", epilog="Example: tollgate up --port 9000")(serve.up)
 app.command("api", epilog="Example: tollgate api --host 0.0.0.0 --workers 2")(serve.api)
 app.command("engine", epilog="Example: tollgate engine")(serve.engine)
 app.command("worker", epilog="Example: tollgate worker")(serve.worker)
+app.command("evaluate", epilog="Example: tollgate evaluate shakespeare --data plays.txt")(training.evaluate)
+app.add_typer(training.app, name="train")
+app.add_typer(models.app, name="models")
 app.add_typer(db.app, name="db")
 
 

@@ -1,9 +1,11 @@
 """What most commands need first: settings, logs and, for some, a database."""
 
 from collections.abc import Awaitable, Callable
+from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from app.config import Settings, load_settings
+from app.errors import ConfigError
 
 if TYPE_CHECKING:
     from app.db import Database
@@ -23,6 +25,18 @@ def settings_for_command(**overrides: object) -> Settings:
     settings = settings.model_copy(update={name: value for name, value in overrides.items() if value is not None})
     configure_logging(settings)
     return settings
+
+
+def model_directory(name: str) -> Path:
+    """The folder of a model below MODELS_DIR.
+
+    Raises:
+        ConfigError: There is no such model.
+    """
+    directory = settings_for_command(log_level="warning").models_dir / name
+    if not (directory / "config.json").is_file():
+        raise ConfigError(f"there is no model {name!r} in {directory.parent}")
+    return directory
 
 
 def with_database(action: "Callable[[Database, Settings], Awaitable[T]]") -> T:

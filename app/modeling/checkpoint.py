@@ -93,4 +93,4 @@ def _check(shapes: Mapping[str, tuple[int, ...]], weights: Mapping[str, np.ndarr
 
 
 def _names(names: list[str]) -> str:
-    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")  # noqa: PLR2004
+    return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

@@ -107,22 +107,23 @@ class DecoderConfig:
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Every tensor that the layout must have, with its shape."""
-        D, F, H = self.hidden_size, self.intermediate_size, self.head_dim
-        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, D)}
+        width, inner = self.hidden_size, self.intermediate_size
+        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
+        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, width)}
         for layer in range(self.num_layers):
             prefix = f"model.layers.{layer}."
-            shapes[prefix + "input_layernorm.weight"] = (D,)
-            shapes[prefix + "self_attn.q_proj.weight"] = (self.num_heads * H, D)
-            shapes[prefix + "self_attn.k_proj.weight"] = (self.num_kv_heads * H, D)
-            shapes[prefix + "self_attn.v_proj.weight"] = (self.num_kv_heads * H, D)
-            shapes[prefix + "self_attn.o_proj.weight"] = (D, self.num_heads * H)
-            shapes[prefix + "post_attention_layernorm.weight"] = (D,)
-            shapes[prefix + "mlp.gate_proj.weight"] = (F, D)
-            shapes[prefix + "mlp.up_proj.weight"] = (F, D)
-            shapes[prefix + "mlp.down_proj.weight"] = (D, F)
-        shapes["model.norm.weight"] = (D,)
+            shapes[prefix + "input_layernorm.weight"] = (width,)
+            shapes[prefix + "self_attn.q_proj.weight"] = (queries, width)
+            shapes[prefix + "self_attn.k_proj.weight"] = (keys, width)
+            shapes[prefix + "self_attn.v_proj.weight"] = (keys, width)
+            shapes[prefix + "self_attn.o_proj.weight"] = (width, queries)
+            shapes[prefix + "post_attention_layernorm.weight"] = (width,)
+            shapes[prefix + "mlp.gate_proj.weight"] = (inner, width)
+            shapes[prefix + "mlp.up_proj.weight"] = (inner, width)
+            shapes[prefix + "mlp.down_proj.weight"] = (width, inner)
+        shapes["model.norm.weight"] = (width,)
         if not self.tie_embeddings:
-            shapes["lm_head.weight"] = (self.vocab_size, D)
+            shapes["lm_head.weight"] = (self.vocab_size, width)
         return shapes
 
 
@@ -135,6 +136,7 @@ class Cache:
 
     @property
     def nbytes(self) -> int:
+        """Device memory that all of it takes, bytes."""
         return sum(v.dtype.size * v.shape.num_elements() for v in (*self.keys, *self.values))
 
 

@@ -146,8 +146,12 @@ def verify(directory: Path) -> list[str]:
 
 def checksums(directory: Path) -> dict[str, str]:
     """SHA-256 by name of every file that decides what the model answers."""
-    paths = {path for pattern in SERVED_FILES for path in directory.glob(pattern)}
-    return {path.name: _sha256(path) for path in sorted(paths)}
+    return {path.name: _sha256(path) for path in served_files(directory)}
+
+
+def served_files(directory: Path) -> list[Path]:
+    """The files that decide what a model answers, by name."""
+    return sorted({path for pattern in SERVED_FILES for path in directory.glob(pattern)})
 
 
 def token_ids(value: int | list[int] | None) -> tuple[int, ...]:
@@ -163,13 +167,15 @@ def _kind(config: Mapping[str, Any], directory: Path) -> str:
         return "classification"
     if architecture.endswith(("ForCausalLM", "LMHeadModel")):
         return "generation"
-    raise ModelFormatError(f"{directory / 'config.json'}: architecture {architecture!r} is neither generation nor classification")
+    raise ModelFormatError(
+        f"{directory / 'config.json'}: architecture {architecture!r} is neither generation nor classification"
+    )
 
 
 def _labels(config: Mapping[str, Any], directory: Path) -> tuple[str, ...]:
     by_id = config.get("id2label") or {}
     labels = tuple(by_id[i] for i in sorted(by_id, key=int))
-    if len(labels) < 2:  # noqa: PLR2004 - a classifier chooses between two at least
+    if len(labels) < 2:
         raise ModelFormatError(f"{directory / 'config.json'}: id2label names fewer than two labels")
     return labels
 

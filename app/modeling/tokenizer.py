@@ -13,14 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from jinja2 import TemplateError
+from jinja2 import Template, TemplateError
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from app.errors import BadRequest, ModelFormatError
 
-PLAIN_CHAT_TEMPLATE = (
-    "{% for message in messages %}{{ message.role }}: {{ message.content }}\n\n{% endfor %}assistant:"
-)
+PLAIN_CHAT_TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n\n{% endfor %}assistant:"
 """Used where a model has no template of its own: `role: content`, a blank line, `assistant:`."""
 
 REPLACEMENT = "\ufffd"  # what decoding yields for an unfinished UTF-8 character
@@ -58,6 +56,7 @@ class Tokenizer:
 
     @property
     def vocab_size(self) -> int:
+        """Number of tokens, added ones included."""
         return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
 
     def encode(self, text: str) -> list[int]:
@@ -81,12 +80,13 @@ class Tokenizer:
             BadRequest: the template refuses the messages, for example their order.
         """
         try:
-            return self._template.render(
+            text: str = self._template.render(
                 messages=list(messages),
                 add_generation_prompt=True,
                 bos_token=_token_string(self._config.get("bos_token")),
                 eos_token=_token_string(self._config.get("eos_token")),
             )
+            return text
         except TemplateError as error:
             raise BadRequest(f"The model's chat template refuses these messages: {error}", param="messages") from None
 
@@ -137,7 +137,7 @@ class Tokenizer:
         return bos
 
     @cached_property
-    def _template(self) -> Any:
+    def _template(self) -> Template:
         environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
         environment.globals["raise_exception"] = _raise_template_error
         try:

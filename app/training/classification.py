@@ -14,7 +14,7 @@ from rich.console import Console
 from tokenizers import Tokenizer
 
 from app.errors import ConfigError
-from app.modeling.encoder import PAD_ID, EncoderConfig
+from app.modeling.encoder import EncoderConfig
 from app.training.baselines import linear_svm_predictions, majority_accuracy
 from app.training.classifier import (
     Tokens,
@@ -91,7 +91,10 @@ def train_classification(
     progression = _fit(options, config, network, tokenizer, split, run_dir, console)
     temperature = _fit_temperature(config, network, tokenizer, split.dev)
     evaluation = _evaluate(options, config, network, tokenizer, split, progression, temperature)
-    publish(out, _artefact(config, fold_temperature(network.export_weights(), temperature), tokenizer, evaluation, provenance))
+    publish(
+        out,
+        _artefact(config, fold_temperature(network.export_weights(), temperature), tokenizer, evaluation, provenance),
+    )
     return evaluation
 
 
@@ -154,9 +157,7 @@ def _fit(
     ).fit()
 
 
-def _fit_temperature(
-    config: EncoderConfig, network: Network, tokenizer: Tokenizer, dev: tuple[Example, ...]
-) -> float:
+def _fit_temperature(config: EncoderConfig, network: Network, tokenizer: Tokenizer, dev: tuple[Example, ...]) -> float:
     inputs = encode_texts(tokenizer, [example.text for example in dev], config.context_length)
     return fit_temperature(predict_logits(network.predictor(), inputs), _classes(config, dev))
 

@@ -36,7 +36,7 @@ def build_network(config: EncoderConfig, dropout: float, seed: int) -> Network:
 
     return Network(
         config.shapes,
-        lambda weights, inputs, drop: classify(config, weights, *inputs, drop),
+        lambda weights, inputs, drop: classify(config, weights, inputs[0], inputs[1], drop),
         dropout=dropout,
         seed=seed,
         scale=scale,
@@ -94,7 +94,9 @@ def fit_temperature(logits: np.ndarray, classes: np.ndarray) -> float:
         logits: `[N, L]` of the development set.
         classes: `[N]` true class of each row.
     """
-    found = minimize_scalar(lambda log_t: cross_entropy(logits / np.exp(log_t), classes), bounds=(-3.0, 3.0), method="bounded")
+    found = minimize_scalar(
+        lambda log_t: cross_entropy(logits / np.exp(log_t), classes), bounds=(-3.0, 3.0), method="bounded"
+    )
     return float(np.exp(found.x))
 
 
@@ -129,6 +131,7 @@ def label_metrics(predicted: np.ndarray, classes: np.ndarray) -> dict[str, float
 
 
 def softmax(logits: np.ndarray) -> np.ndarray:
+    """Scores `[N, L]` that sum to 1 in each row."""
     powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
     return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
 

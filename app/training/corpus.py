@@ -90,7 +90,7 @@ def split_corpus(corpus: Corpus, test_fraction: float, dev_fraction: float) -> S
 
 
 def clean(text: str) -> str:
-    """NFC, newlines as `\\n`, no control characters, no blanks at line ends or around the text."""
+    """NFC, Unix newlines, no control characters, no blanks at line ends or around the text."""
     text = unicodedata.normalize("NFC", text.replace("\r\n", "\n").replace("\r", "\n"))
     lines = (line.rstrip() for line in CONTROL.sub("", text).split("\n"))
     return "\n".join(lines).strip()
@@ -135,7 +135,9 @@ def read_lines(path: Path) -> Iterator[tuple[int, str]]:
             yield number, line.decode("utf-8")
         except UnicodeDecodeError as error:
             raise DataError(
-                f"is not UTF-8: byte 0x{line[error.start]:02x} in column {error.start + 1}; save it as UTF-8", path, number
+                f"is not UTF-8: byte 0x{line[error.start]:02x} in column {error.start + 1}; save it as UTF-8",
+                path,
+                number,
             ) from None
 
 

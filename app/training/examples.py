@@ -40,6 +40,7 @@ class ExampleSet:
 
     @property
     def labels(self) -> tuple[str, ...]:
+        """Every label, sorted: the order of the scores."""
         return tuple(sorted({example.label for example in self.examples}))
 
 
@@ -71,8 +72,10 @@ def read_examples(path: Path, text_field: str = "text", label_field: str = "labe
         num_duplicates=sum(len(group) - 1 for group in agreed),
         num_conflicts=sum(len(group) for group in by_text.values() if len({e.label for e in group}) > 1),
     )
-    if len(kept.labels) < 2:  # noqa: PLR2004 - there is nothing to tell apart
-        raise DataError(f"holds only one label, {', '.join(map(repr, kept.labels)) or 'none'}; expected two or more", path)
+    if len(kept.labels) < 2:
+        raise DataError(
+            f"holds only one label, {', '.join(map(repr, kept.labels)) or 'none'}; expected two or more", path
+        )
     return kept
 
 
@@ -119,7 +122,9 @@ def _read_table(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
     try:
         for record in reader:
             if None in record or None in record.values():
-                raise DataError(f"has {'more' if None in record else 'fewer'} fields than the header", path, reader.line_num)
+                raise DataError(
+                    f"has {'more' if None in record else 'fewer'} fields than the header", path, reader.line_num
+                )
             yield reader.line_num, dict(record)
     except csv.Error as error:
         raise DataError(f"is not valid CSV: {error}", path, reader.line_num) from None

@@ -87,7 +87,9 @@ def train_generation(
     return evaluation
 
 
-def evaluate_documents(predict: Callable[[np.ndarray], tf.Tensor], tokenizer: Tokenizer, documents: tuple[str, ...], context: int) -> dict[str, float]:
+def evaluate_documents(
+    predict: Callable[[np.ndarray], tf.Tensor], tokenizer: Tokenizer, documents: tuple[str, ...], context: int
+) -> dict[str, float]:
     """Nats, bits and perplexity of documents under a model.
 
     Args:
@@ -207,7 +209,8 @@ def _fingerprint(options: GenerationOptions, corpus: Corpus) -> str:
 
 def _report(console: Console, corpus: Corpus, split: Split) -> None:
     console.print(
-        f"{corpus.num_read:,} documents read; {corpus.num_empty:,} empty and {corpus.num_duplicates:,} duplicate left out; "
+        f"{corpus.num_read:,} documents read; {corpus.num_empty:,} empty and {corpus.num_duplicates:,} duplicate left "
+        "out; "
         f"{corpus.num_characters:,} characters in {len(corpus.documents):,}: "
         f"{len(split.train):,} to train, {len(split.dev):,} for development, {len(split.test):,} held out"
     )

@@ -102,10 +102,12 @@ class StreamLoss:
 
     @property
     def nats_per_character(self) -> float:
+        """Comparable between tokenizers, unlike the loss of a token."""
         return self.total_nats / self.num_characters
 
     @property
     def nats_per_token(self) -> float:
+        """The natural logarithm of the perplexity."""
         return self.total_nats / self.num_tokens
 
 

@@ -6,6 +6,7 @@ variables carry Hugging Face names, so publishing is a copy.
 """
 
 from collections.abc import Callable, Mapping
+from typing import Any
 
 import keras
 import numpy as np
@@ -14,7 +15,7 @@ import tensorflow as tf
 Shape = tuple[int, ...]
 
 
-class Network(keras.Model):
+class Network(keras.Model):  # type: ignore[misc]  # Keras ships no types
     """Trains `function(weights, inputs, dropout)` over variables of the given shapes.
 
     Args:
@@ -47,13 +48,17 @@ class Network(keras.Model):
         }
         self.built = True
 
-    def call(self, inputs: tf.Tensor, training: bool = False) -> tf.Tensor:
+    def call(self, inputs: Any, training: bool = False) -> tf.Tensor:  # noqa: ANN401 - whatever the function takes
+        """Keras' hook: the function over the current values."""
         weights = {name: variable.value for name, variable in self._variables.items()}
         return self._function(weights, inputs, lambda x: self._dropout(x, training=training))
 
-    def predictor(self) -> Callable[[np.ndarray], tf.Tensor]:
+    def predictor(self) -> Callable[[Any], tf.Tensor]:
         """The function without dropout, compiled once for each shape of its input."""
-        return tf.function(lambda inputs: self(inputs, training=False), reduce_retracing=True)
+        predict: Callable[[Any], tf.Tensor] = tf.function(
+            lambda inputs: self(inputs, training=False), autograph=False, reduce_retracing=True
+        )
+        return predict
 
     def export_weights(self) -> dict[str, np.ndarray]:
         """The current values by Hugging Face name, float32."""

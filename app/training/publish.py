@@ -97,7 +97,8 @@ def _card(name: str, artefact: Artefact) -> str:
         "",
         f"- Task: {evaluation['task']}; language: {origin.language}",
         f"- Layout: {artefact.config['architectures'][0]}, {num_parameters:,} parameters, float32, "
-        f"context of {artefact.config['max_position_embeddings']} tokens, vocabulary of {artefact.config['vocab_size']:,}",
+        f"context of {artefact.config['max_position_embeddings']} tokens, "
+        f"vocabulary of {artefact.config['vocab_size']:,}",
         f"- Data: {origin.data_name} ({origin.data_source}); licence: {origin.data_license}",
         "- Made with `tollgate train`; every option is in `eval.json`.",
         "",

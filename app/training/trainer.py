@@ -26,7 +26,7 @@ from app.training.network import Network
 CHECKPOINT = "checkpoint.safetensors"
 BEST = "best.safetensors"
 
-Batch = tuple[np.ndarray, np.ndarray]
+Batch = tuple[Any, np.ndarray]
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,9 +103,7 @@ class Trainer:
 
     @property
     def _is_finished(self) -> bool:
-        return (
-            self._state.step >= self._schedule.steps or self._state.num_looks_since_best >= self._schedule.patience
-        )
+        return self._state.step >= self._schedule.steps or self._state.num_looks_since_best >= self._schedule.patience
 
     def _run_until_next_look(self, progress: Progress, task: TaskID) -> None:
         state, started = self._state, time.monotonic()

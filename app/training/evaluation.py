@@ -1,0 +1,41 @@
+"""`tollgate evaluate`: a published model on data of your own, with the metrics of `eval.json`."""
+
+from pathlib import Path
+
+import tensorflow as tf
+from tokenizers import Tokenizer
+
+from app.errors import DataError
+from app.modeling import checkpoint, decoder, encoder
+from app.training.classification import evaluate_examples
+from app.training.corpus import read_corpus
+from app.training.examples import Example, read_examples
+from app.training.generation import evaluate_documents
+
+
+def evaluate_model(directory: Path, data: Path, text_field: str, label_field: str) -> dict[str, float]:
+    """Score a model on documents or on labelled texts, whichever it is made for.
+
+    Raises:
+        DataError: the data is unusable, or has a label that the model lacks.
+        ModelFormatError: the model is.
+    """
+    model = checkpoint.load(directory)
+    tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
+    weights = {name: tf.constant(value) for name, value in model.weights.items()}
+    config = model.config
+    if isinstance(config, encoder.EncoderConfig):
+        examples = read_examples(data, text_field, label_field).examples
+        _refuse_unknown_labels(config, examples, data)
+        return evaluate_examples(lambda x: encoder.classify(config, weights, *x), tokenizer, config, examples)
+    documents = read_corpus(data, text_field).documents
+    predict = tf.function(
+        lambda tokens: decoder.forward(config, weights, tokens), autograph=False, reduce_retracing=True
+    )
+    return evaluate_documents(predict, tokenizer, documents, config.context_length)
+
+
+def _refuse_unknown_labels(config: encoder.EncoderConfig, examples: tuple[Example, ...], data: Path) -> None:
+    unknown = sorted({example.label for example in examples} - set(config.labels))
+    if unknown:
+        raise DataError(f"has labels that the model does not know: {', '.join(unknown[:5])}", data)
