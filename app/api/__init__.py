@@ -1,0 +1,1 @@
+"""The public HTTP interface, in OpenAI's wire format."""

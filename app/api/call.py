@@ -1,0 +1,143 @@
+"""One authenticated request on its way through a handler.
+
+``RequiredCall`` gives a handler what it needs, in the order it needs it: the parsed
+body, the model, the admission and the meter. The key is checked before the body is
+read, so a stranger learns nothing from it.
+"""
+
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Annotated, TypeVar
+from uuid import UUID
+
+from fastapi import Depends, Request
+from pydantic import ValidationError
+from starlette.datastructures import State
+
+from app.admission import Limits, admit, peek
+from app.api.failures import body_error
+from app.api.middleware import record_of
+from app.api.schemas import Body
+from app.api.served import ServedModel, ServedModels
+from app.auth import Key, RequiredKey
+from app.billing.plans import DEFAULT_PLAN, PRICE_VERSION
+from app.config import Settings
+from app.db import Database
+from app.errors import BadRequest
+from app.metering import Kind, Meter
+from app.rpc.client import EngineClient
+
+BodyT = TypeVar("BodyT", bound=Body)
+TIMEOUT_HEADER = "x-request-timeout-ms"
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What an API process keeps for its lifetime; lies in the application's state."""
+
+    settings: Settings
+    database: Database
+    engine: EngineClient
+    models: ServedModels
+
+    @classmethod
+    def of(cls, state: State) -> "Services":
+        """The services of an application."""
+        return cls(state.settings, state.database, state.engine, state.models)
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """An authenticated request.
+
+    Attributes:
+        request: The framework's view of it.
+        key: Who calls.
+        services: What the process works with.
+        timeout_s: The answer must be complete after this time.
+    """
+
+    request: Request
+    key: Key
+    services: Services
+    timeout_s: float
+
+    @property
+    def id(self) -> UUID:
+        """The request id, shown in ``x-request-id``."""
+        return record_of(self.request.scope).id
+
+    @property
+    def started_at(self) -> datetime:
+        """When it came in."""
+        return record_of(self.request.scope).started_at
+
+    @property
+    def limits(self) -> Limits:
+        """The key's own limits, or the plan's."""
+        return Limits(
+            self.key.requests_per_minute or DEFAULT_PLAN.requests_per_minute,
+            self.key.tokens_per_minute or DEFAULT_PLAN.tokens_per_minute,
+        )
+
+    async def body(self, schema: type[BodyT]) -> BodyT:
+        """The request's body as ``schema``.
+
+        Raises:
+            BadRequest: It is not JSON, not UTF-8, or does not fit.
+            PayloadTooLarge: It is larger than stated.
+        """
+        raw = await self.request.body()
+        try:
+            return schema.model_validate_json(raw)
+        except ValidationError as error:
+            raise body_error(error, raw) from None
+
+    async def admit(self, tokens: int, model: str = "") -> None:
+        """Draws one request and ``tokens`` from the key's rates.
+
+        Raises:
+            RateLimited: They do not allow it now.
+        """
+        permit = await admit(self.services.database, self.key, self.limits, tokens, requested=model)
+        record_of(self.request.scope).headers.update(permit.headers)
+
+    def meter(self, served: ServedModel, kind: Kind, input_tokens: int) -> Meter:
+        """Counts what this request will be billed for."""
+        return Meter(
+            self.id,
+            self.key,
+            kind=kind,
+            model=served.card.name,
+            model_digest=served.card.digest,
+            input_tokens=input_tokens,
+            price_version=PRICE_VERSION,
+            started_at=self.started_at,
+        )
+
+
+async def require_call(request: Request, key: RequiredKey) -> Call:
+    """The call behind a request with a valid key.
+
+    Raises:
+        BadRequest: Its ``x-request-timeout-ms`` is not a positive number.
+    """
+    services = Services.of(request.app.state)
+    timeout_s = _timeout_s(request.headers.get(TIMEOUT_HEADER), services.settings.request_timeout_s)
+    call = Call(request, key, services, timeout_s)
+    # Answers that are refused before admission show the rates as well.
+    record_of(request.scope).headers.update(peek(key, call.limits).headers)
+    return call
+
+
+RequiredCall = Annotated[Call, Depends(require_call)]
+
+
+def _timeout_s(header: str | None, longest_s: float) -> float:
+    if header is None:
+        return longest_s
+    if not (header.isascii() and header.isdigit() and len(header) < 12 and int(header) > 0):
+        raise BadRequest(
+            f"The header {TIMEOUT_HEADER} must be a positive number of milliseconds.", param=TIMEOUT_HEADER
+        )
+    return min(int(header) / 1000, longest_s)

@@ -1,0 +1,271 @@
+"""The engine streams of one request, merged into one stream of certain text.
+
+A request for several choices or prompts runs as that many engine calls, at most 16 at
+a time. Their pieces go through one queue in the order in which they happen; its size
+is bounded by the output that was admitted. Leaving the ``async with`` block, for
+whatever reason, cancels what still runs.
+"""
+
+import asyncio
+import hashlib
+import secrets
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Literal, Self, cast
+
+from starlette.types import Receive
+
+from app.api.schemas import GenerationBody
+from app.api.served import ServedModel
+from app.api.stops import Piece, TextAssembler, Token
+from app.errors import BadRequest, ContextLengthExceeded, DeadlineExceeded
+from app.rpc import engine_pb2 as pb
+from app.rpc.client import EngineClient
+
+FinishReason = Literal["stop", "length"]
+MAX_CONCURRENT_SEQUENCES = 16
+_SEED_MASK = 2**64 - 1
+# The engine's nucleus is in (0, 1]; so small a mass holds the likeliest token alone.
+_SMALLEST_TOP_P = 1e-6
+
+
+class ClientGone(Exception):
+    """The client closed its connection before the answer was complete."""
+
+
+@dataclass(frozen=True, slots=True)
+class SequenceSpec:
+    """One engine call and how its tokens become text.
+
+    Attributes:
+        choice: Index of the choice in the answer.
+        request: For the engine; its deadline is set when it starts.
+        max_tokens: Asked output; 0 asks for the prompt's scores only.
+    """
+
+    choice: int
+    served: ServedModel
+    request: pb.GenerateRequest
+    stops: tuple[str, ...]
+    max_tokens: int
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """What one choice gained.
+
+    Attributes:
+        piece: Certain text and the tokens it completes; may be empty.
+        finish_reason: Set in the last delta of a choice, and only there.
+        prompt_scores: In the first delta, where asked for.
+        cached_tokens: In the last delta: prompt tokens served from a cache.
+        engine_ms: In the last delta: accelerator time.
+    """
+
+    choice: int
+    piece: Piece
+    finish_reason: FinishReason | None = None
+    prompt_scores: tuple[pb.TokenLogprob, ...] = ()
+    cached_tokens: int = 0
+    engine_ms: float = 0.0
+
+
+class Generation:
+    """A running request; use as ``async with``, then iterate ``deltas``.
+
+    Args:
+        engine: Where the sequences run.
+        specs: What to run, one per choice.
+        timeout_s: From now; passed on to the engine.
+    """
+
+    def __init__(self, engine: EngineClient, specs: Sequence[SequenceSpec], timeout_s: float) -> None:
+        self._engine = engine
+        self._specs = specs
+        self._deadline = time.monotonic() + timeout_s
+        # Each sequence puts at most one item per token, its last delta and its end; the
+        # watcher of the connection puts one. Hence nothing ever waits to put.
+        size = sum(spec.request.max_tokens + 3 for spec in specs) + 1
+        self._queue: asyncio.Queue[Delta | asyncio.Task[None] | None] = asyncio.Queue(size)
+        self._running = asyncio.Semaphore(MAX_CONCURRENT_SEQUENCES)
+        self._tasks: list[asyncio.Task[None]] = []
+        self._watcher: asyncio.Task[None] | None = None
+        self._is_client_gone = False
+
+    async def __aenter__(self) -> Self:
+        for spec in self._specs:
+            task = asyncio.create_task(self._run(spec))
+            task.add_done_callback(self._queue.put_nowait)
+            self._tasks.append(task)
+        return self
+
+    async def __aexit__(
+        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+    ) -> None:
+        tasks = [*self._tasks, self._watcher] if self._watcher else self._tasks
+        for task in tasks:
+            task.cancel()
+        # Waits until each has closed its engine stream; their errors were seen in the queue.
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+    def watch(self, receive: Receive) -> None:
+        """Notices from now on when the client closes the connection; its body must have been read."""
+        self._watcher = asyncio.create_task(self._watch(receive))
+
+    async def deltas(self, silence_s: float | None = None) -> AsyncIterator[Delta | None]:
+        """All deltas of all choices in the order in which they happen.
+
+        Args:
+            silence_s: Yields None each time nothing happened for so long.
+
+        Raises:
+            ClientGone: The client left.
+            AppError: The engine refused, failed or was too slow.
+        """
+        num_running = len(self._tasks)
+        while num_running:
+            try:
+                async with asyncio.timeout(silence_s):
+                    item = await self._queue.get()
+            except TimeoutError:
+                yield None
+                continue
+            if self._is_client_gone:
+                raise ClientGone
+            if isinstance(item, Delta):
+                yield item
+            elif item is not None:
+                num_running -= 1
+                item.result()  # raises what the sequence failed with
+
+    async def _watch(self, receive: Receive) -> None:
+        while (await receive())["type"] != "http.disconnect":
+            pass
+        self._is_client_gone = True
+        self._queue.put_nowait(None)
+
+    async def _run(self, spec: SequenceSpec) -> None:
+        async with self._running:
+            spec.request.deadline_ms = self._remaining_ms()
+            # Closing it cancels the engine's work; the declared type does not show that it can be closed.
+            stream = cast("AsyncGenerator[pb.GenerateChunk, None]", self._engine.generate(spec.request))
+            async with aclosing(stream):
+                async for delta in _assembled(spec, stream):
+                    self._queue.put_nowait(delta)
+
+    def _remaining_ms(self) -> int:
+        remaining_ms = int((self._deadline - time.monotonic()) * 1000)
+        if remaining_ms < 1:
+            raise DeadlineExceeded("The request's deadline passed while it waited for its turn.")
+        return remaining_ms
+
+
+async def _assembled(spec: SequenceSpec, stream: AsyncIterator[pb.GenerateChunk]) -> AsyncIterator[Delta]:
+    """The deltas of one sequence; ends at a stop string, before the engine does."""
+    assembler = TextAssembler(spec.served.tokenizer.detokenizer(spec.request.prompt_tokens), spec.stops)
+    is_first = True
+    async for chunk in stream:
+        prompt_scores = tuple(chunk.prompt_logprobs)
+        if spec.max_tokens == 0:
+            yield Delta(spec.choice, Piece("", ()), "length", prompt_scores, chunk.cached_tokens, chunk.accelerator_ms)
+            return
+        piece = _push(assembler, chunk)
+        finish: FinishReason | None = None
+        if assembler.is_stopped or chunk.finish_reason == "stop":
+            finish = "stop"
+        elif chunk.finish_reason:
+            finish = "length"
+        # The first chunk is passed on even if no text is certain yet: the answer has begun.
+        if is_first or finish or piece.tokens or piece.text:
+            yield Delta(spec.choice, piece, finish, prompt_scores, chunk.cached_tokens, chunk.accelerator_ms)
+        if finish:
+            return
+        is_first = False
+
+
+def _push(assembler: TextAssembler, chunk: pb.GenerateChunk) -> Piece:
+    """All that a chunk makes certain; with its last chunk, the rest."""
+    text, tokens = "", list[Token]()
+    for at, token_id in enumerate(chunk.tokens):
+        piece = assembler.push(token_id, chunk.logprobs[at] if chunk.logprobs else None)
+        text += piece.text
+        tokens += piece.tokens
+        if assembler.is_stopped:
+            return Piece(text, tuple(tokens))
+    if chunk.finish_reason:
+        piece = assembler.flush()
+        text += piece.text
+        tokens += piece.tokens
+    return Piece(text, tuple(tokens))
+
+
+def fit_output(served: ServedModel, num_prompt_tokens: int, asked: int | None, default: int | None, param: str) -> int:
+    """Longest output of one prompt.
+
+    Args:
+        served: Knows the context.
+        num_prompt_tokens: Length of the prompt.
+        asked: The caller's limit, if there is one.
+        default: Without one; None: whatever fits.
+        param: Name of the prompt's parameter, for errors.
+
+    Raises:
+        BadRequest: The prompt is empty.
+        ContextLengthExceeded: Prompt, or prompt and asked output, do not fit.
+    """
+    context = served.card.context_length
+    if num_prompt_tokens == 0:
+        raise BadRequest("The prompt holds no tokens.", param=param)
+    room = context - num_prompt_tokens
+    if room < (1 if asked is None else asked):
+        wanted = "" if asked is None else f" and {asked} in the completion"
+        raise ContextLengthExceeded(
+            f"This model's maximum context length is {context} tokens, but you requested"
+            f" {num_prompt_tokens} in the prompt{wanted}. Please shorten the request.",
+            param=param,
+        )
+    if asked is not None:
+        return asked
+    return room if default is None else min(default, room)
+
+
+def engine_request(
+    body: GenerationBody, served: ServedModel, request_id: str, prompt: Sequence[int], max_tokens: int, seed: int
+) -> pb.GenerateRequest:
+    """The engine's request for one sequence.
+
+    Raises:
+        BadRequest: A token id is not in the model's vocabulary.
+    """
+    vocab_size = served.card.vocab_size
+    bias = {int(token): value for token, value in (body.logit_bias or {}).items()}
+    if bias and max(bias) >= vocab_size:
+        raise BadRequest(f"Token ids of this model are below {vocab_size}.", param="logit_bias")
+    if max(prompt) >= vocab_size:
+        raise BadRequest(f"Token ids of this model are below {vocab_size}.", param="prompt")
+    return pb.GenerateRequest(
+        request_id=request_id,
+        model=served.card.name,
+        prompt_tokens=prompt,
+        max_tokens=max(1, max_tokens),
+        sampling=pb.Sampling(
+            temperature=1.0 if body.temperature is None else body.temperature,
+            top_p=1.0 if body.top_p is None else max(body.top_p, _SMALLEST_TOP_P),
+            top_k=body.top_k or 0,
+            min_p=body.min_p or 0.0,
+            presence_penalty=body.presence_penalty or 0.0,
+            frequency_penalty=body.frequency_penalty or 0.0,
+            logit_bias=bias,
+            seed=seed,
+        ),
+    )
+
+
+def seeds(seed: int | None, count: int) -> list[int]:
+    """One seed per choice: the caller's own for the first, derived ones after it."""
+    first = secrets.randbits(64) if seed is None else seed & _SEED_MASK
+    derived = (hashlib.sha256(b"%d/%d" % (first, choice)).digest() for choice in range(1, count))
+    return [first, *(int.from_bytes(digest[:8], "big") for digest in derived)]

@@ -1,0 +1,167 @@
+"""What surrounds every request: its id, its clock, its body limit, its headers, its log line.
+
+Plain ASGI, so streams pass through untouched and context variables hold. This is
+the request edge: the one place where an unexpected exception is caught, logged with
+its stack and answered with a 500 that tells nothing.
+"""
+
+import time
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from uuid import UUID
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from app.api.failures import error_response, unexpected
+from app.errors import AppError, BadRequest, PayloadTooLarge
+from app.tables import new_id
+from app.telemetry import HTTP_IN_FLIGHT, HTTP_REQUESTS, HTTP_SECONDS, get_logger, request_id
+
+log = get_logger(__name__)
+
+MAX_BODY_BYTES = 4 * 2**20
+_RECORD = "tollgate.record"
+_QUIET_ROUTES = frozenset({"/livez", "/readyz", "/metrics"})
+_MAX_LOGGED_ID = 128
+
+
+@dataclass(slots=True)
+class RequestRecord:
+    """One request from its first byte to its last.
+
+    Attributes:
+        id: UUID version 7; also the id of its usage row.
+        started_at: Aware; for rows.
+        started_s: Monotonic seconds; for durations.
+        headers: Added to the answer, whatever it will be.
+        status: Of the answer, once its first byte left.
+    """
+
+    id: UUID = field(default_factory=new_id)
+    started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
+    started_s: float = field(default_factory=time.perf_counter)
+    headers: dict[str, str] = field(default_factory=dict)
+    status: int | None = None
+
+    @property
+    def elapsed_ms(self) -> float:
+        """Milliseconds since the request came in."""
+        return (time.perf_counter() - self.started_s) * 1000
+
+
+def record_of(scope: Scope) -> RequestRecord:
+    """The record that the middleware keeps for this request."""
+    record: RequestRecord = scope[_RECORD]
+    return record
+
+
+class RequestMiddleware:
+    """Outermost layer of the application; see the module's docstring."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self.app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """One request; other ASGI events pass."""
+        if scope["type"] != "http":
+            await self.app(scope, receive, send)
+            return
+        record = RequestRecord()
+        scope[_RECORD] = record
+        token = request_id.set(str(record.id))
+        HTTP_IN_FLIGHT.inc()
+        try:
+            await self._answer(scope, _limited(receive, scope), _with_headers(send, scope, record), record)
+        finally:
+            HTTP_IN_FLIGHT.dec()
+            _finish(scope, record)
+            request_id.reset(token)
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send, record: RequestRecord) -> None:
+        try:
+            _check_length(scope)
+            await self.app(scope, receive, send)
+        except AppError as error:
+            # Raised by this layer, or by a response after the framework's own handlers.
+            await self._fail(error, scope, receive, send, record)
+        except Exception:
+            log.exception("request.failed", path=scope["path"])
+            await self._fail(unexpected(), scope, receive, send, record)
+
+    @staticmethod
+    async def _fail(error: AppError, scope: Scope, receive: Receive, send: Send, record: RequestRecord) -> None:
+        if record.status is not None:
+            # Half an answer has left: the connection closes without the end of the
+            # body, which every client recognises as a failure.
+            log.warning("request.broken_off", code=error.code)
+            return
+        await error_response(error)(scope, receive, send)
+
+
+def _check_length(scope: Scope) -> None:
+    length = Headers(scope=scope).get("content-length", "0")
+    if not (length.isascii() and length.isdigit()):
+        raise BadRequest("The Content-Length header is not a number.")
+    if int(length) > MAX_BODY_BYTES:
+        raise _too_large()
+
+
+def _limited(receive: Receive, scope: Scope) -> Receive:
+    """Counts the body while it is read, so that a chunked one is bounded as well."""
+    num_bytes = 0
+
+    async def limited() -> Message:
+        nonlocal num_bytes
+        message = await receive()
+        if message["type"] == "http.request":
+            num_bytes += len(message.get("body", b""))
+            if num_bytes > MAX_BODY_BYTES:
+                raise _too_large()
+        return message
+
+    return limited
+
+
+def _with_headers(send: Send, scope: Scope, record: RequestRecord) -> Send:
+    is_api = scope["path"].startswith("/v1/")
+
+    async def with_headers(message: Message) -> None:
+        if message["type"] == "http.response.start":
+            record.status = message["status"]
+            headers = MutableHeaders(scope=message)
+            headers["x-request-id"] = str(record.id)
+            if is_api:
+                headers["openai-processing-ms"] = str(round(record.elapsed_ms))
+                for name, value in record.headers.items():
+                    headers.setdefault(name, value)
+        await send(message)
+
+    return with_headers
+
+
+def _finish(scope: Scope, record: RequestRecord) -> None:
+    route = getattr(scope.get("route"), "path", "unmatched")
+    # No status: the client left before there was an answer.
+    status = record.status or 499
+    HTTP_REQUESTS.labels(route, scope["method"] if route != "unmatched" else "", str(status)).inc()
+    HTTP_SECONDS.labels(route).observe(record.elapsed_ms / 1000)
+    write = log.debug if route in _QUIET_ROUTES else log.info
+    write(
+        "request.finished",
+        route=route,
+        method=scope["method"],
+        status=status,
+        duration_ms=round(record.elapsed_ms, 1),
+        client_request_id=_callers_own_id(scope),
+    )
+
+
+def _callers_own_id(scope: Scope) -> str | None:
+    """Logged so that a customer's id finds the request; never adopted as ours."""
+    own = Headers(scope=scope).get("x-request-id")
+    return own[:_MAX_LOGGED_ID] if own and own.isprintable() else None
+
+
+def _too_large() -> PayloadTooLarge:
+    return PayloadTooLarge(f"The request body is larger than {MAX_BODY_BYTES // 2**20} MiB.")

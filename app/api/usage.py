@@ -1,0 +1,130 @@
+"""GET /v1/usage: what the caller's organisation used and what it costs, page by page."""
+
+from datetime import UTC, datetime, timedelta
+from typing import Annotated, Any
+
+from fastapi import APIRouter, Query, Response
+from pydantic import BaseModel, ConfigDict, Field
+
+from app.api.answers import json_response
+from app.api.call import RequiredCall
+from app.api.openapi import read_responses
+from app.api.schemas import Money, UsageLine, UsageList
+from app.billing import statement
+from app.billing.plans import money
+from app.billing.statement import Bucket, Cursor, Group, Line, read_lines
+from app.errors import BadRequest
+
+DEFAULT_RANGE = timedelta(days=30)
+MAX_RANGE = timedelta(days=366)
+_GROUPS: tuple[Group, ...] = ("model", "key")
+
+_EXAMPLE = {
+    "object": "list",
+    "data": [
+        {
+            "start": "2026-11-01T00:00:00Z",
+            "end": "2026-11-02T00:00:00Z",
+            "model": "shakespeare",
+            "requests": 12,
+            "input_tokens": 340,
+            "cached_tokens": 0,
+            "output_tokens": 768,
+            "total_tokens": 1108,
+            "cost": {"value": "0.000512", "currency": "usd"},
+        }
+    ],
+    "has_more": False,
+    "next": None,
+}
+
+router = APIRouter(tags=["usage"])
+
+
+class UsageParameters(BaseModel):
+    """The query string."""
+
+    model_config = ConfigDict(extra="forbid")
+
+    start: Annotated[
+        datetime | None, Field(description="ISO 8601 or Unix seconds; inclusive. Default: 30 days before `end`.")
+    ] = None
+    end: Annotated[datetime | None, Field(description="Exclusive; at most 366 days after `start`. Default: now.")] = (
+        None
+    )
+    bucket: Annotated[Bucket, Field(description="Length of a line, in UTC.")] = "day"
+    group_by: Annotated[str, Field(max_length=32, description="`model`, `key` or `model,key`.")] = ""
+    limit: Annotated[int, Field(ge=1, le=1000, description="Lines on a page.")] = 100
+    after: Annotated[str | None, Field(max_length=1000, description="`next` of the page before.")] = None
+
+
+@router.get("/v1/usage", **read_responses(UsageList, _EXAMPLE))
+async def get_usage(call: RequiredCall, parameters: Annotated[UsageParameters, Query()]) -> Response:
+    """Requests, tokens and cost by hour, day or month: exactly the rows that are billed."""
+    call.key.require("usage")
+    query = _query(call, parameters, datetime.now(UTC))
+    await call.admit(0)
+    async with call.services.database.begin() as connection:
+        lines, has_more = await read_lines(connection, query)
+    next_page = lines[-1].cursor.token if has_more else None
+    data = [_rendered(line) for line in lines]
+    return json_response(UsageList(object="list", data=data, has_more=has_more, next=next_page))
+
+
+def _query(call: RequiredCall, parameters: UsageParameters, now: datetime) -> statement.Query:
+    end = _aware(parameters.end or now)
+    start = _aware(parameters.start) if parameters.start else _earlier(end)
+    if start >= end:
+        raise BadRequest("'start' must be before 'end'.", param="start")
+    if end - start > MAX_RANGE:
+        raise BadRequest(f"'end' may be at most {MAX_RANGE.days} days after 'start'.", param="end")
+    return statement.Query(
+        org_id=call.key.org_id,
+        start=start,
+        end=end,
+        bucket=parameters.bucket,
+        group_by=_groups(parameters.group_by),
+        limit=parameters.limit,
+        after=None if parameters.after is None else Cursor.parse(parameters.after),
+    )
+
+
+def _groups(value: str) -> tuple[Group, ...]:
+    asked = [part.strip() for part in value.split(",")] if value else []
+    for part in asked:
+        if part not in _GROUPS:
+            raise BadRequest("'group_by' is 'model', 'key' or 'model,key'.", param="group_by")
+    return tuple(group for group in _GROUPS if group in asked)
+
+
+def _aware(value: datetime) -> datetime:
+    """UTC where no zone is named."""
+    return value.replace(tzinfo=UTC) if value.tzinfo is None else value
+
+
+def _earlier(end: datetime) -> datetime:
+    try:
+        return end - DEFAULT_RANGE
+    except OverflowError:
+        raise BadRequest("'end' is too long ago.", param="end") from None
+
+
+def _rendered(line: Line) -> UsageLine:
+    fields: dict[str, Any] = {"start": _utc(line.start), "end": _utc(line.end)}
+    if line.model is not None:
+        fields["model"] = line.model
+    if line.key_id is not None:
+        fields["key_id"] = str(line.key_id)
+    return UsageLine(
+        **fields,
+        requests=line.requests,
+        input_tokens=line.input_tokens,
+        cached_tokens=line.cached_tokens,
+        output_tokens=line.output_tokens,
+        total_tokens=line.input_tokens + line.output_tokens,
+        cost=Money.model_validate(money(line.cost)),
+    )
+
+
+def _utc(value: datetime) -> str:
+    return value.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")

@@ -1,0 +1,165 @@
+"""What an organisation used and what it costs, read from the very rows that are billed.
+
+One query groups usage events by bucket of time and, where asked for, by model and
+key; prices join in as a table of values, so amounts are summed exactly in the
+database and rounded once per line by whoever shows them. Pages follow the order of
+the lines, not an offset: rows that arrive meanwhile move nothing.
+"""
+
+import base64
+import binascii
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Literal, Self
+from uuid import UUID
+
+from pydantic_core import from_json, to_json
+from sqlalchemy import TextClause, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.billing.plans import PRICES
+from app.errors import BadRequest
+
+Bucket = Literal["hour", "day", "month"]
+Group = Literal["model", "key"]
+_NO_KEY = UUID(int=0)
+
+
+@dataclass(frozen=True, slots=True)
+class Cursor:
+    """The last line of a page."""
+
+    start: datetime
+    model: str
+    key_id: UUID
+
+    @property
+    def token(self) -> str:
+        """As a caller sees it: opaque."""
+        fields = [self.start.isoformat(), self.model, str(self.key_id)]
+        return base64.urlsafe_b64encode(to_json(fields)).decode().rstrip("=")
+
+    @classmethod
+    def parse(cls, token: str) -> Self:
+        """The cursor behind a token.
+
+        Raises:
+            BadRequest: It was not made by ``token``.
+        """
+        try:
+            raw = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
+            start, model, key_id = from_json(raw)
+            cursor = cls(datetime.fromisoformat(start), str(model), UUID(key_id))
+        except (ValueError, TypeError, AttributeError, binascii.Error):
+            raise BadRequest("Invalid value for 'after': it is not the 'next' of a page.", param="after") from None
+        if cursor.start.tzinfo is None or "\0" in cursor.model:
+            raise BadRequest("Invalid value for 'after': it is not the 'next' of a page.", param="after")
+        return cursor
+
+
+@dataclass(frozen=True, slots=True)
+class Query:
+    """Which rows, grouped how, and which page of the lines.
+
+    Attributes:
+        start: Inclusive, aware; compared with the time of billing.
+        end: Exclusive, aware.
+        bucket: Length of a line in time, in UTC.
+        group_by: Empty: one line per bucket.
+        limit: Lines on a page.
+        after: The last line of the page before.
+    """
+
+    org_id: UUID
+    start: datetime
+    end: datetime
+    bucket: Bucket
+    group_by: Sequence[Group] = ()
+    limit: int = 100
+    after: Cursor | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    """Everything billed in one bucket; ``cost`` is exact, in 10^-12 USD."""
+
+    start: datetime
+    end: datetime
+    model: str | None
+    key_id: UUID | None
+    requests: int
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    cost: Decimal
+
+    @property
+    def cursor(self) -> Cursor:
+        """Where the next page goes on."""
+        return Cursor(self.start, self.model or "", self.key_id or _NO_KEY)
+
+
+async def read_lines(connection: AsyncConnection, query: Query) -> tuple[list[Line], bool]:
+    """One page of lines by time, model and key; and whether there are more."""
+    after = query.after
+    bind = {
+        "org_id": query.org_id,
+        # The bucket of the cursor is needed in full, those before it are not.
+        "start": query.start if after is None else max(query.start, after.start),
+        "end": query.end,
+        "bucket": query.bucket,
+        "limit": query.limit + 1,
+    }
+    if after is not None:
+        bind |= {"after_start": after.start, "after_model": after.model, "after_key": after.key_id}
+    rows = (await connection.execute(_statement(query), bind)).all()
+    lines = [
+        Line(
+            start=row.start,
+            end=_end(row.start, query.bucket),
+            model=row.model if "model" in query.group_by else None,
+            key_id=row.key_id if "key" in query.group_by else None,
+            requests=row.requests,
+            input_tokens=int(row.input_tokens),
+            cached_tokens=int(row.cached_tokens),
+            output_tokens=int(row.output_tokens),
+            cost=row.cost,
+        )
+        for row in rows
+    ]
+    return lines[: query.limit], len(lines) > query.limit
+
+
+def _statement(query: Query) -> TextClause:
+    # Only constants of this module enter the text; values are bound.
+    model = "u.model" if "model" in query.group_by else "''"
+    key_id = "u.key_id" if "key" in query.group_by else f"CAST('{_NO_KEY}' AS uuid)"
+    page = "" if query.after is None else " WHERE (start, model, key_id) > (:after_start, :after_model, :after_key)"
+    return text(
+        f"SELECT * FROM (SELECT date_trunc(:bucket, u.billed_at, 'UTC') AS start, {model} COLLATE \"C\" AS model,"  # noqa: S608
+        f" {key_id} AS key_id, COUNT(*) AS requests, SUM(u.input_tokens) AS input_tokens,"
+        " SUM(u.cached_tokens) AS cached_tokens, SUM(u.output_tokens) AS output_tokens,"
+        " SUM((u.input_tokens - u.cached_tokens)::numeric * p.input + u.cached_tokens::numeric * p.cached"
+        " + u.output_tokens::numeric * p.output) AS cost"
+        f" FROM usage_events u JOIN (VALUES {_price_table()}) AS p (version, kind, input, cached, output)"
+        " ON p.version = u.price_version AND p.kind = u.kind"
+        " WHERE u.org_id = :org_id AND u.billed_at >= :start AND u.billed_at < :end"
+        f" GROUP BY 1, 2, 3) AS lines{page} ORDER BY start, model, key_id LIMIT :limit"
+    )
+
+
+def _price_table() -> str:
+    return ", ".join(
+        f"({version}, '{kind}', {price.input}, {price.cached}, {price.output})"
+        for (version, kind), price in PRICES.items()
+    )
+
+
+def _end(start: datetime, bucket: Bucket) -> datetime:
+    if bucket == "hour":
+        return start + timedelta(hours=1)
+    if bucket == "day":
+        return start + timedelta(days=1)
+    return datetime(start.year + start.month // 12, start.month % 12 + 1, 1, tzinfo=UTC)

@@ -1,0 +1,152 @@
+"""The API process: ``create_app`` puts it together, ``serve`` runs it.
+
+Nothing happens here: routes, errors and pages live in ``app.api`` and ``app.portal``.
+"""
+
+import ctypes
+import multiprocessing
+import os
+import signal
+import socket
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from functools import partial
+from importlib.metadata import version
+
+import uvicorn
+from fastapi import FastAPI
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from uvicorn.supervisors import Multiprocess
+
+from app.api import catalog, chat, classifications, completions, docs, health, openapi, usage
+from app.api.failures import answer_app_error, answer_http_exception, answer_query_error
+from app.api.middleware import RequestMiddleware
+from app.api.served import ServedModels
+from app.config import Settings
+from app.db import Database
+from app.errors import AppError, ConfigError
+from app.portal import pages
+from app.portal.forms import Throttle
+from app.rpc.client import EngineClient
+from app.telemetry import configure_logging
+
+# Longer than the idle timeout of common load balancers, so that they close first.
+_KEEP_ALIVE_S = 75
+_BACKLOG = 2048
+_PR_SET_PDEATHSIG = 1  # linux/prctl.h
+
+
+def create_app(settings: Settings) -> FastAPI:
+    """The ASGI application; connections open when its lifespan starts.
+
+    Raises:
+        ConfigError: No database is set.
+    """
+    if settings.database_url is None:
+        raise ConfigError("TOLLGATE_DATABASE_URL must be set for the API")
+    app = FastAPI(
+        title="Tollgate",
+        version=version("tollgate"),
+        summary="An OpenAI-compatible API over models of your own, every token metered.",
+        docs_url=None,
+        redoc_url=None,
+        redirect_slashes=False,
+        lifespan=_lifespan,
+    )
+    app.state.settings = settings
+    app.add_middleware(RequestMiddleware)
+    for router in (completions.router, chat.router, classifications.router, catalog.router, usage.router):
+        app.include_router(router)
+    for router in (health.router, docs.router, pages.router):
+        app.include_router(router)
+    app.mount("/static", pages.static_files())
+    app.add_exception_handler(AppError, answer_app_error)
+    app.add_exception_handler(HTTPException, answer_http_exception)
+    app.add_exception_handler(RequestValidationError, answer_query_error)
+    openapi.complete(app)
+    return app
+
+
+def serve(settings: Settings, workers: int = 1, fd: int | None = None) -> None:
+    """Serves until SIGTERM or SIGINT, then drains: no new connections, running answers may finish.
+
+    Args:
+        settings: Address, and how long to drain.
+        workers: Processes on one listening socket. They end with this one, however it
+            ends. Their metrics are merged where prometheus_client's folder is set.
+        fd: An inherited socket that listens already; None: one is opened at the
+            settings' host and port.
+
+    Raises:
+        ConfigError: The address cannot be listened on, or the settings do not fit.
+    """
+    config = uvicorn.Config(
+        partial(_worker_app, settings),
+        factory=True,
+        host=settings.host,
+        port=settings.port,
+        workers=workers,
+        loop="uvloop",
+        http="httptools",
+        ws="none",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        # X-Forwarded-* is believed from a proxy on this machine only.
+        proxy_headers=True,
+        timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_graceful_shutdown=int(settings.drain_timeout_s),
+    )
+    listener = _listen(settings) if fd is None else socket.socket(fileno=fd)
+    if workers > 1:
+        Multiprocess(config, sockets=[listener]).run()
+        return
+    server = uvicorn.Server(config)
+    server.run(sockets=[listener])
+    if not server.started:
+        raise ConfigError("the API could not start; see the log above")
+
+
+@asynccontextmanager
+async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
+    settings: Settings = app.state.settings
+    assert settings.database_url is not None  # create_app refuses
+    app.state.database = Database.connect(
+        settings.database_url, pool_size=settings.database_pool_size, timeout_s=settings.database_timeout_s
+    )
+    app.state.engine = EngineClient(
+        settings.engine_target, stall_s=settings.engine_stall_s, keepalive_s=settings.engine_keepalive_s
+    )
+    app.state.models = ServedModels(settings.models_dir)
+    app.state.throttle = Throttle()
+    yield
+    await app.state.engine.aclose()
+    await app.state.database.aclose()
+
+
+def _worker_app(settings: Settings) -> FastAPI:
+    """The application of one worker process."""
+    parent = multiprocessing.parent_process()
+    if parent is not None:  # one of several: this process was spawned for it
+        configure_logging(settings)
+        _end_with(parent.pid)
+    return create_app(settings)
+
+
+def _listen(settings: Settings) -> socket.socket:
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    try:
+        return socket.create_server((settings.host, settings.port), family=family, backlog=_BACKLOG)
+    except OSError as error:
+        raise ConfigError(f"cannot listen on {settings.host}:{settings.port}: {error.strerror}") from None
+
+
+def _end_with(parent_pid: int | None) -> None:
+    """Lets the kernel stop this process, gracefully, when its parent is killed (Linux only)."""
+    if sys.platform != "linux":
+        return
+    ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, int(signal.SIGTERM), 0, 0, 0)
+    if os.getppid() != parent_pid:  # it died before the line above
+        os.kill(os.getpid(), signal.SIGTERM)

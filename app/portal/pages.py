@@ -1,0 +1,193 @@
+"""The portal's pages: landing, login and an overview of usage, cost and keys.
+
+Rendered on the server, complete without JavaScript, and without anything from
+another host. What a page shows belongs to the organisation of the session it was
+asked with; there is no id in any address to guess.
+"""
+
+import asyncio
+import secrets
+from datetime import UTC, datetime
+from decimal import Decimal
+from functools import lru_cache
+from pathlib import Path
+from typing import Any
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import HTMLResponse, RedirectResponse
+from jinja2 import Environment, PackageLoader
+from starlette.staticfiles import StaticFiles
+
+from app import auth
+from app.auth import PortalUser
+from app.billing.plans import money
+from app.billing.statement import Line, Query, read_lines
+from app.config import Settings
+from app.db import Database
+from app.modeling.registry import ModelCard, Registry
+from app.portal.forms import (
+    FORM_COOKIE,
+    FORM_LIFETIME_S,
+    HEADERS,
+    SESSION_COOKIE,
+    Throttle,
+    form_token,
+    is_genuine,
+    set_cookie,
+)
+from app.telemetry import get_logger
+
+log = get_logger(__name__)
+
+MAX_LINES = 1000
+SEE_OTHER = 303
+
+router = APIRouter(include_in_schema=False)
+
+
+def static_files() -> StaticFiles:
+    """The style sheet."""
+    return StaticFiles(directory=Path(__file__).parent / "static")
+
+
+@router.get("/")
+async def landing(request: Request) -> Response:
+    """What this is and which models it serves."""
+    cards = await asyncio.to_thread(_enabled_cards, _settings(request).models_dir)
+    return _page("landing.html", user=await _user(request), cards=cards)
+
+
+@router.get("/login")
+async def show_login(request: Request) -> Response:
+    """The login form."""
+    if await _user(request) is not None:
+        return RedirectResponse("/overview", SEE_OTHER)
+    return _login_page(request)
+
+
+@router.post("/login")
+async def login(request: Request) -> Response:
+    """Checks a password and opens a session."""
+    form = await request.form()
+    settings, database = _settings(request), _database(request)
+    if not is_genuine(settings, request.cookies.get(FORM_COOKIE), form.get("token")):
+        return _login_page(request, "The form was open for too long. Please try again.", 403)
+    email, password = str(form.get("email", "")), str(form.get("password", ""))
+    if not _throttle(request).allows(f"host {_host(request)}", f"login {email.strip().lower()}"):
+        return _login_page(request, "Too many attempts. Please wait a quarter of an hour.", 429, email)
+    async with database.begin() as connection:
+        found = await auth.find_login(connection, email)
+    user_id, password_hash = found or (None, None)
+    is_right = await asyncio.to_thread(auth.check_password, password_hash, password)
+    if user_id is None or not is_right:
+        log.info("login.refused")
+        return _login_page(request, "The e-mail address or the password is wrong.", 401, email)
+    async with database.begin() as connection:
+        token = await auth.open_session(connection, user_id, datetime.now(UTC))
+    response = RedirectResponse("/overview", SEE_OTHER)
+    set_cookie(response, request, SESSION_COOKIE, token, int(auth.SESSION_LIFETIME.total_seconds()))
+    response.delete_cookie(FORM_COOKIE)
+    return response
+
+
+@router.post("/logout")
+async def logout(request: Request) -> Response:
+    """Ends the session; the cookie alone is then worth nothing."""
+    form = await request.form()
+    token = request.cookies.get(SESSION_COOKIE)
+    if token is None or not is_genuine(_settings(request), token, form.get("token")):
+        return RedirectResponse("/overview", SEE_OTHER)
+    async with _database(request).begin() as connection:
+        await auth.close_session(connection, token)
+    response = RedirectResponse("/", SEE_OTHER)
+    response.delete_cookie(SESSION_COOKIE)
+    return response
+
+
+@router.get("/overview")
+async def overview(request: Request) -> Response:
+    """This month's usage and cost by model, the keys, and how to call."""
+    user = await _user(request)
+    if user is None:
+        return RedirectResponse("/login", SEE_OTHER)
+    now = datetime.now(UTC)
+    month = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    query = Query(user.org_id, month, now, "month", ("model",), MAX_LINES)
+    async with _database(request).begin() as connection:
+        lines, _ = await read_lines(connection, query)
+        keys = await auth.list_keys(connection, user.org_id)
+    cards = await asyncio.to_thread(_enabled_cards, _settings(request).models_dir)
+    return _page(
+        "overview.html",
+        user=user,
+        month=month,
+        lines=lines,
+        total=_total(lines),
+        keys=keys,
+        now=now,
+        cost=_dollars,
+        token=form_token(_settings(request), request.cookies[SESSION_COOKIE]),
+        base_url=f"{str(request.base_url).rstrip('/')}/v1",
+        example=next((card for card in cards if card.kind == "generation"), None),
+    )
+
+
+def _login_page(request: Request, problem: str = "", status: int = 200, email: str = "") -> Response:
+    cookie = request.cookies.get(FORM_COOKIE) or secrets.token_urlsafe(32)
+    token = form_token(_settings(request), cookie)
+    page = _page("login.html", status, user=None, token=token, problem=problem, email=email)
+    set_cookie(page, request, FORM_COOKIE, cookie, FORM_LIFETIME_S)
+    return page
+
+
+async def _user(request: Request) -> PortalUser | None:
+    token = request.cookies.get(SESSION_COOKIE)
+    if token is None:
+        return None
+    async with _database(request).begin() as connection:
+        return await auth.find_session(connection, token, datetime.now(UTC))
+
+
+def _page(name: str, status: int = 200, **values: object) -> Response:
+    return HTMLResponse(_templates().get_template(name).render(values), status, HEADERS)
+
+
+@lru_cache(maxsize=1)
+def _templates() -> Environment:
+    return Environment(loader=PackageLoader("app.portal"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+
+
+def _enabled_cards(models_dir: Path) -> list[ModelCard]:
+    return [card for card in Registry(models_dir).list() if card.enabled]
+
+
+def _total(lines: list[Line]) -> dict[str, Any]:
+    return {
+        "requests": sum(line.requests for line in lines),
+        "input_tokens": sum(line.input_tokens for line in lines),
+        "output_tokens": sum(line.output_tokens for line in lines),
+        "cost": sum(line.cost for line in lines),
+    }
+
+
+def _dollars(pico_usd: int | Decimal) -> str:
+    return f"${money(pico_usd)['value']}"
+
+
+def _host(request: Request) -> str:
+    return request.client.host if request.client else ""
+
+
+def _settings(request: Request) -> Settings:
+    settings: Settings = request.app.state.settings
+    return settings
+
+
+def _database(request: Request) -> Database:
+    database: Database = request.app.state.database
+    return database
+
+
+def _throttle(request: Request) -> Throttle:
+    throttle: Throttle = request.app.state.throttle
+    return throttle

@@ -1,0 +1,132 @@
+"""Periodic jobs beside the request path: partitions, logins, last use of keys.
+
+Each job is one transaction and may run twice, late or in several workers at once. A
+job that fails is logged and counted, and tried again at its next turn; this loop is
+one of the three edges at which any exception is caught.
+"""
+
+import asyncio
+import signal
+from collections.abc import Awaitable, Callable, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+
+from app import auth, metering
+from app.config import Settings
+from app.db import Database
+from app.errors import ConfigError
+from app.telemetry import JOB_FAILURES, JOB_SECONDS, get_logger
+
+log = get_logger(__name__)
+
+Clock = Callable[[], datetime]
+Pause = Callable[[float], Awaitable[None]]
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """Something to do every ``interval_s`` seconds, first at the start."""
+
+    name: str
+    interval_s: float
+    run: Callable[[Database, datetime], Awaitable[None]]
+
+
+def utc_now() -> datetime:
+    """The present, aware."""
+    return datetime.now(UTC)
+
+
+async def make_partitions(database: Database, now: datetime) -> None:
+    """Makes this month's partition of usage events and those of the next three."""
+    async with database.begin() as connection:
+        await metering.ensure_partitions(connection, now.astimezone(UTC).date())
+
+
+async def delete_expired_sessions(database: Database, now: datetime) -> None:
+    """Removes portal logins that have ended."""
+    async with database.begin() as connection:
+        await auth.delete_expired_sessions(connection, now)
+
+
+async def touch_used_keys(database: Database, _: datetime) -> None:
+    """Dates the last use of keys."""
+    async with database.begin() as connection:
+        await auth.touch_used_keys(connection)
+
+
+JOBS = (
+    Job("make_partitions", 3600.0, make_partitions),
+    Job("delete_expired_sessions", 600.0, delete_expired_sessions),
+    Job("touch_used_keys", 30.0, touch_used_keys),
+)
+
+
+def run(settings: Settings) -> None:
+    """Works until SIGTERM or SIGINT; a job that runs then is finished first.
+
+    Raises:
+        ConfigError: No database is set.
+    """
+    if settings.database_url is None:
+        raise ConfigError("TOLLGATE_DATABASE_URL must be set for the worker")
+    database = Database.connect(settings.database_url, pool_size=2, timeout_s=settings.database_timeout_s)
+    asyncio.run(_run_until_signal(database))
+
+
+async def work(
+    database: Database,
+    stop: asyncio.Event,
+    *,
+    jobs: Sequence[Job] = JOBS,
+    clock: Clock = utc_now,
+    pause: Pause = asyncio.sleep,
+) -> None:
+    """Runs every job at its interval until ``stop`` is set.
+
+    Args:
+        database: For the jobs.
+        stop: Ends the pauses at once; a job in progress is finished.
+        jobs: What to do.
+        clock: The time that jobs are told.
+        pause: Waits so many seconds.
+    """
+    async with asyncio.TaskGroup() as group:
+        for job in jobs:
+            group.create_task(_repeat(job, database, stop, clock, pause), name=job.name)
+
+
+async def _run_until_signal(database: Database) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    try:
+        log.info("worker.started", jobs=[job.name for job in JOBS])
+        await work(database, stop)
+    finally:
+        await database.aclose()
+    log.info("worker.stopped")
+
+
+async def _repeat(job: Job, database: Database, stop: asyncio.Event, clock: Clock, pause: Pause) -> None:
+    while not stop.is_set():
+        await _attempt(job, database, clock())
+        await _pause_or_stop(pause(job.interval_s), stop)
+
+
+async def _attempt(job: Job, database: Database, now: datetime) -> None:
+    try:
+        with JOB_SECONDS.labels(job.name).time():
+            await job.run(database, now)
+    except Exception:
+        JOB_FAILURES.labels(job.name).inc()
+        log.exception("job.failed", job=job.name)
+
+
+async def _pause_or_stop(pause: Awaitable[None], stop: asyncio.Event) -> None:
+    waits = {asyncio.ensure_future(pause), asyncio.ensure_future(stop.wait())}
+    _, pending = await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+    for task in pending:
+        task.cancel()
+    await asyncio.gather(*pending, return_exceptions=True)
