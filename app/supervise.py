@@ -75,6 +75,10 @@ class Child:
         on_line: Receives each line that the process writes.
         on_exit: Receives the pid of a process that has ended.
         delay_s: Pause before the first restart; doubles with each quick death.
+        process: The present or last one.
+        starts: How often it was started.
+        last_line: What it wrote last.
+        spawned: Set once the first process exists.
     """
 
     role: Role
@@ -83,6 +87,8 @@ class Child:
     delay_s: float = FIRST_DELAY_S
     process: asyncio.subprocess.Process | None = None
     starts: int = 0
+    last_line: str = "it wrote nothing"
+    spawned: asyncio.Event = field(default_factory=asyncio.Event)
     _stopping: asyncio.Event = field(default_factory=asyncio.Event)
 
     async def run(self) -> None:
@@ -129,6 +135,7 @@ class Child:
         )
         self.process = process
         self.starts += 1
+        self.spawned.set()
         if self._stopping.is_set():  # asked to stop while it was being forked
             self._signal(signal.SIGTERM)
         await self._forward(process)
@@ -145,7 +152,8 @@ class Child:
                 continue
             if not line:
                 return
-            self.on_line(self.role.name, line.decode("utf-8", "replace").rstrip("\n"))
+            self.last_line = line.decode("utf-8", "replace").rstrip() or self.last_line
+            self.on_line(self.role.name, self.last_line)
 
 
 def describe_exit(code: int) -> str:

@@ -37,9 +37,9 @@ def api(
     fd: Annotated[int | None, typer.Option(hidden=True, help="An inherited socket that listens already.")] = None,
 ) -> None:
     """Answer HTTP: the API and the portal."""
-    from app import up as whole
+    from app.main import serve
 
-    whole.run_api(settings_for_command(host=host, port=port), workers, fd)
+    serve(settings_for_command(host=host, port=port), workers, fd)
 
 
 def engine() -> None:
