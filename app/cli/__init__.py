@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli import db, models, serve, training
+from app.cli import db, health, models, serve, training
 from app.errors import TollgateError
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app.command("evaluate", epilog="Example: tollgate evaluate shakespeare --data pl
 app.add_typer(training.app, name="train")
 app.add_typer(models.app, name="models")
 app.add_typer(db.app, name="db")
+app.add_typer(health.app, name="health")
 
 
 def main() -> None:
