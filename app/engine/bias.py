@@ -23,6 +23,7 @@ class Bias:
 
     @property
     def is_zero(self) -> bool:
+        """Whether no row has any."""
         return not self._biased
 
     @property

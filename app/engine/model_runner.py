@@ -41,6 +41,9 @@ class DecoderRunner:
     """
 
     def __init__(self, config: DecoderConfig, weights: Mapping[str, np.ndarray], num_slots: int) -> None:
+        self.num_slots = num_slots
+        self.vocab_size = config.vocab_size
+        self.context_length = config.context_length
         self._config = config
         self._weights = {name: tf.constant(array) for name, array in weights.items()}
         self._cache = decoder.init_cache(config, num_slots, config.context_length)
@@ -48,7 +51,6 @@ class DecoderRunner:
         self._no_bias = tf.zeros((num_slots, config.vocab_size))
         # Where a row without a live token may write: its prompt overwrites it next.
         self._next_write = np.zeros(num_slots, np.int32)
-        self._num_slots = num_slots
         self._traces_at_warm_up = 0
         state = (1, None, config.hidden_size)
         self._states = _function(self._states_graph, _ints(1, None), _ints(), _ints())
@@ -62,18 +64,6 @@ class DecoderRunner:
         }
 
     @property
-    def num_slots(self) -> int:
-        return self._num_slots
-
-    @property
-    def vocab_size(self) -> int:
-        return self._config.vocab_size
-
-    @property
-    def context_length(self) -> int:
-        return self._config.context_length
-
-    @property
     def compilations(self) -> int:
         """Functions traced since `warm_up` ended."""
         return self._num_traces - self._traces_at_warm_up
@@ -84,7 +74,7 @@ class DecoderRunner:
         self._first(states, *_idle_rows(1), self._no_bias[:1])
         self._score_chunk(states, (0,))
         for function in self._decodes.values():
-            function(*_idle_rows(self._num_slots), self._no_bias)
+            function(*_idle_rows(self.num_slots), self._no_bias)
         self._traces_at_warm_up = self._num_traces
 
     def run(self, step: Step) -> Result:
@@ -118,7 +108,7 @@ class DecoderRunner:
         return (sampler.unpack(packed, 0, request.logprobs),), scored
 
     def _decode(self, step: Decode) -> tuple[tuple[Token, ...], tuple[Token, ...]]:
-        ints, floats = _idle_rows(self._num_slots)
+        ints, floats = _idle_rows(self.num_slots)
         ints[:, 1] = self._next_write
         self._bias.keep({row.slot for row in step.rows})
         for row in step.rows:
@@ -138,7 +128,8 @@ class DecoderRunner:
 
     def _score_chunk(self, states: tf.Tensor, targets: tuple[int, ...]) -> np.ndarray:
         """Pack the given tokens, each as the successor of the state at its place."""
-        return self._score(states[:, : len(targets)], tf.constant(targets, tf.int32)).numpy()
+        packed: np.ndarray = self._score(states[:, : len(targets)], tf.constant(targets, tf.int32)).numpy()
+        return packed
 
     def _states_graph(self, tokens: tf.Tensor, slot: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
         context = start + tf.shape(tokens)[1]

@@ -6,7 +6,7 @@ device's own thread.
 """
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from app.engine.scheduler import Step
 from app.engine.sequence import Token
@@ -43,14 +43,9 @@ class Scores:
 class Runner(Protocol):
     """A generation model on a device."""
 
-    @property
-    def num_slots(self) -> int: ...
-
-    @property
-    def vocab_size(self) -> int: ...
-
-    @property
-    def context_length(self) -> int: ...
+    num_slots: int
+    vocab_size: int
+    context_length: int
 
     @property
     def compilations(self) -> int:
@@ -70,17 +65,13 @@ class Runner(Protocol):
         ...
 
 
+@runtime_checkable
 class Classifier(Protocol):
     """A classification model on a device."""
 
-    @property
-    def max_length(self) -> int: ...
-
-    @property
-    def vocab_size(self) -> int: ...
-
-    @property
-    def max_batch(self) -> int: ...
+    max_length: int
+    vocab_size: int
+    max_batch: int
 
     @property
     def compilations(self) -> int:

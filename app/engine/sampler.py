@@ -149,7 +149,7 @@ def _threshold(keys: tf.Tensor, weights: tf.Tensor, target: tf.Tensor) -> tf.Ten
         is_enough = total >= target
         return _ + 1, tf.where(is_enough, middle, low), tf.where(is_enough, high, middle)
 
-    _, low, _ = tf.while_loop(lambda i, *_: i < 32, halve, (tf.constant(0), low, high))  # noqa: PLR2004 - bits
+    _, low, _ = tf.while_loop(lambda i, *_: i < 32, halve, (tf.constant(0), low, high))
     return low
 
 
@@ -185,7 +185,7 @@ def threefry(key: tuple[tf.Tensor, tf.Tensor], counter: tuple[tf.Tensor, tf.Tens
     shape = tf.broadcast_dynamic_shape(tf.shape(counter[0]), tf.shape(counter[1]))
     x = tf.broadcast_to(counter[0] + keys[0], shape)
     y = tf.broadcast_to(counter[1] + keys[1], shape)
-    _, x, y = tf.while_loop(lambda group, *_: group < 5, mix, (tf.constant(0), x, y))  # noqa: PLR2004 - 20 rounds
+    _, x, y = tf.while_loop(lambda group, *_: group < 5, mix, (tf.constant(0), x, y))
     return x, y
 
 

@@ -35,10 +35,12 @@ class Prefill:
 
     @property
     def is_last(self) -> bool:
+        """Whether the prompt ends here, so that a token is sampled."""
         return self.end == len(self.sequence.request.prompt)
 
     @property
     def sequences(self) -> tuple[Sequence, ...]:
+        """Who takes part."""
         return (self.sequence,)
 
 
@@ -68,6 +70,7 @@ class Decode:
 
     @property
     def sequences(self) -> tuple[Sequence, ...]:
+        """Who takes part."""
         return tuple(row.sequence for row in self.rows)
 
 
@@ -94,10 +97,12 @@ class Scheduler:
 
     @property
     def queue_depth(self) -> int:
+        """Sequences that wait for a slot."""
         return len(self._waiting)
 
     @property
     def has_work(self) -> bool:
+        """Whether any sequence waits or holds a slot."""
         return bool(self._waiting) or self.slots.num_free < len(self.slots)
 
     def enqueue(self, sequence: Sequence) -> None:

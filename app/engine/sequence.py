@@ -48,6 +48,7 @@ class Sampling:
 
     @property
     def has_penalties(self) -> bool:
+        """Whether generated tokens change what comes."""
         return self.presence_penalty != 0 or self.frequency_penalty != 0
 
 
@@ -114,10 +115,12 @@ class Sequence:
 
     @property
     def is_live(self) -> bool:
+        """Whether it may still get tokens."""
         return self.state is not State.FINISHED
 
     @property
     def remaining_prompt(self) -> int:
+        """Prompt tokens that are not in the slot yet."""
         return len(self.request.prompt) - self.prefilled
 
     @property

@@ -29,10 +29,12 @@ class Slots:
 
     @property
     def num_free(self) -> int:
+        """Rows that nobody owns."""
         return self._owners.count(None)
 
     @property
     def can_allocate(self) -> bool:
+        """Whether a row is free."""
         return None in self._owners
 
     def allocate(self, sequence: Sequence) -> int:

@@ -12,7 +12,7 @@ seconds while calls are in flight.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable
+from collections.abc import AsyncGenerator, Awaitable
 from dataclasses import dataclass
 from types import MappingProxyType
 from typing import NoReturn, TypeVar
@@ -86,7 +86,7 @@ class EngineClient:
         """
         return await _translated(self._stub.Describe(pb.DescribeRequest(), timeout=DESCRIBE_TIMEOUT_S))
 
-    async def generate(self, request: pb.GenerateRequest) -> AsyncIterator[pb.GenerateChunk]:
+    async def generate(self, request: pb.GenerateRequest) -> AsyncGenerator[pb.GenerateChunk, None]:
         """Stream one sequence; the last chunk, and only it, has a finish reason.
 
         Leaving the iterator early (`aclose`, cancellation) stops the engine's work

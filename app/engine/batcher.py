@@ -1,0 +1,159 @@
+"""Classification by dynamic batching: what arrived while the device was busy goes next, together.
+
+No timer: an idle device takes a lone text at once, a busy one finds a full batch
+waiting. Texts of one request may go in different batches, and those of different
+requests in the same one.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass
+
+from app.engine.limits import check_texts
+from app.engine.runner import Classifier, DeviceLost, Scores
+from app.errors import DeadlineExceeded, EngineUnavailable, InternalError, Overloaded
+from app.telemetry import get_logger
+
+log = get_logger(__name__)
+
+MAX_FAILURES_IN_A_ROW = 3
+RETRY_AFTER_S = 1.0
+
+
+@dataclass(frozen=True, slots=True)
+class Classified:
+    """Scores of every label for each text, in the order of the texts, and their share of device time."""
+
+    rows: tuple[tuple[float, ...], ...]
+    accelerator_ms: float
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class _Text:
+    tokens: tuple[int, ...]
+    result: "asyncio.Future[tuple[tuple[float, ...], float]]"
+
+
+class ClassificationEngine:
+    """One classification model, its queue and its loop.
+
+    Args:
+        name: for the log.
+        classifier: the model on its device.
+        executor: the device's one thread.
+        queue_capacity: requests that may wait or be under way.
+        on_lost: called once when the device is given up.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        classifier: Classifier,
+        executor: Executor,
+        *,
+        queue_capacity: int = 128,
+        on_lost: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.classifier = classifier
+        self.queue_capacity = queue_capacity
+        self.queue_depth = 0
+        self.accelerator_s = 0.0
+        self._name = name
+        self._executor = executor
+        self._on_lost = on_lost
+        self._waiting: deque[_Text] = deque()
+        self._work = asyncio.Event()
+        self._failures = 0
+        self._is_lost = False
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to serve; needs a running event loop."""
+        self._task = asyncio.create_task(self._run(), name=f"batcher-{self._name}")
+
+    async def aclose(self) -> None:
+        """Stop the loop; requests that still wait end with an error."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        self._end(self._waiting, EngineUnavailable("The engine is shutting down."))
+
+    async def classify(self, texts: list[tuple[int, ...]], timeout_s: float) -> Classified:
+        """Score some texts.
+
+        Raises:
+            BadRequest, ContextLengthExceeded: the model cannot do this.
+            Overloaded: too many requests wait.
+            DeadlineExceeded: `timeout_s` seconds passed.
+            InternalError: the batch failed.
+        """
+        check_texts(texts, self.classifier.max_length, self.classifier.vocab_size)
+        if self._is_lost:
+            raise EngineUnavailable("The accelerator failed; the engine restarts.")
+        if self.queue_depth >= self.queue_capacity:
+            raise Overloaded("The model's queue is full.", retry_after_s=RETRY_AFTER_S)
+        loop = asyncio.get_running_loop()
+        waiting = [_Text(tokens, loop.create_future()) for tokens in texts]
+        self.queue_depth += 1
+        try:
+            self._waiting.extend(waiting)
+            self._work.set()
+            async with asyncio.timeout(timeout_s):
+                results = await asyncio.gather(*(text.result for text in waiting))
+        except TimeoutError:
+            raise DeadlineExceeded("The texts were not classified within the deadline.") from None
+        finally:
+            self.queue_depth -= 1
+            for text in waiting:
+                text.result.cancel()
+        return Classified(tuple(scores for scores, _ in results), sum(ms for _, ms in results))
+
+    async def _run(self) -> None:
+        loop = asyncio.get_running_loop()
+        while not self._is_lost:
+            batch = self._next_batch()
+            if not batch:
+                self._work.clear()
+                await self._work.wait()
+                continue
+            tokens = [text.tokens for text in batch]
+            await self._settle(batch, loop.run_in_executor(self._executor, self.classifier.classify, tokens))
+        self._end(self._waiting, EngineUnavailable("The accelerator failed; the engine restarts."))
+        self._on_lost()
+
+    def _next_batch(self) -> list[_Text]:
+        """The longest waiting texts that somebody still wants."""
+        batch: list[_Text] = []
+        while self._waiting and len(batch) < self.classifier.max_batch:
+            text = self._waiting.popleft()
+            if not text.result.done():
+                batch.append(text)
+        return batch
+
+    async def _settle(self, batch: list[_Text], running: "asyncio.Future[Scores]") -> None:
+        try:
+            scores = await running
+        except DeviceLost:
+            log.exception("engine.device_lost", model=self._name)
+            self._is_lost = True
+            self._end(batch, EngineUnavailable("The accelerator failed; the engine restarts."))
+            return
+        except Exception:
+            # The edge of a step: whatever went wrong ends the texts in it, not the loop.
+            log.exception("engine.step_failed", model=self._name, texts=len(batch))
+            self._failures += 1
+            self._is_lost = self._failures >= MAX_FAILURES_IN_A_ROW
+            self._end(batch, InternalError("The model failed to score this text."))
+            return
+        self._failures = 0
+        self.accelerator_s += scores.device_s
+        for text, row in zip(batch, scores.rows, strict=True):
+            if not text.result.done():
+                text.result.set_result((row, scores.device_s * 1000 / len(batch)))
+
+    def _end(self, texts: "list[_Text] | deque[_Text]", error: Exception) -> None:
+        for text in texts:
+            if not text.result.done():
+                text.result.set_exception(error)

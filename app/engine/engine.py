@@ -1,0 +1,273 @@
+"""The asynchronous core of one generation model: tokens in, a stream of tokens out.
+
+`generate` is an async generator per request; it knows no transport, keeps its own
+deadline and gives everything back in `finally`. One loop decides, hands the step
+to the device's thread and, while that computes, publishes the tokens of the step
+before. Several models share one device thread, and so take turns.
+
+A step that fails ends the sequences that were in it and nothing else; a device
+that keeps failing is given up, so that a supervisor can start a fresh process.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import Executor
+from dataclasses import dataclass, field
+
+from app.engine.limits import check_request
+from app.engine.runner import DeviceLost, Result, Runner
+from app.engine.scheduler import Prefill, QueueFull, Scheduler, Step
+from app.engine.sequence import Request, Sequence, Token
+from app.errors import AppError, DeadlineExceeded, EngineUnavailable, InternalError, Overloaded
+from app.telemetry import get_logger
+
+log = get_logger(__name__)
+
+# The first token goes alone. Then whatever comes first: so many tokens, or so long
+# since the last chunk. One message per token would keep the processor busier than
+# the model does.
+CHUNK_TOKENS = 4
+CHUNK_S = 0.02
+MAX_FAILURES_IN_A_ROW = 3
+# Weight of the newest sequence in the mean time that one holds a slot.
+SMOOTHING = 0.1
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """A piece of one answer.
+
+    Attributes:
+        index: place of `tokens[0]` in the output.
+        prompt_tokens: first chunk: the prompt's log-probabilities, from its second token on.
+        finish_reason: "stop" or "length" in the last chunk, else "".
+        accelerator_ms: last chunk: this sequence's share of device time.
+        queue_ms: first chunk: time until the device began with it.
+    """
+
+    index: int
+    tokens: tuple[Token, ...]
+    prompt_tokens: tuple[Token, ...] = ()
+    finish_reason: str = ""
+    accelerator_ms: float = 0.0
+    queue_ms: float = 0.0
+
+
+@dataclass(slots=True, eq=False)
+class _Stream:
+    """What one caller waits for; times are the event loop's, in seconds."""
+
+    sequence: Sequence
+    enqueued_at: float
+    sent: int
+    sent_at: float
+    started_at: float | None = None
+    error: AppError | None = None
+    has_begun: bool = False
+    ready: asyncio.Event = field(default_factory=asyncio.Event)
+
+    @property
+    def is_over(self) -> bool:
+        return self.error is not None or self.sequence.finish_reason is not None
+
+    def is_due(self, now: float) -> bool:
+        unsent = len(self.sequence.output) - self.sent
+        if self.is_over:
+            return True
+        return unsent > 0 and (not self.has_begun or unsent >= CHUNK_TOKENS or now - self.sent_at >= CHUNK_S)
+
+    def take(self, now: float) -> Chunk:
+        """All that is there, as a chunk."""
+        sequence, is_first = self.sequence, not self.has_begun
+        chunk = Chunk(
+            index=self.sent,
+            tokens=tuple(sequence.output[self.sent :]),
+            prompt_tokens=tuple(sequence.prompt_tokens) if is_first else (),
+            finish_reason=sequence.finish_reason or "",
+            accelerator_ms=sequence.accelerator_s * 1000 if sequence.finish_reason else 0.0,
+            queue_ms=((self.started_at or now) - self.enqueued_at) * 1000 if is_first else 0.0,
+        )
+        self.sent, self.sent_at, self.has_begun = max(self.sent, len(sequence.output)), now, True
+        self.ready.clear()
+        return chunk
+
+
+class GenerationEngine:
+    """One generation model, its queue and its loop.
+
+    Args:
+        name: for the log.
+        runner: the model on its device.
+        executor: the device's one thread.
+        queue_capacity: requests that may wait for a slot.
+        on_lost: called once when the device is given up.
+    """
+
+    def __init__(
+        self,
+        name: str,
+        runner: Runner,
+        executor: Executor,
+        *,
+        queue_capacity: int = 128,
+        on_lost: Callable[[], None] = lambda: None,
+    ) -> None:
+        self.runner = runner
+        self.scheduler = Scheduler(runner.num_slots, queue_capacity)
+        self.accelerator_s = 0.0
+        self._name = name
+        self._executor = executor
+        self._on_lost = on_lost
+        self._streams: dict[Sequence, _Stream] = {}
+        self._unpublished: set[_Stream] = set()
+        self._work = asyncio.Event()
+        self._failures = 0
+        self._slot_s = 1.0
+        self._is_lost = False
+        self._task: asyncio.Task[None] | None = None
+
+    def start(self) -> None:
+        """Begin to serve; needs a running event loop."""
+        self._task = asyncio.create_task(self._run(), name=f"engine-{self._name}")
+
+    async def aclose(self) -> None:
+        """Stop the loop; streams that are still open end with an error."""
+        if self._task is not None:
+            self._task.cancel()
+            await asyncio.wait([self._task])
+        self._end_all(EngineUnavailable("The engine is shutting down."))
+
+    async def generate(self, request: Request, timeout_s: float) -> AsyncGenerator[Chunk, None]:
+        """Stream one sequence; the last chunk, and only it, has a finish reason.
+
+        Raises:
+            BadRequest, ContextLengthExceeded: the model cannot do this.
+            Overloaded: the queue is full; before the first chunk.
+            DeadlineExceeded: `timeout_s` seconds passed.
+            InternalError: the step that computed it failed.
+        """
+        check_request(request, self.runner.context_length, self.runner.vocab_size)
+        loop = asyncio.get_running_loop()
+        deadline = loop.time() + timeout_s
+        stream = self._enqueue(request)
+        try:
+            while True:
+                await _wait_until(stream.ready, deadline)
+                if stream.error is not None:
+                    raise stream.error
+                chunk = stream.take(loop.time())
+                yield chunk
+                if chunk.finish_reason:
+                    return
+        finally:
+            self._streams.pop(stream.sequence, None)
+            self._unpublished.discard(stream)
+            self.scheduler.abort(stream.sequence)
+
+    async def _run(self) -> None:
+        while not self._is_lost:
+            step = self.scheduler.next_step()
+            if step is None:
+                self._publish()
+                await self._wait_for_work()
+                continue
+            running = self._submit(step)
+            self._publish()
+            await self._settle(step, running)
+        self._end_all(EngineUnavailable("The accelerator failed; the engine restarts."))
+        self._on_lost()
+
+    def _enqueue(self, request: Request) -> _Stream:
+        if self._is_lost:
+            raise EngineUnavailable("The accelerator failed; the engine restarts.")
+        sequence = Sequence(request)
+        now = asyncio.get_running_loop().time()
+        try:
+            self.scheduler.enqueue(sequence)
+        except QueueFull:
+            raise Overloaded("The model's queue is full.", retry_after_s=self._retry_after_s()) from None
+        stream = _Stream(sequence, enqueued_at=now, sent=request.start_index, sent_at=now)
+        self._streams[sequence] = stream
+        self._work.set()
+        return stream
+
+    def _retry_after_s(self) -> float:
+        """When about half of those who wait will have had their turn."""
+        return self.scheduler.queue_depth / 2 * self._slot_s / self.runner.num_slots
+
+    async def _wait_for_work(self) -> None:
+        # Nothing awaits between the scheduler's "nothing to do" and this line.
+        self._work.clear()
+        await self._work.wait()
+
+    def _submit(self, step: Step) -> "asyncio.Future[Result]":
+        loop = asyncio.get_running_loop()
+        now = loop.time()
+        for sequence in step.sequences:
+            stream = self._streams.get(sequence)
+            if stream is not None and stream.started_at is None:
+                stream.started_at = now
+        return loop.run_in_executor(self._executor, self.runner.run, step)
+
+    async def _settle(self, step: Step, running: "asyncio.Future[Result]") -> None:
+        try:
+            result = await running
+        except DeviceLost:
+            log.exception("engine.device_lost", model=self._name)
+            self._is_lost = True
+            return
+        except Exception:
+            # The edge of a step: whatever went wrong ends the sequences in it, not the loop.
+            log.exception("engine.step_failed", model=self._name, sequences=len(step.sequences))
+            self._fail(step)
+            return
+        self._failures = 0
+        self._record(step, result)
+        self.scheduler.advance(step, result.tokens)
+        self._unpublished.update(self._streams[s] for s in step.sequences if s in self._streams)
+
+    def _record(self, step: Step, result: Result) -> None:
+        self.accelerator_s += result.device_s
+        for sequence in step.sequences:
+            sequence.accelerator_s += result.device_s / len(step.sequences)
+        if isinstance(step, Prefill):
+            step.sequence.prompt_tokens += result.prompt_tokens
+
+    def _fail(self, step: Step) -> None:
+        self._failures += 1
+        self._is_lost = self._failures >= MAX_FAILURES_IN_A_ROW
+        for sequence in step.sequences:
+            self.scheduler.abort(sequence)
+            self._end(sequence, InternalError("The model failed to compute this answer."))
+
+    def _publish(self) -> None:
+        """Wake those whose chunk is due; the others stay on the list."""
+        now = asyncio.get_running_loop().time()
+        due = {stream for stream in self._unpublished if stream.is_due(now)}
+        for stream in due:
+            self._observe(stream, now)
+            stream.ready.set()
+        self._unpublished -= due
+
+    def _observe(self, stream: _Stream, now: float) -> None:
+        if stream.is_over and stream.started_at is not None:
+            self._slot_s += SMOOTHING * (now - stream.started_at - self._slot_s)
+
+    def _end_all(self, error: AppError) -> None:
+        for sequence in list(self._streams):
+            self.scheduler.abort(sequence)
+            self._end(sequence, error)
+
+    def _end(self, sequence: Sequence, error: AppError) -> None:
+        stream = self._streams.get(sequence)
+        if stream is not None:
+            stream.error = error
+            stream.ready.set()
+
+
+async def _wait_until(event: asyncio.Event, deadline: float) -> None:
+    try:
+        async with asyncio.timeout_at(deadline):
+            await event.wait()
+    except TimeoutError:
+        raise DeadlineExceeded("The answer was not complete within the deadline.") from None

@@ -1,0 +1,136 @@
+"""All models of one process: loads them side by side, and knows which are served.
+
+A model that cannot be loaded is reported by name and listed as not ready; the
+others are served. Models share the device's one thread, so their steps take turns.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, field
+
+from app.engine.batcher import ClassificationEngine, Classified
+from app.engine.engine import Chunk, GenerationEngine
+from app.engine.runner import Classifier, Runner
+from app.engine.sequence import Request
+from app.errors import EngineUnavailable, NotFound, TollgateError
+from app.modeling.registry import ModelCard
+from app.telemetry import get_logger
+
+log = get_logger(__name__)
+
+# Loading is tracing (Python) and compiling (not); more threads than this only wait.
+LOADING_THREADS = 4
+
+Load = Callable[[ModelCard], Runner | Classifier]
+
+
+@dataclass(slots=True)
+class Model:
+    """A model by its card; `engine` is None until it is loaded, and stays so if it is broken."""
+
+    card: ModelCard
+    engine: GenerationEngine | ClassificationEngine | None = None
+    is_broken: bool = False
+
+    @property
+    def is_ready(self) -> bool:
+        """Whether it answers."""
+        return self.engine is not None
+
+
+@dataclass(eq=False)
+class Host:
+    """The models of this process.
+
+    Attributes:
+        load: makes a runner, warmed up, of a card; called in a thread.
+        queue_capacity: requests that may wait, per model.
+        default_timeout_s: of a request that names none.
+        is_draining: no new work is taken.
+        lost: set when the device is given up and the process should end.
+    """
+
+    load: Load
+    queue_capacity: int = 128
+    default_timeout_s: float = 600.0
+    is_draining: bool = False
+    models: dict[str, Model] = field(default_factory=dict)
+    lost: asyncio.Event = field(default_factory=asyncio.Event)
+    _device: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "device"))
+
+    async def start(self, cards: list[ModelCard]) -> None:
+        """Load these models side by side and serve each as soon as it is ready."""
+        self.models = {card.name: Model(card) for card in cards}
+        with ThreadPoolExecutor(LOADING_THREADS, "load") as threads:
+            await asyncio.gather(*(self._start(model, threads) for model in self.models.values()))
+
+    async def aclose(self) -> None:
+        """Stop every loop; what is still open ends with an error."""
+        for model in self.models.values():
+            if model.engine is not None:
+                await model.engine.aclose()
+        self._device.shutdown(wait=False, cancel_futures=True)
+
+    def generate(self, name: str, request: Request, timeout_s: float) -> AsyncGenerator[Chunk, None]:
+        """As `GenerationEngine.generate`.
+
+        Raises:
+            NotFound: no generation model has this name.
+            EngineUnavailable: it is not ready, or the process drains.
+        """
+        engine = self._engine(name)
+        if not isinstance(engine, GenerationEngine):
+            raise NotFound(f"The model '{name}' does not generate text.")
+        return engine.generate(request, timeout_s or self.default_timeout_s)
+
+    async def classify(self, name: str, texts: list[tuple[int, ...]], timeout_s: float) -> Classified:
+        """As `ClassificationEngine.classify`.
+
+        Raises:
+            NotFound: no classification model has this name.
+            EngineUnavailable: it is not ready, or the process drains.
+        """
+        engine = self._engine(name)
+        if not isinstance(engine, ClassificationEngine):
+            raise NotFound(f"The model '{name}' does not classify.")
+        return await engine.classify(texts, timeout_s or self.default_timeout_s)
+
+    def eos_token_ids(self, name: str) -> tuple[int, ...]:
+        """The model's own end tokens; none for a name that is not served."""
+        model = self.models.get(name)
+        return () if model is None else model.card.eos_token_ids
+
+    def _engine(self, name: str) -> GenerationEngine | ClassificationEngine:
+        model = self.models.get(name)
+        if model is None:
+            raise NotFound(f"The model '{name}' is not served here.")
+        if self.is_draining:
+            raise EngineUnavailable("The engine is shutting down.")
+        if model.engine is None:
+            raise EngineUnavailable(f"The model '{name}' is not ready.", retry_after_s=5.0)
+        return model.engine
+
+    async def _start(self, model: Model, threads: ThreadPoolExecutor) -> None:
+        loop = asyncio.get_running_loop()
+        started = loop.time()
+        try:
+            runner = await loop.run_in_executor(threads, self.load, model.card)
+        except TollgateError as error:
+            log.error("model.broken", model=model.card.name, reason=error.message)
+            model.is_broken = True
+            return
+        except Exception:
+            # The edge of a load, which is a job of its own: one model must not take the others along.
+            log.exception("model.broken", model=model.card.name)
+            model.is_broken = True
+            return
+        model.engine = self._wrap(model.card.name, runner)
+        model.engine.start()
+        log.info("model.ready", model=model.card.name, load_s=round(loop.time() - started, 3))
+
+    def _wrap(self, name: str, runner: Runner | Classifier) -> GenerationEngine | ClassificationEngine:
+        on_lost = self.lost.set
+        if isinstance(runner, Classifier):
+            return ClassificationEngine(name, runner, self._device, queue_capacity=self.queue_capacity, on_lost=on_lost)
+        return GenerationEngine(name, runner, self._device, queue_capacity=self.queue_capacity, on_lost=on_lost)

@@ -1,0 +1,215 @@
+"""The gRPC service in front of a host: translates messages, nothing more.
+
+Errors that Tollgate raises on purpose cross with their own words and code; any
+other is logged here and crosses as "internal error". On SIGTERM the server says
+NOT_SERVING, refuses new calls and lets those in flight finish.
+"""
+
+import asyncio
+import importlib.metadata
+from contextlib import aclosing
+from types import MappingProxyType
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health, health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from app.engine.engine import Chunk, GenerationEngine
+from app.engine.host import Host, Model
+from app.engine.sequence import Request, Sampling, Token
+from app.errors import AppError, BadRequest, DeadlineExceeded, EngineUnavailable, NotFound, Overloaded
+from app.rpc import engine_pb2 as pb
+from app.rpc import engine_pb2_grpc
+from app.rpc.client import CODE_KEY, MAX_MESSAGE_BYTES, RETRY_AFTER_KEY
+from app.telemetry import get_logger
+
+log = get_logger(__name__)
+
+SERVICE = "tollgate.engine.v1.Engine"
+SERVER_OPTIONS = (
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    # Two engines on one address would each get some of the calls.
+    ("grpc.so_reuseport", 0),
+    # Clients ping every two seconds, and gRPC's default would hang up on them.
+    ("grpc.http2.min_ping_interval_without_data_ms", 1000),
+    ("grpc.http2.max_ping_strikes", 0),
+)
+
+_STATUS: MappingProxyType[type[AppError], grpc.StatusCode] = MappingProxyType(
+    {
+        NotFound: grpc.StatusCode.NOT_FOUND,
+        BadRequest: grpc.StatusCode.INVALID_ARGUMENT,
+        Overloaded: grpc.StatusCode.RESOURCE_EXHAUSTED,
+        EngineUnavailable: grpc.StatusCode.UNAVAILABLE,
+        DeadlineExceeded: grpc.StatusCode.DEADLINE_EXCEEDED,
+    }
+)
+
+Context = Any  # grpc.aio.ServicerContext is generic for type checkers only
+
+
+class EngineService(engine_pb2_grpc.EngineServicer):
+    """Serves `engine.proto` out of a host."""
+
+    def __init__(self, host: Host, device: str) -> None:
+        self._host = host
+        self._device = device
+
+    async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.DescribeResponse:  # noqa: N802
+        """What is loaded and how busy it is."""
+        return pb.DescribeResponse(
+            version=importlib.metadata.version("tollgate"),
+            device=self._device,
+            draining=self._host.is_draining,
+            # A broken model was reported when it was loaded; here it would look like one that loads for ever.
+            models=[_status(model) for model in self._host.models.values() if not model.is_broken],
+        )
+
+    async def Generate(  # type: ignore[override]  # noqa: N802 - a writer; the generated base knows generators only
+        self, request: pb.GenerateRequest, context: Context
+    ) -> None:
+        """Stream the tokens of one sequence."""
+        try:
+            asked = _request(request, self._host.eos_token_ids(request.model))
+            chunks = self._host.generate(request.model, asked, request.deadline_ms / 1000)
+            # Written by hand, not yielded: a call that is cancelled while it sends
+            # must close the engine's generator at once, not when it is collected.
+            async with aclosing(chunks):
+                async for chunk in chunks:
+                    await context.write(_chunk(chunk))
+        except AppError as error:
+            await _refuse(context, error)
+        except Exception:
+            log.exception("engine.request_failed", request_id=request.request_id)
+            await context.abort(grpc.StatusCode.INTERNAL, "internal error")
+
+    async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:  # noqa: N802
+        """Score every label of each text."""
+        try:
+            texts = [tuple(text.ids) for text in request.inputs]
+            classified = await self._host.classify(request.model, texts, request.deadline_ms / 1000)
+        except AppError as error:
+            await _refuse(context, error)
+        except Exception:
+            log.exception("engine.request_failed", request_id=request.request_id)
+            await context.abort(grpc.StatusCode.INTERNAL, "internal error")
+        return pb.ClassifyResponse(
+            results=[pb.LabelScores(scores=row) for row in classified.rows],
+            accelerator_ms=classified.accelerator_ms,
+        )
+
+
+class EngineServer:
+    """A listening server around a host.
+
+    Args:
+        host: whose models are served.
+        device: what `Describe` says of the device.
+        address: `unix:/path` or `host:port`.
+    """
+
+    def __init__(self, host: Host, device: str, address: str) -> None:
+        self._host = host
+        self._health = health.aio.HealthServicer()
+        self._server = grpc.aio.server(options=SERVER_OPTIONS)
+        engine_pb2_grpc.add_EngineServicer_to_server(EngineService(host, device), self._server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
+        reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
+        self.port = self._server.add_insecure_port(address)
+
+    async def start(self) -> None:
+        """Listen; models may still be loading."""
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._server.start()
+
+    async def set_ready(self) -> None:
+        """Tell health checks that work is taken."""
+        await self._set_health(health_pb2.HealthCheckResponse.SERVING)
+
+    async def drain(self, timeout_s: float) -> None:
+        """Take nothing new, let calls in flight finish for so long, then stop."""
+        self._host.is_draining = True
+        await self._set_health(health_pb2.HealthCheckResponse.NOT_SERVING)
+        await self._server.stop(timeout_s)
+        await self._host.aclose()
+
+    async def _set_health(self, status: int) -> None:
+        await asyncio.gather(*(self._health.set(name, status) for name in ("", SERVICE)))
+
+
+async def _refuse(context: Context, error: AppError) -> None:
+    """End the call with an error that was raised on purpose."""
+    status = next((s for kind, s in _STATUS.items() if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
+    trailers = [(CODE_KEY, error.code)]
+    if "retry-after-ms" in error.headers:
+        trailers.append((RETRY_AFTER_KEY, error.headers["retry-after-ms"]))
+    await context.abort(status, error.message, tuple(trailers))
+
+
+def _request(message: pb.GenerateRequest, eos_token_ids: tuple[int, ...]) -> Request:
+    ends = frozenset(message.stop_token_ids) | frozenset(() if message.ignore_eos else eos_token_ids)
+    sampling = message.sampling
+    return Request(
+        request_id=message.request_id,
+        prompt=tuple(message.prompt_tokens),
+        max_tokens=message.max_tokens,
+        sampling=Sampling(
+            temperature=sampling.temperature,
+            # proto3 cannot tell unset from 0, and 0 would keep nothing.
+            top_p=sampling.top_p or 1.0,
+            top_k=sampling.top_k,
+            min_p=sampling.min_p,
+            presence_penalty=sampling.presence_penalty,
+            frequency_penalty=sampling.frequency_penalty,
+            logit_bias=dict(sampling.logit_bias),
+            seed=sampling.seed,
+        ),
+        end_token_ids=ends,
+        min_tokens=message.min_tokens,
+        logprobs=message.logprobs if message.HasField("logprobs") else None,
+        prompt_logprobs=message.prompt_logprobs,
+        start_index=message.start_index,
+    )
+
+
+def _chunk(chunk: Chunk) -> pb.GenerateChunk:
+    return pb.GenerateChunk(
+        index=chunk.index,
+        tokens=[token.id for token in chunk.tokens],
+        logprobs=[_logprob(token) for token in chunk.tokens if token.logprob is not None],
+        prompt_logprobs=[_logprob(token) for token in chunk.prompt_tokens],
+        finish_reason=chunk.finish_reason,
+        accelerator_ms=chunk.accelerator_ms,
+        queue_ms=chunk.queue_ms,
+    )
+
+
+def _logprob(token: Token) -> pb.TokenLogprob:
+    return pb.TokenLogprob(
+        token=token.id,
+        logprob=token.logprob or 0.0,
+        top_tokens=[id for id, _ in token.alternatives],
+        top_logprobs=[logprob for _, logprob in token.alternatives],
+    )
+
+
+def _status(model: Model) -> pb.ModelStatus:
+    status = pb.ModelStatus(
+        name=model.card.name,
+        kind=model.card.kind,
+        digest=model.card.digest,
+        ready=model.is_ready,
+        context_length=model.card.context_length,
+    )
+    if isinstance(model.engine, GenerationEngine):
+        scheduler = model.engine.scheduler
+        status.num_slots, status.free_slots = len(scheduler.slots), scheduler.slots.num_free
+        status.queue_depth, status.queue_capacity = scheduler.queue_depth, scheduler.queue_capacity
+        status.compilations_after_warm_up = model.engine.runner.compilations
+    elif model.engine is not None:
+        status.queue_depth, status.queue_capacity = model.engine.queue_depth, model.engine.queue_capacity
+        status.compilations_after_warm_up = model.engine.classifier.compilations
+    if model.engine is not None:
+        status.accelerator_seconds = model.engine.accelerator_s
+    return status
