@@ -1,0 +1,105 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from safetensors.numpy import load_file, save_file
+
+from app.errors import ConfigError, ModelFormatError
+from app.modeling import imports, registry
+from tests.modeling.checkpoints import write_decoder, write_encoder
+from tests.oracles import oracle
+
+
+def change_tensors(directory: Path, **changes: np.ndarray | None) -> None:
+    tensors = load_file(directory / "model.safetensors")
+    for name, value in changes.items():
+        tensors.pop(name, None)
+        if value is not None:
+            tensors[name] = value
+    save_file(tensors, directory / "model.safetensors")
+
+
+@pytest.mark.parametrize("write", [write_decoder, write_encoder])
+def test_imported_model_is_in_the_registry_with_the_files_unchanged(tmp_path: Path, write: object) -> None:
+    write(tmp_path / "source")  # type: ignore[operator]
+    models = tmp_path / "models"
+
+    imports.import_model(tmp_path / "source", models, "mine")
+
+    assert registry.Registry(models).get("mine")
+    assert registry.verify(models / "mine") == []
+    assert registry.checksums(models / "mine") == registry.checksums(tmp_path / "source")
+
+
+def test_real_checkpoint_imports_as_it_stands(tmp_path: Path) -> None:
+    result = imports.import_model(oracle("stories260K"), tmp_path, "stories")
+
+    assert result.num_parameters == 260_032
+    assert result.summary.startswith("Once upon")
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.norm.weight": None}, "lacks model.norm.weight"),
+        ({"model.extra": np.zeros(3, np.float32)}, "unknown tensors model.extra"),
+        ({"model.norm.weight": np.ones(7, np.float32)}, r"model.norm.weight has shape \[7\], expected \[32\]"),
+        ({"model.norm.weight": np.full(32, np.nan, np.float32)}, "not finite"),
+    ],
+)
+def test_odd_tensors_are_refused_by_name_and_nothing_is_left_behind(
+    tmp_path: Path, changes: dict, message: str
+) -> None:
+    write_decoder(tmp_path / "source")
+    change_tensors(tmp_path / "source", **changes)
+
+    with pytest.raises(ModelFormatError, match=message):
+        imports.import_model(tmp_path / "source", tmp_path / "models", "mine")
+
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("model.safetensors", b"not tensors", "not a safetensors file"),
+        ("model.safetensors", None, "no model.safetensors"),
+        (
+            "config.json",
+            b'{"architectures": ["MambaForCausalLM"], "model_type": "mamba", "vocab_size": 300, '
+            b'"max_position_embeddings": 8}',
+            "model_type 'mamba'",
+        ),
+    ],
+)
+def test_file_that_does_not_fit_is_named(tmp_path: Path, file: str, content: bytes | None, message: str) -> None:
+    write_decoder(tmp_path / "source")
+    if content is None:
+        (tmp_path / "source" / file).unlink()
+    else:
+        (tmp_path / "source" / file).write_bytes(content)
+
+    with pytest.raises(ModelFormatError, match=message):
+        imports.import_model(tmp_path / "source", tmp_path / "models", "mine")
+
+
+def test_tokenizer_larger_than_the_network_is_refused(tmp_path: Path) -> None:
+    write_decoder(tmp_path / "source")
+    config = (tmp_path / "source" / "config.json").read_text().replace('"vocab_size": 300', '"vocab_size": 200')
+    (tmp_path / "source" / "config.json").write_text(config)
+
+    with pytest.raises(ModelFormatError, match="300 tokens, config.json only 200"):
+        imports.smoke_run(tmp_path / "source")
+
+
+@pytest.mark.parametrize("name", ["../up", ".hidden", "a b", ""])
+def test_name_that_is_no_folder_name_is_refused(tmp_path: Path, name: str) -> None:
+    with pytest.raises(ConfigError, match="usable name"):
+        imports.import_model(tmp_path, tmp_path / "models", name)
+
+
+def test_model_that_is_there_is_not_replaced(tmp_path: Path) -> None:
+    write_decoder(tmp_path / "mine")
+
+    with pytest.raises(ConfigError, match="exists"):
+        imports.import_model(tmp_path / "mine", tmp_path, "mine")

@@ -1,0 +1,168 @@
+import json
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from app.errors import BadRequest, ModelFormatError
+from app.modeling.tokenizer import REPLACEMENT, Tokenizer
+from app.training.vocabulary import END_OF_TEXT, train_generation_tokenizer
+from tests.modeling.checkpoints import TEXTS
+from tests.oracles import oracle
+
+BYTE_LEVEL = Tokenizer(train_generation_tokenizer(TEXTS, 300), {}, None)
+
+
+def write(directory: Path, config: dict | None = None, template: str | None = None) -> Path:
+    train_generation_tokenizer(TEXTS, 300).save(str(directory / "tokenizer.json"))
+    if config is not None:
+        (directory / "tokenizer_config.json").write_text(json.dumps(config))
+    if template is not None:
+        (directory / "chat_template.jinja").write_text(template)
+    return directory
+
+
+@given(st.text())
+def test_text_survives_encoding(text: str) -> None:
+    if END_OF_TEXT not in text:
+        assert BYTE_LEVEL.decode(BYTE_LEVEL.encode(text)) == text
+
+
+@given(st.text(), st.text())
+def test_streamed_pieces_join_to_the_whole_text_and_never_show_half_a_character(prompt: str, text: str) -> None:
+    if REPLACEMENT in text + prompt:
+        return
+    prompt_ids, ids = BYTE_LEVEL.encode(prompt), BYTE_LEVEL.encode(text)[1:]
+    detokenizer = BYTE_LEVEL.detokenizer(prompt_ids)
+
+    pieces = [detokenizer.push(token) for token in ids]
+
+    assert not any(REPLACEMENT in piece for piece in pieces)
+    assert "".join(pieces) + detokenizer.flush() == text
+
+
+def test_answer_that_ends_inside_a_character_shows_the_replacement_at_its_end() -> None:
+    detokenizer = BYTE_LEVEL.detokenizer()
+    first_byte_of_a_snowman = BYTE_LEVEL.encode("☃")[1]
+
+    assert detokenizer.push(first_byte_of_a_snowman) == ""
+    assert detokenizer.flush() == REPLACEMENT
+    assert detokenizer.flush() == ""
+
+
+@given(st.text())
+def test_bytes_of_the_tokens_join_to_the_text(text: str) -> None:
+    if END_OF_TEXT not in text:
+        assert b"".join(BYTE_LEVEL.token_bytes(token) for token in BYTE_LEVEL.encode(text)[1:]) == text.encode()
+
+
+def test_special_token_is_shown_by_name() -> None:
+    assert BYTE_LEVEL.token_text(0) == END_OF_TEXT
+    with pytest.raises(ValueError, match="no token 5000"):
+        BYTE_LEVEL.token_bytes(5000)
+
+
+def test_published_tokenizer_begins_a_prompt_with_the_end_of_text() -> None:
+    assert BYTE_LEVEL.encode("") == [0]
+
+
+def test_chat_without_a_template_is_role_and_content(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(write(tmp_path))
+
+    text = tokenizer.apply_chat_template([{"role": "user", "content": "Hi"}])
+
+    assert text == "user: Hi\n\nassistant:"
+    assert tokenizer.encode_chat([{"role": "user", "content": "Hi"}]) == tokenizer.encode(text)
+
+
+def test_chat_template_of_the_model_is_used_and_adds_its_own_special_tokens(tmp_path: Path) -> None:
+    template = "{{ bos_token }}{% for m in messages %}[{{ m.role }}]{{ m.content }}{% endfor %}"
+    tokenizer = Tokenizer.load(write(tmp_path, {"bos_token": {"content": END_OF_TEXT}}, template))
+
+    ids = tokenizer.encode_chat([{"role": "user", "content": "fox"}])
+
+    assert ids[0] == 0
+    assert 0 not in ids[1:]
+    assert tokenizer.decode(ids) == "[user]fox"
+
+
+def test_template_of_the_configuration_may_be_one_of_several(tmp_path: Path) -> None:
+    config = {"chat_template": [{"name": "tools", "template": "no"}, {"name": "default", "template": "yes"}]}
+
+    assert Tokenizer.load(write(tmp_path, config)).apply_chat_template([]) == "yes"
+
+
+def test_template_that_refuses_the_messages_is_the_callers_error(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(write(tmp_path, template="{{ raise_exception('roles must alternate') }}"))
+
+    with pytest.raises(BadRequest, match="roles must alternate") as error:
+        tokenizer.apply_chat_template([])
+
+    assert error.value.param == "messages"
+
+
+def test_template_cannot_reach_python(tmp_path: Path) -> None:
+    tokenizer = Tokenizer.load(write(tmp_path, template="{{ messages.__class__.__mro__ }}"))
+
+    with pytest.raises(BadRequest):
+        tokenizer.apply_chat_template([])
+
+
+def test_broken_template_is_named(tmp_path: Path) -> None:
+    with pytest.raises(ModelFormatError, match="chat template"):
+        Tokenizer.load(write(tmp_path, template="{% for %}")).apply_chat_template([])
+
+
+@pytest.mark.parametrize(
+    ("file", "content", "message"),
+    [
+        ("tokenizer.json", None, "no tokenizer.json"),
+        ("tokenizer.json", "{}", "not a tokenizer"),
+        ("tokenizer_config.json", "{", "not valid JSON"),
+        ("tokenizer_config.json", "[]", "JSON object"),
+    ],
+)
+def test_unreadable_file_is_named(tmp_path: Path, file: str, content: str | None, message: str) -> None:
+    write(tmp_path)
+    if content is None:
+        (tmp_path / file).unlink()
+    else:
+        (tmp_path / file).write_text(content)
+
+    with pytest.raises(ModelFormatError, match=message):
+        Tokenizer.load(tmp_path)
+
+
+def test_bos_is_added_where_only_the_configuration_asks_for_it(tmp_path: Path) -> None:
+    write(tmp_path, {"add_bos_token": True, "bos_token": END_OF_TEXT})
+    raw = json.loads((tmp_path / "tokenizer.json").read_text()) | {"post_processor": None}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(raw))
+
+    tokenizer = Tokenizer.load(tmp_path)
+
+    assert tokenizer.encode("fox") == BYTE_LEVEL.encode("fox")
+
+
+@pytest.mark.parametrize(
+    ("name", "file"),
+    [("gpt2", "expected_gpt2_encoded_tokens.json"), ("bert-base-uncased", "expected_bert_uncased_encoded.json")],
+)
+def test_tokenizers_of_other_makers_encode_as_published(name: str, file: str) -> None:
+    directory = oracle(f"tokenizers/{name}")
+    expected = json.loads((directory / file).read_text())
+    ids = next(value for value in expected.values() if isinstance(value, list) and isinstance(value[0], int))
+
+    assert Tokenizer.load(directory).encode(expected["text"]) == ids
+
+
+def test_sentencepiece_tokens_stream_with_their_spaces() -> None:
+    tokenizer = Tokenizer.load(oracle("stories260K"))
+    prompt, text = tokenizer.encode("Once upon"), "Once upon a time there was ☃."
+    ids = tokenizer.encode(text)
+    detokenizer = tokenizer.detokenizer(prompt)
+
+    streamed = "".join(detokenizer.push(token) for token in ids[len(prompt) :]) + detokenizer.flush()
+
+    assert "Once upon" + streamed == text
+    assert tokenizer.token_bytes(ids[-2])[:1] != b"<"
