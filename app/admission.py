@@ -156,8 +156,13 @@ def _bucket_headers(what: str, limit: int, left: float) -> dict[str, str]:
 def _duration(seconds: float) -> str:
     """OpenAI's spelling: ``20ms``, ``1.5s``, ``1m0s``."""
     if seconds < 1:
-        return f"{math.ceil(seconds * 1000)}ms"
+        return f"{_ceil(seconds * 1000)}ms"
     if seconds < _MINUTE_S:
-        return f"{math.ceil(seconds * 1000) / 1000:g}s"
-    minutes, rest = divmod(math.ceil(seconds), 60)
+        return f"{_ceil(seconds * 1000) / 1000:g}s"
+    minutes, rest = divmod(_ceil(seconds), 60)
     return f"{minutes}m{rest}s"
+
+
+def _ceil(value: float) -> int:
+    """Rounded up, but not for the last bits of a float: 20.000000000003 is 20."""
+    return math.ceil(round(value, 6))

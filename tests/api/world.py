@@ -1,0 +1,210 @@
+"""A small served world: byte-level models, a scripted engine behind real gRPC, a real uvicorn.
+
+Token id = byte, so a test reads an answer's tokens off its text.
+"""
+
+import asyncio
+import json
+import socket
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import grpc
+import httpx
+import uvicorn
+from openai import AsyncOpenAI
+from tokenizers import Tokenizer, decoders, models, pre_tokenizers
+
+from app.config import Settings
+from app.db import Database
+from app.main import create_app
+from app.modeling.tokenizer import BYTE_OF_CHARACTER
+from app.rpc import engine_pb2 as pb
+from app.rpc import engine_pb2_grpc
+
+CONTEXT = 64
+BOS = 256
+LABELS = ("card", "cash", "loan")
+
+
+def write_model(
+    models_dir: Path, name: str = "bytes", *, labels: tuple[str, ...] = (), **tokenizer_config: Any
+) -> None:
+    """A model directory whose tokenizer has one token per byte."""
+    folder = models_dir / name
+    folder.mkdir(parents=True)
+    vocabulary = {**BYTE_OF_CHARACTER} | {"<bos>": BOS}
+    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<bos>"])
+    tokenizer.save(str(folder / "tokenizer.json"))
+    architecture = "BertForSequenceClassification" if labels else "LlamaForCausalLM"
+    config: dict[str, Any] = {
+        "architectures": [architecture],
+        "max_position_embeddings": CONTEXT,
+        "vocab_size": 257,
+        "bos_token_id": BOS,
+        "eos_token_id": BOS,
+    }
+    if labels:
+        config["id2label"] = {str(index): label for index, label in enumerate(labels)}
+    (folder / "config.json").write_text(json.dumps(config))
+    (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
+
+
+Generate = Callable[[pb.GenerateRequest], AsyncIterator[pb.GenerateChunk]]
+
+
+async def say(text: str | bytes, size: int = 1, finish: str = "stop") -> AsyncIterator[pb.GenerateChunk]:
+    """Streams the bytes of ``text``, ``size`` tokens a chunk."""
+    data = text.encode() if isinstance(text, str) else text
+    for at in range(0, len(data), size):
+        part = data[at : at + size]
+        yield pb.GenerateChunk(index=at, tokens=part, logprobs=[score(byte) for byte in part])
+    yield pb.GenerateChunk(index=len(data), finish_reason=finish, accelerator_ms=1.5)
+
+
+def score(token: int) -> pb.TokenLogprob:
+    """Log-probability -1 for every token, and itself and ``!`` as alternatives."""
+    return pb.TokenLogprob(token=token, logprob=-1.0, top_tokens=[token, ord("!")], top_logprobs=[-1.0, -2.0])
+
+
+@dataclass
+class ScriptedEngine(engine_pb2_grpc.EngineServicer):
+    """Answers as the test says; remembers what it was asked and what was cancelled."""
+
+    answer: Generate = field(default=lambda request: say("Hello", finish="length"))
+    classify: Callable[[pb.ClassifyRequest], Awaitable[pb.ClassifyResponse]] | None = None
+    requests: list[pb.GenerateRequest] = field(default_factory=list)
+    cancelled: asyncio.Event = field(default_factory=asyncio.Event)
+    started: asyncio.Event = field(default_factory=asyncio.Event)
+
+    async def Describe(self, request: pb.DescribeRequest, context: Any) -> pb.DescribeResponse:  # noqa: N802
+        return pb.DescribeResponse(version="0", device="script")
+
+    async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncIterator[pb.GenerateChunk]:  # noqa: N802
+        self.requests.append(request)
+        self.started.set()
+        try:
+            async for chunk in self.answer(request):
+                yield chunk
+        except Refusal as refusal:
+            await context.abort(refusal.status, refusal.message, (("tollgate-code", "refused"),))
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+
+    async def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:  # noqa: N802
+        self.started.set()
+        try:
+            if self.classify is not None:
+                return await self.classify(request)
+        except Refusal as refusal:
+            await context.abort(refusal.status, refusal.message, (("tollgate-code", "refused"),))
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+        results = [pb.LabelScores(scores=[0.25, 0.5, 0.25]) for _ in request.inputs]
+        return pb.ClassifyResponse(results=results, accelerator_ms=2.0)
+
+
+class Refusal(Exception):
+    """What the scripted engine refuses with."""
+
+    def __init__(self, status: grpc.StatusCode, message: str = "refused") -> None:
+        super().__init__(message)
+        self.status = status
+        self.message = message
+
+
+@dataclass
+class World:
+    """Everything a test of the interface talks to."""
+
+    url: str
+    settings: Settings
+    database: Database
+    engine: ScriptedEngine
+    http: httpx.AsyncClient
+    key: str = ""
+    clients: list[AsyncOpenAI] = field(default_factory=list)
+
+    def openai(self, key: str | None = None, **options: Any) -> AsyncOpenAI:
+        """The official client."""
+        options = {"max_retries": 0, **options}
+        client = AsyncOpenAI(api_key=key or self.key, base_url=f"{self.url}/v1", **options)
+        self.clients.append(client)
+        return client
+
+    async def post(self, path: str, body: Any, key: str | None = None, **headers: str) -> httpx.Response:
+        """A POST with the key."""
+        raw = body if isinstance(body, bytes) else json.dumps(body).encode()
+        return await self.http.post(path, content=raw, headers={**self.auth(key), **headers})
+
+    async def get(self, path: str, key: str | None = None, **params: Any) -> httpx.Response:
+        """A GET with the key."""
+        return await self.http.get(path, params=params, headers=self.auth(key))
+
+    def auth(self, key: str | None = None) -> dict[str, str]:
+        """The header of the key."""
+        return {"authorization": f"Bearer {key or self.key}", "content-type": "application/json"}
+
+    async def usage_rows(self) -> list[Any]:
+        """All usage rows, oldest first."""
+        async with self.database.begin() as connection:
+            result = await connection.exec_driver_sql("SELECT * FROM usage_events ORDER BY started_at, id")
+            return list(result.all())
+
+
+def error_of(response: httpx.Response) -> tuple[int, str, str | None]:
+    """Status, code and param of an error answer, whose body must have exactly OpenAI's shape."""
+    body = response.json()
+    assert set(body) == {"error"}
+    assert set(body["error"]) == {"message", "type", "param", "code"}
+    assert body["error"]["message"]
+    return response.status_code, body["error"]["code"], body["error"]["param"]
+
+
+@asynccontextmanager
+async def serving(settings: Settings, database: Database, **overrides: Any) -> AsyncIterator[World]:
+    """The world, running; ends with every connection closed."""
+    engine = ScriptedEngine()
+    server = grpc.aio.server()
+    engine_pb2_grpc.add_EngineServicer_to_server(engine, server)
+    target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
+    await server.start()
+    settings = settings.model_copy(update={"engine_url": target, **overrides})
+    listener = socket.create_server(("127.0.0.1", 0))
+    url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+    config = uvicorn.Config(
+        create_app(settings), log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=5
+    )
+    web = Server(config)
+    task = asyncio.create_task(web.serve(sockets=[listener]))
+    await web.ready.wait()
+    try:
+        async with httpx.AsyncClient(base_url=url, timeout=30) as http:
+            world = World(url, settings, database, engine, http)
+            yield world
+            for client in world.clients:
+                await client.close()
+    finally:
+        web.should_exit = True
+        await task
+        await server.stop(None)
+
+
+class Server(uvicorn.Server):
+    """uvicorn that says when it listens."""
+
+    def __init__(self, config: uvicorn.Config) -> None:
+        super().__init__(config)
+        self.ready = asyncio.Event()
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        await super().startup(sockets)
+        self.ready.set()
