@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli import db, health, models, serve, training
+from app.cli import db, health, keys, models, orgs, serve, training
 from app.errors import TollgateError
 
 app = typer.Typer(
@@ -28,6 +28,8 @@ app.command("worker", epilog="Example: tollgate worker")(serve.worker)
 app.command("evaluate", epilog="Example: tollgate evaluate shakespeare --data plays.txt")(training.evaluate)
 app.add_typer(training.app, name="train")
 app.add_typer(models.app, name="models")
+app.add_typer(orgs.app, name="orgs")
+app.add_typer(keys.app, name="keys")
 app.add_typer(db.app, name="db")
 app.add_typer(health.app, name="health")
 

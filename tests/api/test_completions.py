@@ -359,6 +359,7 @@ async def never(_: pb.GenerateRequest) -> AsyncIterator[pb.GenerateChunk]:
 
 async def settled(world: World) -> Any:
     """The one usage row, as soon as it is there; the test's time limit bounds the wait."""
-    while not (rows := await world.usage_rows()):
-        await asyncio.sleep(0)
+    rows: list[Any] = []
+    while not rows:
+        rows = await world.usage_rows()
     return rows[0]
