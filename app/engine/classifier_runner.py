@@ -37,6 +37,7 @@ class EncoderRunner:
         self._weights = {name: tf.constant(array) for name, array in weights.items()}
         signature = [tf.TensorSpec((None, None), tf.int32), tf.TensorSpec((None,), tf.int32)]
         self._scores = tf.function(self._graph, input_signature=signature, autograph=False)
+        self._scores.get_concrete_function()
         self._traces_at_warm_up = 0
 
     @property
@@ -46,7 +47,7 @@ class EncoderRunner:
         return traces - self._traces_at_warm_up
 
     def warm_up(self) -> None:
-        """Trace all that `classify` may need."""
+        """Run once all that `classify` may need."""
         self.classify([(PAD_ID,)])
         self._traces_at_warm_up = self.compilations
 

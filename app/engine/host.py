@@ -19,8 +19,8 @@ from app.telemetry import get_logger
 
 log = get_logger(__name__)
 
-# Loading is tracing (Python) and compiling (not); more threads than this only wait.
-LOADING_THREADS = 4
+# Compiling is not Python's work, so it gains from threads; building a runner is, and does not.
+WARM_UP_THREADS = 4
 
 Load = Callable[[ModelCard], Runner | Classifier]
 
@@ -44,7 +44,7 @@ class Host:
     """The models of this process.
 
     Attributes:
-        load: makes a runner, warmed up, of a card; called in a thread.
+        load: makes a runner of a card; called in a thread, one card after the other.
         queue_capacity: requests that may wait, per model.
         default_timeout_s: of a request that names none.
         is_draining: no new work is taken.
@@ -60,10 +60,15 @@ class Host:
     _device: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "device"))
 
     async def start(self, cards: list[ModelCard]) -> None:
-        """Load these models side by side and serve each as soon as it is ready."""
+        """Build these models, warm them up side by side, and serve each as soon as it is ready."""
         self.models = {card.name: Model(card) for card in cards}
-        with ThreadPoolExecutor(LOADING_THREADS, "load") as threads:
-            await asyncio.gather(*(self._start(model, threads) for model in self.models.values()))
+        loop = asyncio.get_running_loop()
+        with ThreadPoolExecutor(WARM_UP_THREADS, "load") as threads:
+            # All are built, one after the other, before the first is warmed up: only so
+            # does TensorFlow number its functions alike in each process, which is how
+            # compiled code is found again on disk.
+            built = [(model, await self._build(model, loop, threads)) for model in self.models.values()]
+            await asyncio.gather(*(self._serve(model, runner, loop, threads) for model, runner in built if runner))
 
     async def aclose(self) -> None:
         """Stop every loop; what is still open ends with an error."""
@@ -111,23 +116,37 @@ class Host:
             raise EngineUnavailable(f"The model '{name}' is not ready.", retry_after_s=5.0)
         return model.engine
 
-    async def _start(self, model: Model, threads: ThreadPoolExecutor) -> None:
-        loop = asyncio.get_running_loop()
-        started = loop.time()
+    async def _build(
+        self, model: Model, loop: asyncio.AbstractEventLoop, threads: ThreadPoolExecutor
+    ) -> Runner | Classifier | None:
         try:
-            runner = await loop.run_in_executor(threads, self.load, model.card)
+            return await loop.run_in_executor(threads, self.load, model.card)
         except TollgateError as error:
             log.error("model.broken", model=model.card.name, reason=error.message)
-            model.is_broken = True
-            return
         except Exception:
-            # The edge of a load, which is a job of its own: one model must not take the others along.
+            # The edge of a job: one model that cannot be built must not take the others along.
+            log.exception("model.broken", model=model.card.name)
+        model.is_broken = True
+        return None
+
+    async def _serve(
+        self,
+        model: Model,
+        runner: Runner | Classifier,
+        loop: asyncio.AbstractEventLoop,
+        threads: ThreadPoolExecutor,
+    ) -> None:
+        started = loop.time()
+        try:
+            await loop.run_in_executor(threads, runner.warm_up)
+        except Exception:
+            # As above, for what only the device finds wrong.
             log.exception("model.broken", model=model.card.name)
             model.is_broken = True
             return
         model.engine = self._wrap(model.card.name, runner)
         model.engine.start()
-        log.info("model.ready", model=model.card.name, load_s=round(loop.time() - started, 3))
+        log.info("model.ready", model=model.card.name, warm_up_s=round(loop.time() - started, 3))
 
     def _wrap(self, name: str, runner: Runner | Classifier) -> GenerationEngine | ClassificationEngine:
         on_lost = self.lost.set

@@ -1,10 +1,8 @@
-"""Turns a model's directory into a runner on the device, warmed up.
+"""Turns a model's directory into a runner on the device.
 
 The only place that knows which layout runs on which runner. TensorFlow is
 imported on the first call, so that a stub never pays for it.
 """
-
-import threading
 
 from app.config import Settings
 from app.engine.device import start_tensorflow
@@ -14,30 +12,23 @@ from app.modeling.registry import ModelCard
 
 CACHE_DIR = "xla-cache"
 
-_starting = threading.Lock()
-
 
 def load_model(settings: Settings, card: ModelCard) -> Runner | Classifier:
-    """Read, place and warm up one model; runs in any thread.
+    """Read and place one model; not for two threads at once.
 
     Raises:
         ModelFormatError: the directory cannot be served; says why.
     """
-    with _starting:
-        start_tensorflow(settings.data_dir / CACHE_DIR, settings.engine_threads)
+    start_tensorflow(settings.data_dir / CACHE_DIR, settings.engine_threads)
     from app.engine.classifier_runner import EncoderRunner
     from app.engine.model_runner import DecoderRunner
     from app.modeling import checkpoint
     from app.modeling.encoder import EncoderConfig
 
     loaded = checkpoint.load(card.path)
-    runner: Runner | Classifier
     if isinstance(loaded.config, EncoderConfig):
-        runner = EncoderRunner(loaded.config, loaded.weights)
-    else:
-        runner = DecoderRunner(loaded.config, loaded.weights, settings.engine_slots)
-    runner.warm_up()
-    return runner
+        return EncoderRunner(loaded.config, loaded.weights)
+    return DecoderRunner(loaded.config, loaded.weights, settings.engine_slots)
 
 
 def load_stub(settings: Settings, card: ModelCard, step_s: float) -> Runner | Classifier:
