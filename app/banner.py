@@ -5,6 +5,7 @@ where a terminal shows it.
 """
 
 import json
+import re
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -19,6 +20,8 @@ PROMPTS = {"shakespeare": "ROMEO:", "tang-poetry": "明月"}
 CLASSIFICATION_INPUT = "I lost my card yesterday."
 LABEL_WIDTH = 11
 ROLE_WIDTH = 6
+# TensorFlow 2.21 writes these of every start, whatever TF_CPP_MIN_LOG_LEVEL says.
+TENSORFLOW_NOTES = re.compile(r"(I\d{4} |WARNING: All log messages before absl)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,6 +48,8 @@ def note(line: str) -> None:
 
 def child_line(role: str, line: str) -> None:
     """A line that a child process wrote, behind its role."""
+    if TENSORFLOW_NOTES.match(line):
+        return
     text = Text.assemble((f"{role:<{ROLE_WIDTH}} │ ", "cyan"), Text.from_ansi(line))
     _errors().print(text, soft_wrap=True)
 

@@ -166,6 +166,14 @@ def child_environment(settings: Settings, **extra: str) -> dict[str, str]:
     return {**inherited, **ours, **extra}
 
 
+def quiet_libraries() -> None:
+    """Keeps TensorFlow's notes on the machine off the terminal; its errors stay.
+
+    Call it before TensorFlow is imported.
+    """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
 def metrics_dir() -> str | None:
     """prometheus_client's folder where the processes of one machine share their metrics."""
     return os.environ.get("PROMETHEUS_MULTIPROC_DIR")

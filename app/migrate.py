@@ -45,12 +45,15 @@ async def on_connection(url: str, run: Callable[[Connection], None]) -> None:
     engine = create_engine(url, pool_size=1)
     try:
         connection = await open_connection(engine)
-        await connection.execute(text(f"SET lock_timeout = '{WAIT_FOR_OTHER}'"))
-        await connection.execute(text(f"SELECT pg_advisory_lock({ADVISORY_LOCK})"))
-        await connection.execute(text(f"SET lock_timeout = '{WAIT_FOR_TABLE}'"))
-        await connection.commit()
-        await connection.run_sync(run)
-        await connection.commit()
+        try:
+            await connection.execute(text(f"SET lock_timeout = '{WAIT_FOR_OTHER}'"))
+            await connection.execute(text(f"SELECT pg_advisory_lock({ADVISORY_LOCK})"))
+            await connection.execute(text(f"SET lock_timeout = '{WAIT_FOR_TABLE}'"))
+            await connection.commit()
+            await connection.run_sync(run)
+            await connection.commit()
+        finally:
+            await connection.close()
     finally:
         # Ends the session and with it the lock.
         await engine.dispose()

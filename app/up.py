@@ -45,24 +45,26 @@ ANSWER_TIMEOUT_S = 5.0
 OWNER = "owner@demo.local"
 
 
-def run(settings: Settings, workers: int, *, verbose: bool = False) -> None:
+def run(settings: Settings, workers: int, *, verbose: bool = False, stub: bool = False) -> None:
     """Runs the whole installation until Ctrl-C or SIGTERM.
 
     Args:
         settings: ``host`` and ``port`` are where the API listens.
         workers: API processes.
         verbose: Shows the children's info lines, not only warnings.
+        stub: Runs the hand-computable engine, which needs no TensorFlow.
 
     Raises:
         ConfigError: Something is missing, in use, or does not start.
     """
-    require_tensorflow()
+    if not stub and settings.engine_url is None:
+        require_tensorflow()
     require_models(settings)
     quiet = not verbose and "log_level" not in settings.model_fields_set
     settings = settings.model_copy(update={"log_level": "warning"}) if quiet else settings
     configure_logging(settings)
     with single_instance(settings), listening_socket(settings) as listener:
-        asyncio.run(Installation(settings, workers, listener).run())
+        asyncio.run(Installation(settings, workers, listener, stub=stub).run())
 
 
 def require_tensorflow() -> None:
@@ -128,11 +130,12 @@ def listening_socket(settings: Settings) -> Iterator[socket.socket]:
 class Installation:
     """The processes of one running ``tollgate up``."""
 
-    def __init__(self, settings: Settings, workers: int, listener: socket.socket) -> None:
+    def __init__(self, settings: Settings, workers: int, listener: socket.socket, *, stub: bool) -> None:
         self._address = address_of(settings, listener)
         self._settings = settings
         self._workers = workers
         self._listener = listener
+        self._engine_options = ("--stub",) if stub else ()
         self._children: list[Child] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._server: postgres.Server | None = None
@@ -161,7 +164,7 @@ class Installation:
         # is forked from this, the main, thread: its parent-death signal is bound to it.
         empty_metrics_dir(self._settings)
         if self._settings.engine_url is None:
-            await self._spawn(role("engine", self._settings))
+            await self._spawn(role("engine", self._settings, *self._engine_options))
         settings = self._settings.model_copy(update={"database_url": self._start_postgres()})
         await self._prepare_database(settings)
         self._settings = settings
@@ -274,7 +277,6 @@ def role(name: str, settings: Settings, *arguments: str, pass_fds: tuple[int, ..
         settings,
         PROMETHEUS_MULTIPROC_DIR=str(metrics_dir(settings)),
         PYTHONUNBUFFERED="1",
-        TF_CPP_MIN_LOG_LEVEL="2",
     )
     # -P: a folder `app` where the user happens to stand is not ours.
     return Role(name, [sys.executable, "-P", "-m", "app.cli", name, *arguments], environment, pass_fds)

@@ -4,7 +4,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
-from app.config import Settings, load_settings
+from app.config import Settings, load_settings, quiet_libraries
 from app.errors import ConfigError
 
 if TYPE_CHECKING:
@@ -21,6 +21,7 @@ def settings_for_command(**overrides: object) -> Settings:
     """
     from app.telemetry import configure_logging
 
+    quiet_libraries()
     settings = load_settings()
     settings = settings.model_copy(update={name: value for name, value in overrides.items() if value is not None})
     configure_logging(settings)

@@ -11,6 +11,7 @@ Port = Annotated[
     int | None,
     typer.Option(min=0, max=65535, help="Port to listen on; 0 picks one.  [default: 8000]", show_default=False),
 ]
+Stub = Annotated[bool, typer.Option("--stub", help="A hand-computable engine instead of the models' weights.")]
 Workers = Annotated[int, typer.Option(min=1, max=64, help="Processes that answer HTTP.")]
 
 
@@ -19,6 +20,7 @@ def up(
     port: Port = None,
     workers: Workers = 1,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show each role's log, not only warnings.")] = False,
+    stub: Stub = False,
 ) -> None:
     """Run everything on this machine: database, engine, API and worker.
 
@@ -27,7 +29,7 @@ def up(
     from app import up as whole
 
     settings = settings_for_command(host=host, port=port)
-    whole.run(settings, workers, verbose=verbose)
+    whole.run(settings, workers, verbose=verbose, stub=stub)
 
 
 def api(
@@ -42,14 +44,18 @@ def api(
     serve(settings_for_command(host=host, port=port), workers, fd)
 
 
-def engine() -> None:
+def engine(
+    stub: Stub = False,
+    step_ms: Annotated[float, typer.Option(min=0.0, help="With --stub: milliseconds of each step.")] = 0.0,
+) -> None:
     """Run the models of MODELS_DIR behind gRPC."""
-    from app import up as whole
+    from app.up import require_tensorflow
 
-    whole.require_tensorflow()
+    if not stub:
+        require_tensorflow()
     from app.engine.command import serve
 
-    serve(settings_for_command())
+    serve(settings_for_command(), stub=stub, step_ms=step_ms)
 
 
 def worker() -> None:
