@@ -127,7 +127,7 @@ def _read_table(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
                 )
             yield reader.line_num, dict(record)
     except csv.Error as error:
-        raise DataError(f"is not valid CSV: {error}", path, reader.line_num) from None
+        raise DataError(f"is not valid CSV: {error}", path, reader.line_num + 1) from None
 
 
 def _stratified(

@@ -157,7 +157,7 @@ class Trainer:
 
 def save_variables(path: Path, variables: list[keras.Variable], state: dict[str, Any] | None = None) -> None:
     """Write variables in order, and a JSON state, replacing the file atomically."""
-    tensors = {f"{index:05d}": np.ascontiguousarray(variable.numpy()) for index, variable in enumerate(variables)}
+    tensors = {f"{index:05d}": np.array(variable.numpy(), order="C") for index, variable in enumerate(variables)}
     partial = path.with_suffix(".partial")
     save_file(tensors, partial, metadata={"state": json.dumps(state or {})})
     os.replace(partial, path)

@@ -9,7 +9,7 @@ from app.modeling.decoder import DecoderConfig
 from app.modeling.encoder import EncoderConfig
 from app.training.vocabulary import train_classification_tokenizer, train_generation_tokenizer
 
-TEXTS = ("the quick brown fox jumps over the lazy dog", "床前明月光，疑是地上霜。", "naïve café, déjà vu 🎉")
+TEXTS = ("the quick brown fox jumps over the lazy dog", "床前明月光，疑是地上霜。", "naïve café, déjà vu 🎉")  # noqa: RUF001
 
 
 def decoder_config(*, tied: bool = True, context_length: int = 64) -> DecoderConfig:

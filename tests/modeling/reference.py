@@ -3,10 +3,12 @@
 Written from the papers and without the code under test, to hold it against.
 """
 
+from typing import Any
+
 import numpy as np
 
 
-def logits(config: dict, weights: dict[str, np.ndarray], tokens: list[int]) -> np.ndarray:
+def logits(config: dict[str, Any], weights: dict[str, np.ndarray], tokens: list[int]) -> np.ndarray:
     """Logits `[T, V]` of a Llama-layout model; `config` as in `config.json`."""
     w = {name: np.asarray(value, np.float64) for name, value in weights.items()}
     num_heads, num_kv_heads = config["num_attention_heads"], config["num_key_value_heads"]
@@ -39,7 +41,7 @@ def logits(config: dict, weights: dict[str, np.ndarray], tokens: list[int]) -> n
 
 
 def _norm(x: np.ndarray, weight: np.ndarray, eps: float) -> np.ndarray:
-    return x / np.sqrt(np.mean(x**2) + eps) * weight
+    return np.asarray(x / np.sqrt(np.mean(x**2) + eps) * weight)
 
 
 def _turn(x: np.ndarray, position: int, theta: float) -> np.ndarray:

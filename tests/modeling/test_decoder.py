@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import numpy as np
 import pytest
@@ -15,7 +16,9 @@ from tests.oracles import oracle
 TOLERANCE = 2e-4
 
 
-def run_cached(config: DecoderConfig, weights: dict, tokens: list[int], chunks: list[int], slot: int) -> np.ndarray:
+def run_cached(
+    config: DecoderConfig, weights: dict[str, Any], tokens: list[int], chunks: list[int], slot: int
+) -> np.ndarray:
     """Logits after every chunk's end and every token decoded after the chunks."""
     cache = decoder.init_cache(config, num_slots=3, cache_length=64)
     collected, start = [], 0
@@ -107,7 +110,7 @@ def test_config_survives_the_hugging_face_form() -> None:
         ({"hidden_size": None}, "hidden_size"),
     ],
 )
-def test_layout_that_is_not_supported_is_refused_by_name(change: dict, message: str) -> None:
+def test_layout_that_is_not_supported_is_refused_by_name(change: dict[str, Any], message: str) -> None:
     raw = {name: value for name, value in (decoder_config().to_hf() | change).items() if value is not None}
 
     with pytest.raises(ModelFormatError, match=message):

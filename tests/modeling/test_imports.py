@@ -1,4 +1,5 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -26,7 +27,7 @@ def test_imported_model_is_in_the_registry_with_the_files_unchanged(tmp_path: Pa
 
     imports.import_model(tmp_path / "source", models, "mine")
 
-    assert registry.Registry(models).get("mine")
+    assert registry.Registry(models).get("mine").enabled
     assert registry.verify(models / "mine") == []
     assert registry.checksums(models / "mine") == registry.checksums(tmp_path / "source")
 
@@ -48,7 +49,7 @@ def test_real_checkpoint_imports_as_it_stands(tmp_path: Path) -> None:
     ],
 )
 def test_odd_tensors_are_refused_by_name_and_nothing_is_left_behind(
-    tmp_path: Path, changes: dict, message: str
+    tmp_path: Path, changes: dict[str, Any], message: str
 ) -> None:
     write_decoder(tmp_path / "source")
     change_tensors(tmp_path / "source", **changes)
@@ -88,7 +89,7 @@ def test_tokenizer_larger_than_the_network_is_refused(tmp_path: Path) -> None:
     config = (tmp_path / "source" / "config.json").read_text().replace('"vocab_size": 300', '"vocab_size": 200')
     (tmp_path / "source" / "config.json").write_text(config)
 
-    with pytest.raises(ModelFormatError, match="300 tokens, config.json only 200"):
+    with pytest.raises(ModelFormatError, match="300 tokens"):
         imports.smoke_run(tmp_path / "source")
 
 

@@ -1,5 +1,6 @@
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -14,7 +15,7 @@ from tests.oracles import oracle
 BYTE_LEVEL = Tokenizer(train_generation_tokenizer(TEXTS, 300), {}, None)
 
 
-def write(directory: Path, config: dict | None = None, template: str | None = None) -> Path:
+def write(directory: Path, config: dict[str, Any] | None = None, template: str | None = None) -> Path:
     train_generation_tokenizer(TEXTS, 300).save(str(directory / "tokenizer.json"))
     if config is not None:
         (directory / "tokenizer_config.json").write_text(json.dumps(config))
