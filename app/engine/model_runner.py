@@ -23,6 +23,7 @@ import tensorflow as tf
 
 from app.engine import sampler
 from app.engine.bias import Bias
+from app.engine.device import align_function_numbers
 from app.engine.runner import Result
 from app.engine.scheduler import Decode, Prefill, Step
 from app.engine.sequence import Token
@@ -66,6 +67,7 @@ class DecoderRunner:
             for context in context_buckets(config.context_length)
         }
         for function in self._functions:
+            align_function_numbers()
             function.get_concrete_function()
 
     @property
