@@ -1,0 +1,1 @@
+"""A load on a running installation, with the books checked afterwards."""
