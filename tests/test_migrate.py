@@ -1,0 +1,122 @@
+import asyncio
+import importlib.util
+from pathlib import Path
+
+import pytest
+from alembic.autogenerate import compare_metadata
+from alembic.migration import MigrationContext
+from sqlalchemy import Connection, text
+from sqlalchemy.exc import IntegrityError
+
+from app import migrate
+from app.config import Settings
+from app.db import Database
+from app.errors import ConfigError, DatabaseUnavailable
+from app.tables import Base
+
+CHECKS = (
+    "SELECT conname FROM pg_constraint c JOIN pg_class t ON t.oid = c.conrelid JOIN pg_namespace n"
+    " ON n.oid = t.relnamespace WHERE contype = 'c' AND nspname = 'public' AND NOT relispartition"
+)
+
+
+async def revision_of(url: str) -> str:
+    database = Database.connect(url)
+    async with database.begin() as connection:
+        found = (await connection.execute(text("SELECT version_num FROM alembic_version"))).scalar_one()
+    await database.aclose()
+    return str(found)
+
+
+async def test_an_empty_database_reaches_the_head(empty_database_url: str) -> None:
+    await migrate.upgrade(empty_database_url)
+    assert await revision_of(empty_database_url) == migrate.head()
+
+
+async def test_a_second_run_changes_nothing(empty_database_url: str) -> None:
+    await migrate.upgrade(empty_database_url)
+    await migrate.upgrade(empty_database_url)
+    assert await revision_of(empty_database_url) == migrate.head()
+
+
+async def test_migrators_at_once_do_not_race(empty_database_url: str) -> None:
+    await asyncio.gather(*(migrate.upgrade(empty_database_url) for _ in range(4)))
+    assert await revision_of(empty_database_url) == migrate.head()
+
+
+async def test_the_tables_are_those_of_the_models(database: Database) -> None:
+    def compare(connection: Connection) -> list[object]:
+        options = {"include_name": migrate.is_ours, "compare_type": True, "compare_server_default": True}
+        return list(compare_metadata(MigrationContext.configure(connection, opts=options), Base.metadata))
+
+    async with database.begin() as connection:
+        assert await connection.run_sync(compare) == []
+
+
+async def test_the_checks_are_those_of_the_models(database: Database) -> None:
+    declared = {
+        str(constraint.name)
+        for table in Base.metadata.sorted_tables
+        for constraint in table.constraints
+        if str(constraint.name).startswith("ck_")
+    }
+    async with database.begin() as connection:
+        assert {*(await connection.execute(text(CHECKS))).scalars()} == declared
+
+
+async def test_months_ahead_have_their_partition_from_the_first_migration(empty_database_url: str) -> None:
+    await migrate.upgrade(empty_database_url)
+    database = Database.connect(empty_database_url)
+    insert = text(
+        "INSERT INTO usage_events (id, started_at, org_id, key_id, model, model_digest, kind, input_tokens,"
+        " output_tokens) VALUES (gen_random_uuid(), now() + make_interval(months => :ahead), gen_random_uuid(),"
+        " gen_random_uuid(), 'm', 'd', 'generation', 1, 1)"
+    )
+    async with database.begin() as connection:
+        for ahead in range(4):
+            await connection.execute(insert, {"ahead": ahead})
+    with pytest.raises(IntegrityError, match="no partition"):
+        async with database.begin() as connection:
+            await connection.execute(insert, {"ahead": 5})
+    await database.aclose()
+
+
+async def test_a_table_lock_is_not_waited_for_long(empty_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(migrate, "WAIT_FOR_TABLE", "1ms")
+    seen: list[str] = []
+
+    def show(connection: Connection) -> None:
+        seen.append(connection.execute(text("SHOW lock_timeout")).scalar_one())
+
+    await migrate.on_connection(empty_database_url, show)
+    assert seen == ["1ms"]
+
+
+async def test_a_server_that_is_away_is_unavailable() -> None:
+    with pytest.raises(DatabaseUnavailable):
+        await migrate.upgrade("postgresql://nobody@/none?host=/nonexistent")
+
+
+def test_an_installed_package_brings_its_migrations(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "migrations").mkdir()
+    monkeypatch.setattr(migrate, "__file__", str(tmp_path / "migrate.py"))
+    assert migrate.migrations_dir() == tmp_path / "migrations"
+
+
+def test_each_revision_follows_one_other() -> None:
+    revisions = {}
+    for path in (migrate.migrations_dir() / "versions").glob("*.py"):
+        spec = importlib.util.spec_from_file_location(path.stem, path)
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        revisions[module.revision] = module.down_revision
+    assert sorted(str(down) for down in revisions.values()) == sorted(
+        ["None", *(str(name) for name in revisions if name != migrate.head())]
+    )
+
+
+def test_no_address_is_one_clear_line() -> None:
+    with pytest.raises(ConfigError, match="TOLLGATE_DATABASE_URL"):
+        migrate.required_url(Settings())

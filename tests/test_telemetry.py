@@ -1,0 +1,75 @@
+import json
+import logging
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from app.config import Settings
+from app.telemetry import TOKENS, configure_logging, get_logger, render_metrics, request_id
+
+COUNT_IN_A_PROCESS = "from app.telemetry import TOKENS; TOKENS.labels('m', 'output').inc(2)"
+RENDER = "import sys; from app.telemetry import render_metrics; sys.stdout.buffer.write(render_metrics())"
+
+
+@pytest.fixture(autouse=True)
+def restored_logging() -> Iterator[None]:
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
+
+
+def test_a_json_line_has_the_event_its_fields_and_the_request(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(Settings(log_format="json"))
+    token = request_id.set("r-1")
+    get_logger("test").info("request.finished", queue_s=0.5)
+    request_id.reset(token)
+    line = json.loads(capsys.readouterr().err)
+    assert {"event": "request.finished", "queue_s": 0.5, "request_id": "r-1", "level": "info"}.items() <= line.items()
+
+
+def test_lines_of_libraries_have_the_same_form(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(Settings(log_format="json"))
+    logging.getLogger("some.library").warning("careful with %s", "this")
+    line = json.loads(capsys.readouterr().err)
+    assert (line["event"], line["logger"]) == ("careful with this", "some.library")
+
+
+def test_a_stack_is_part_of_the_line(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(Settings(log_format="json"))
+    try:
+        raise LookupError("nothing there")
+    except LookupError:
+        get_logger("test").exception("job.failed")
+    assert "LookupError: nothing there" in json.loads(capsys.readouterr().err)["exception"]
+
+
+def test_the_console_has_no_colour_where_nobody_sees_it(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(Settings(log_format="console"))
+    get_logger("test").warning("engine.slow", model="m")
+    line = capsys.readouterr().err
+    assert "engine.slow" in line
+    assert "\x1b" not in line
+
+
+def test_lines_below_the_level_are_dropped(capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(Settings(log_level="warning"))
+    get_logger("test").info("too.small")
+    assert capsys.readouterr().err == ""
+
+
+def test_metrics_are_rendered_for_prometheus() -> None:
+    TOKENS.labels("test-model", "output").inc(3)
+    assert b'tollgate_tokens_total{direction="output",model="test-model"}' in render_metrics()
+
+
+def test_metrics_of_several_processes_are_added(tmp_path: Path) -> None:
+    environment = {"PROMETHEUS_MULTIPROC_DIR": str(tmp_path), "PATH": "/usr/bin:/bin"}
+    for _ in range(2):
+        subprocess.run([sys.executable, "-c", COUNT_IN_A_PROCESS], env=environment, check=True)
+    rendered = subprocess.run([sys.executable, "-c", RENDER], env=environment, check=True, stdout=subprocess.PIPE)
+    assert b'tollgate_tokens_total{direction="output",model="m"} 4.0' in rendered.stdout
