@@ -4,6 +4,7 @@ Foreign exceptions (the framework's 404 and 405, a validation error) are transla
 here; nothing of an unexpected exception but its request id leaves the process.
 """
 
+from collections.abc import Sequence
 from http import HTTPStatus
 
 from fastapi import Request, Response
@@ -71,17 +72,17 @@ def body_error(error: ValidationError, raw: bytes) -> BadRequest:
         return BadRequest(f"The body is not valid JSON: {_json_problem(first)}.", code="invalid_json")
     unknown = next((problem for problem in problems if problem["type"] == "extra_forbidden"), None)
     if unknown is not None:
-        return _unknown_parameter(_path(unknown, from_json(raw)))
+        return _unknown_parameter(_locate(unknown, from_json(raw))[0])
     if first["type"] == "contradiction":
         return BadRequest(first["msg"], param=first["ctx"]["param"])
     if not first["loc"]:
         return BadRequest("The body must be a JSON object.")
-    param = _path(first, from_json(raw))
+    body = from_json(raw)
     if first["type"] == "missing":
+        param, _ = _locate(first, body)
         return BadRequest(f"Missing required parameter: '{param}'.", param=param, code="missing_required_parameter")
-    # A union reports each of its branches.
-    branches = dict.fromkeys(p["msg"] for p in problems if p["loc"][0] == first["loc"][0])
-    return BadRequest(f"Invalid value for '{param}': {_sentence(' or '.join([*branches][:2]))}", param=param)
+    param, message = _explain([problem for problem in problems if problem["loc"][0] == first["loc"][0]], body)
+    return BadRequest(f"Invalid value for '{param}': {_sentence(message)}", param=param)
 
 
 def _unknown_parameter(param: str) -> BadRequest:
@@ -96,12 +97,39 @@ def _sentence(message: str) -> str:
     return message[:1].lower() + message[1:] + "."
 
 
-def _path(problem: ErrorDetails, body: object) -> str:
-    """``messages[0].content`` for a location that also names branches of unions."""
-    path = ""
+def _explain(problems: Sequence[ErrorDetails], body: object) -> tuple[str, str]:
+    """The path of one parameter's problem, and what is wrong there.
+
+    A union reports the problems of each of its branches. The branch that the caller
+    meant is taken to be one of those that fit best: not of another type altogether,
+    and with the fewest problems.
+    """
+    branches: dict[str | None, list[ErrorDetails]] = {}
+    for problem in problems:
+        branches.setdefault(_locate(problem, body)[1], []).append(problem)
+    fitting = [
+        group for branch, group in branches.items() if branch is None or group[0]["loc"][-1] != branch or _fits(group)
+    ]
+    groups = fitting or list(branches.values())
+    fewest = min(len(group) for group in groups)
+    closest = [group[0] for group in groups if len(group) == fewest]
+    path, _ = _locate(closest[0], body)
+    messages = dict.fromkeys(problem["msg"] for problem in closest if _locate(problem, body)[0] == path)
+    return path, " or ".join([*messages][:2])
+
+
+def _fits(group: Sequence[ErrorDetails]) -> bool:
+    return not group[0]["type"].endswith("_type")
+
+
+def _locate(problem: ErrorDetails, body: object) -> tuple[str, str | None]:
+    """``messages[0].content`` for a problem, and the branch of a union that it is about."""
+    path, branch = "", None
     for part in problem["loc"]:
         if isinstance(part, int) and isinstance(body, list):
             path, body = f"{path}[{part}]", body[part]
         elif isinstance(body, dict) and (part in body or problem["type"] == "missing"):
             path, body = f"{path}.{part}" if path else str(part), body.get(part)
-    return path
+        elif branch is None:
+            branch = str(part)
+    return path, branch

@@ -9,6 +9,7 @@ import asyncio
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
+from fastapi.responses import PlainTextResponse
 from pydantic_core import to_json
 from sqlalchemy import text
 
@@ -45,7 +46,7 @@ _METRICS: dict[int | str, dict[str, Any]] = {
 }
 
 
-@router.get("/livez", response_model=None, responses=_PLAIN)
+@router.get("/livez", response_model=None, response_class=PlainTextResponse, responses=_PLAIN)
 async def livez() -> Response:
     """Whether the process answers at all."""
     return Response("ok\n", media_type="text/plain")
@@ -61,7 +62,7 @@ async def readyz(request: Request) -> Response:
     return Response(to_json(body), 200 if is_ready else 503, media_type="application/json")
 
 
-@router.get("/metrics", response_model=None, responses=_METRICS)
+@router.get("/metrics", response_model=None, response_class=PlainTextResponse, responses=_METRICS)
 async def metrics() -> Response:
     """Counters of this installation's API processes."""
     rendered = await asyncio.to_thread(render_metrics)

@@ -15,6 +15,7 @@ from typing import Any
 import grpc
 import httpx
 import uvicorn
+from fastapi import FastAPI
 from openai import AsyncOpenAI
 from tokenizers import Tokenizer, decoders, models, pre_tokenizers
 
@@ -25,7 +26,7 @@ from app.modeling.tokenizer import BYTE_OF_CHARACTER
 from app.rpc import engine_pb2 as pb
 from app.rpc import engine_pb2_grpc
 
-CONTEXT = 64
+CONTEXT = 128
 BOS = 256
 LABELS = ("card", "cash", "loan")
 
@@ -82,21 +83,27 @@ class ScriptedEngine(engine_pb2_grpc.EngineServicer):
     requests: list[pb.GenerateRequest] = field(default_factory=list)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     started: asyncio.Event = field(default_factory=asyncio.Event)
+    is_loading: bool = False
+    is_draining: bool = False
 
     async def Describe(self, request: pb.DescribeRequest, context: Any) -> pb.DescribeResponse:  # noqa: N802
-        return pb.DescribeResponse(version="0", device="script")
+        models = [pb.ModelStatus(name="bytes", kind="generation", ready=not self.is_loading)]
+        return pb.DescribeResponse(version="0", device="script", draining=self.is_draining, models=models)
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncIterator[pb.GenerateChunk]:  # noqa: N802
         self.requests.append(request)
         self.started.set()
+        is_whole = False
         try:
             async for chunk in self.answer(request):
                 yield chunk
+                is_whole = bool(chunk.finish_reason)
         except Refusal as refusal:
             await context.abort(refusal.status, refusal.message, (("tollgate-code", "refused"),))
-        except asyncio.CancelledError:
-            self.cancelled.set()
-            raise
+        finally:
+            # Cancelled while it waited, or closed at a yield.
+            if not is_whole:
+                self.cancelled.set()
 
     async def Classify(self, request: pb.ClassifyRequest, context: Any) -> pb.ClassifyResponse:  # noqa: N802
         self.started.set()
@@ -126,10 +133,12 @@ class World:
     """Everything a test of the interface talks to."""
 
     url: str
+    app: FastAPI
     settings: Settings
     database: Database
     engine: ScriptedEngine
     http: httpx.AsyncClient
+    server: grpc.aio.Server
     key: str = ""
     clients: list[AsyncOpenAI] = field(default_factory=list)
 
@@ -152,6 +161,10 @@ class World:
     def auth(self, key: str | None = None) -> dict[str, str]:
         """The header of the key."""
         return {"authorization": f"Bearer {key or self.key}", "content-type": "application/json"}
+
+    async def stop_engine(self) -> None:
+        """The engine goes away for good."""
+        await self.server.stop(None)
 
     async def usage_rows(self) -> list[Any]:
         """All usage rows, oldest first."""
@@ -180,15 +193,14 @@ async def serving(settings: Settings, database: Database, **overrides: Any) -> A
     settings = settings.model_copy(update={"engine_url": target, **overrides})
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    config = uvicorn.Config(
-        create_app(settings), log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=5
-    )
+    app = create_app(settings)
+    config = uvicorn.Config(app, log_config=None, access_log=False, ws="none", timeout_graceful_shutdown=5)
     web = Server(config)
     task = asyncio.create_task(web.serve(sockets=[listener]))
     await web.ready.wait()
     try:
         async with httpx.AsyncClient(base_url=url, timeout=30) as http:
-            world = World(url, settings, database, engine, http)
+            world = World(url, app, settings, database, engine, http, server)
             yield world
             for client in world.clients:
                 await client.close()

@@ -1,0 +1,83 @@
+"""The document and the page describe every route, with examples, and nothing from elsewhere."""
+
+import re
+from typing import Any
+
+import pytest
+
+from tests.api.world import World
+
+ROUTES = {
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/v1/classifications",
+    "/v1/models",
+    "/v1/models/{model_id}",
+    "/v1/usage",
+    "/livez",
+    "/readyz",
+    "/metrics",
+}
+
+
+async def document_of(world: World) -> dict[str, Any]:
+    document: dict[str, Any] = (await world.http.get("/openapi.json")).json()
+    return document
+
+
+async def test_every_route_is_described_with_an_example(world: World) -> None:
+    document = await document_of(world)
+    assert set(document["paths"]) == ROUTES
+    for path, operations in document["paths"].items():
+        for method, operation in operations.items():
+            assert operation["description"], path
+            if method == "post":
+                schema = operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+                assert document["components"]["schemas"][schema]["examples"]
+            else:
+                assert all("example" in content for content in operation["responses"]["200"]["content"].values()), path
+
+
+async def test_every_reference_leads_somewhere(world: World) -> None:
+    text = (await world.http.get("/openapi.json")).text
+    names = set(re.findall(r'"#/components/schemas/([^"]+)"', text))
+    document = await document_of(world)
+    assert names
+    assert names <= set(document["components"]["schemas"])
+
+
+async def test_keyed_routes_say_so_and_no_422_is_promised(world: World) -> None:
+    document = await document_of(world)
+    for path, operations in document["paths"].items():
+        for operation in operations.values():
+            assert ("security" in operation) == path.startswith("/v1/")
+            assert "422" not in operation["responses"], path
+
+
+async def test_the_examples_of_requests_are_accepted(world: World) -> None:
+    document = await document_of(world)
+    for path, operations in document["paths"].items():
+        if "post" not in operations:
+            continue
+        schema = operations["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+        for example in document["components"]["schemas"][schema]["examples"]:
+            response = await world.post(path, {**example, "model": "labels" if "classif" in path else "bytes"})
+            assert response.status_code == 200, response.text
+
+
+@pytest.mark.parametrize("path", ["/docs", "/", "/login"])
+async def test_pages_load_nothing_from_another_host_and_run_no_script(world: World, path: str) -> None:
+    response = await world.http.get(path)
+    assert response.status_code == 200
+    assert "<script" not in response.text
+    assert not re.search(r'(src|href)="(https?:)?//', response.text)
+    assert "default-src 'none'" in response.headers["content-security-policy"]
+
+
+async def test_the_page_names_every_route_and_parameter(world: World) -> None:
+    page = (await world.http.get("/docs")).text
+    for path in ROUTES:
+        assert path in page
+    for name in ("best_of", "max_completion_tokens", "x-request-timeout-ms", "group_by"):
+        assert f"<code>{name}</code>" in page
+    assert (await world.http.get("/static/site.css")).headers["content-type"].startswith("text/css")

@@ -1,0 +1,102 @@
+"""Periodic jobs, with a clock and pauses that the test turns."""
+
+import asyncio
+from datetime import UTC, datetime, timedelta
+
+import pytest
+
+from app import auth, worker
+from app.config import Settings
+from app.db import Database
+from app.errors import ConfigError
+from app.telemetry import JOB_FAILURES
+from app.worker import Job
+from tests.factories import make_org, make_user
+
+NOW = datetime(2035, 11, 23, 12, tzinfo=UTC)
+
+
+class Turns:
+    """Pauses that end when the test says so."""
+
+    def __init__(self) -> None:
+        self.asked: list[float] = []
+        self.reached = asyncio.Event()
+        self.go_on = asyncio.Event()
+
+    async def __call__(self, seconds: float) -> None:
+        self.asked.append(seconds)
+        self.reached.set()
+        await self.go_on.wait()
+        self.go_on.clear()
+
+
+async def test_a_job_runs_at_once_then_at_its_interval_until_stopped(database: Database) -> None:
+    turns, stop = Turns(), asyncio.Event()
+    times: list[datetime] = []
+
+    async def note(_: Database, now: datetime) -> None:
+        times.append(now)
+
+    clock = iter([NOW, NOW + timedelta(seconds=5)])
+    working = asyncio.create_task(
+        worker.work(database, stop, jobs=[Job("note", 5.0, note)], clock=lambda: next(clock), pause=turns)
+    )
+    await turns.reached.wait()
+    turns.reached.clear()
+    turns.go_on.set()
+    await turns.reached.wait()
+    stop.set()
+    await working
+    assert times == [NOW, NOW + timedelta(seconds=5)]
+    assert turns.asked == [5.0, 5.0]
+
+
+async def test_a_job_that_fails_is_counted_and_tried_again(database: Database) -> None:
+    turns, stop = Turns(), asyncio.Event()
+    attempts = 0
+
+    async def fail(_: Database, __: datetime) -> None:
+        nonlocal attempts
+        attempts += 1
+        raise RuntimeError("broken")
+
+    before = JOB_FAILURES.labels("fail")._value.get()
+    working = asyncio.create_task(worker.work(database, stop, jobs=[Job("fail", 1.0, fail)], pause=turns))
+    await turns.reached.wait()
+    turns.reached.clear()
+    turns.go_on.set()
+    await turns.reached.wait()
+    stop.set()
+    await working
+    assert attempts == 2
+    assert JOB_FAILURES.labels("fail")._value.get() == before + 2
+
+
+async def test_partitions_are_made_ahead(database: Database) -> None:
+    await worker.make_partitions(database, NOW)
+    async with database.begin() as connection:
+        found = await connection.exec_driver_sql(
+            "SELECT relname FROM pg_class WHERE relname ~ '^usage_events_y203[56]m..$' ORDER BY relname"
+        )
+        names = [row.relname for row in found]
+    assert names == [f"usage_events_y{month}" for month in ("2035m11", "2035m12", "2036m01", "2036m02")]
+
+
+async def test_ended_logins_are_deleted(database: Database) -> None:
+    user_id = await make_user(database, await make_org(database))
+    async with database.begin() as connection:
+        token = await auth.open_session(connection, user_id, NOW)
+    await worker.delete_expired_sessions(database, NOW + auth.SESSION_LIFETIME)
+    async with database.begin() as connection:
+        assert await auth.find_session(connection, token, NOW) is None
+
+
+async def test_every_job_may_run_twice(database: Database) -> None:
+    for job in (*worker.JOBS, *worker.JOBS):
+        await job.run(database, NOW)
+
+
+def test_without_a_database_there_is_no_work() -> None:
+    with pytest.raises(ConfigError):
+        worker.run(Settings(database_url=None))
