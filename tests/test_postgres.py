@@ -215,7 +215,7 @@ class TestAsRoot:
             postgres, "can_reach", lambda path, account: "site-packages" not in str(path) and reach(path, account)
         )
         copied = postgres.locate(cluster.home.parent, durable=False)
-        assert copied.binaries == cluster.home / postgres.INSTALLATION / "bin"
+        assert copied.binaries.is_relative_to(cluster.home)
         server = postgres.start(copied)
         assert ask(copied.url, "SELECT 1") == 1
         server.stop()
