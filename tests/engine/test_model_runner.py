@@ -1,0 +1,145 @@
+"""The runner on a tiny random checkpoint: what it computes must be what the uncached model computes."""
+
+from collections.abc import Iterable
+
+import numpy as np
+import pytest
+import tensorflow as tf
+
+from app.engine.model_runner import DecoderRunner, context_buckets
+from app.engine.scheduler import Scheduler
+from app.engine.sequence import Request, Sampling, Sequence
+from app.modeling import decoder
+from tests.modeling.checkpoints import decoder_config, random_weights
+
+CONFIG = decoder_config()
+WEIGHTS = random_weights(CONFIG.shapes, seed=4)
+PROMPT = tuple(range(5, 26))
+
+
+@pytest.fixture(scope="module")
+def runner() -> DecoderRunner:
+    runner = DecoderRunner(CONFIG, WEIGHTS, num_slots=4)
+    runner.warm_up()
+    return runner
+
+
+def complete(runner: DecoderRunner, *requests: Request, chunk: int = 8) -> list[Sequence]:
+    """Run these requests side by side to their ends."""
+    scheduler = Scheduler(runner.num_slots, 100, chunk=chunk)
+    sequences = [Sequence(request) for request in requests]
+    for sequence in sequences:
+        scheduler.enqueue(sequence)
+    while (step := scheduler.next_step()) is not None:
+        result = runner.run(step)
+        step.sequences[0].prompt_tokens += result.prompt_tokens
+        scheduler.advance(step, result.tokens)
+    return sequences
+
+
+def ids(sequence: Sequence) -> list[int]:
+    return [token.id for token in sequence.output]
+
+
+def logits_of(tokens: Iterable[int]) -> np.ndarray:
+    """The uncached model's logits at every position, `[T, V]`."""
+    weights = {name: tf.constant(array) for name, array in WEIGHTS.items()}
+    logits: np.ndarray = decoder.forward(CONFIG, weights, tf.constant([list(tokens)], tf.int32))[0].numpy()
+    return logits
+
+
+def logprobs_of(tokens: Iterable[int]) -> np.ndarray:
+    logits = logits_of(tokens)
+    shifted = logits - logits.max(-1, keepdims=True)
+    logprobs: np.ndarray = shifted - np.log(np.exp(shifted).sum(-1, keepdims=True))
+    return logprobs
+
+
+def test_greedy_answer_is_that_of_the_uncached_model(runner: DecoderRunner) -> None:
+    [sequence] = complete(runner, Request("r", PROMPT, 30, logprobs=5))
+    known = [*PROMPT, *ids(sequence)]
+    logprobs = logprobs_of(known)
+    for token, row in zip(sequence.output, logprobs[len(PROMPT) - 1 : -1], strict=True):
+        assert token.id == row.argmax()
+        assert token.logprob == pytest.approx(row[token.id], abs=2e-4)
+        assert [p for _, p in token.alternatives] == pytest.approx(np.sort(row)[::-1][:5].tolist(), abs=2e-4)
+
+
+def test_greedy_answer_is_the_same_bit_for_bit_in_any_company(runner: DecoderRunner) -> None:
+    asked = Request("r", PROMPT, 20, logprobs=20)
+    [alone] = complete(runner, asked)
+    mates = [
+        Request("m", (9,) * 40, 20, Sampling(1.0, top_p=0.5, seed=3)),
+        Request("m", (1, 2), 50, Sampling(0.7, presence_penalty=1.0, logit_bias={4: 2.0})),
+        Request("m", (7,) * 11, 5),
+    ]
+    for place in range(4):
+        crowd = complete(runner, *mates[:place], asked, *mates[place:], asked)
+        assert crowd[place].output == alone.output
+        assert crowd[-1].output == alone.output
+
+
+def test_seeded_answer_is_the_same_in_any_company(runner: DecoderRunner) -> None:
+    asked = Request("r", PROMPT, 20, Sampling(1.0, top_p=0.95, seed=2**40 + 1))
+    [alone] = complete(runner, asked)
+    crowd = complete(runner, Request("m", (1,), 40), asked, Request("m", (2,), 9, Sampling(2.0, seed=8)))
+    assert ids(crowd[1]) == ids(alone)
+    [other] = complete(runner, Request("r", PROMPT, 20, Sampling(1.0, top_p=0.95, seed=1)))
+    assert ids(other) != ids(alone)
+
+
+def test_prompt_logprobs_are_those_of_the_uncached_model(runner: DecoderRunner) -> None:
+    [sequence] = complete(runner, Request("r", PROMPT, 0, logprobs=1, prompt_logprobs=True))
+    expected = logprobs_of(PROMPT)[np.arange(len(PROMPT) - 1), PROMPT[1:]]
+    assert [token.id for token in sequence.prompt_tokens] == list(PROMPT[1:])
+    assert [token.logprob for token in sequence.prompt_tokens] == pytest.approx(expected.tolist(), abs=2e-4)
+
+
+def test_logit_bias_forces_and_penalties_end_a_repetition(runner: DecoderRunner) -> None:
+    [forced] = complete(runner, Request("r", PROMPT, 4, Sampling(logit_bias={11: 100.0})))
+    [penalised] = complete(runner, Request("r", PROMPT, 8, Sampling(logit_bias={11: 30.0}, frequency_penalty=2.0)))
+    assert ids(forced) == [11] * 4
+    [plain] = complete(runner, Request("r", PROMPT, 4))
+    assert ids(plain) != ids(forced)
+    assert ids(penalised)[0] == 11
+
+
+def test_no_end_token_before_min_tokens(runner: DecoderRunner) -> None:
+    [free] = complete(runner, Request("r", PROMPT, 12))
+    ends = frozenset(ids(free)[:3])
+    [ended] = complete(runner, Request("r", PROMPT, 12, end_token_ids=ends))
+    [held] = complete(runner, Request("r", PROMPT, 12, end_token_ids=ends, min_tokens=6))
+    assert ids(ended) == []
+    assert len(held.output) >= 6
+    assert not ends & set(ids(held)[:6])
+
+
+def test_slot_holds_nothing_of_its_last_owner(runner: DecoderRunner) -> None:
+    asked = Request("r", (3, 1, 4), 12, logprobs=20)
+    [fresh] = complete(runner, asked)
+    complete(runner, *(Request("m", (8,) * 50, 13, Sampling(1.0, seed=i)) for i in range(4)))
+    [reused] = complete(runner, asked)
+    assert reused.output == fresh.output
+
+
+def test_the_whole_context_can_be_used(runner: DecoderRunner) -> None:
+    [sequence] = complete(runner, Request("r", PROMPT, CONFIG.context_length - len(PROMPT)))
+    assert len(sequence.output) == CONFIG.context_length - len(PROMPT)
+    assert logits_of([*PROMPT, *ids(sequence)])[-2].argmax() == ids(sequence)[-1]
+
+
+def test_nothing_is_compiled_after_warm_up(runner: DecoderRunner) -> None:
+    complete(
+        runner,
+        Request("r", (1,), 3),
+        Request("r", PROMPT, 3, Sampling(1.0, top_k=3, top_p=0.5, min_p=0.1, seed=1), logprobs=3, prompt_logprobs=True),
+        Request("r", PROMPT[:9], 30, Sampling(0.5, logit_bias={3: 1.0}, presence_penalty=1.0)),
+    )
+    assert runner.compilations == 0
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"), [(64, (64,)), (512, (512,)), (600, (512, 600)), (4096, (512, 1024, 2048, 4096))]
+)
+def test_contexts_double_up_to_the_whole(length: int, expected: tuple[int, ...]) -> None:
+    assert context_buckets(length) == expected

@@ -1,0 +1,136 @@
+"""Devices that a test holds in its hand: by-sum answers, steps let through one by one, faults on demand."""
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+from app.engine.engine import GenerationEngine
+from app.engine.host import Host
+from app.engine.runner import Classifier, Result, Runner, Scores
+from app.engine.scheduler import Step
+from app.engine.server import EngineServer
+from app.engine.stub import StubClassifier, StubRunner
+from app.modeling.registry import ModelCard
+from app.rpc.client import EngineClient
+
+
+class HeldRunner(StubRunner):
+    """A stub whose steps wait until they are let through, unless it is opened for good."""
+
+    def __init__(self, num_slots: int = 4, vocab_size: int = 256, context_length: int = 4096) -> None:
+        super().__init__(num_slots, vocab_size, context_length)
+        self.steps: list[Step] = []
+        self.entered = threading.Semaphore(0)
+        self._passes = threading.Semaphore(0)
+        self._is_open = False
+
+    def let(self, count: int = 1) -> None:
+        """Let so many steps through."""
+        self._passes.release(count)
+
+    def open(self) -> None:
+        """Hold nothing back any more."""
+        self._is_open = True
+        self._passes.release()
+
+    def run(self, step: Step) -> Result:
+        """Wait for a pass, then do as the stub does."""
+        self.steps.append(step)
+        self.entered.release()
+        if not self._is_open:
+            self._passes.acquire()
+        return super().run(step)
+
+
+class FaultyRunner(StubRunner):
+    """A stub whose steps raise while `fault` is set."""
+
+    fault: Exception | None = None
+
+    def run(self, step: Step) -> Result:
+        """Raise the fault, or do as the stub does."""
+        if self.fault is not None:
+            raise self.fault
+        return super().run(step)
+
+
+class FaultyClassifier(StubClassifier):
+    """A classifier that remembers its batches, and raises while `fault` is set."""
+
+    fault: Exception | None = None
+
+    def __init__(self, num_labels: int = 3, max_batch: int = 32) -> None:
+        super().__init__(num_labels, max_batch=max_batch)
+        self.batches: list[int] = []
+
+    def classify(self, texts: list[tuple[int, ...]]) -> Scores:
+        """Raise the fault, or do as the stub does."""
+        self.batches.append(len(texts))
+        if self.fault is not None:
+            raise self.fault
+        return super().classify(texts)
+
+
+def make_card(name: str = "sums", kind: str = "generation", eos_token_ids: tuple[int, ...] = ()) -> ModelCard:
+    """A card of a model that exists nowhere."""
+    labels = ("a", "b", "c") if kind == "classification" else ()
+    return ModelCard(
+        name=name,
+        kind=kind,
+        path=Path("nowhere"),
+        digest="0" * 64,
+        context_length=4096,
+        vocab_size=256,
+        labels=labels,
+        bos_token_id=None,
+        eos_token_ids=eos_token_ids,
+        chat_template=None,
+        created=0,
+        license=None,
+        description="",
+        enabled=True,
+    )
+
+
+@asynccontextmanager
+async def running(runner: Runner, queue_capacity: int = 8) -> AsyncIterator[GenerationEngine]:
+    """A started engine around a runner."""
+    with ThreadPoolExecutor(1) as device:
+        engine = GenerationEngine("sums", runner, device, queue_capacity=queue_capacity)
+        engine.start()
+        try:
+            yield engine
+        finally:
+            if isinstance(runner, HeldRunner):
+                runner.open()
+            await engine.aclose()
+
+
+@asynccontextmanager
+async def serving(
+    load: Callable[[ModelCard], Runner | Classifier], *cards: ModelCard, queue_capacity: int = 8
+) -> AsyncIterator[tuple[EngineClient, EngineServer, Host]]:
+    """A listening server with these models, and a client of it."""
+    host = Host(load, queue_capacity)
+    server = EngineServer(host, "stub", "127.0.0.1:0")
+    await server.start()
+    await host.start(list(cards) or [make_card()])
+    await server.set_ready()
+    client = EngineClient(f"127.0.0.1:{server.port}")
+    try:
+        yield client, server, host
+    finally:
+        await client.aclose()
+        await server.drain(0)
+
+
+async def until(holds: Callable[[], Awaitable[bool]]) -> None:
+    """Ask again and again until it holds."""
+    async with asyncio.timeout(60):
+        while True:
+            if await holds():
+                return
+            await asyncio.sleep(0)
