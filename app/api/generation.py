@@ -10,11 +10,11 @@ import asyncio
 import hashlib
 import secrets
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from types import TracebackType
-from typing import Literal, Self, cast
+from typing import Literal, Self
 
 from starlette.types import Receive
 
@@ -150,8 +150,7 @@ class Generation:
     async def _run(self, spec: SequenceSpec) -> None:
         async with self._running:
             spec.request.deadline_ms = self._remaining_ms()
-            # Closing it cancels the engine's work; the declared type does not show that it can be closed.
-            stream = cast("AsyncGenerator[pb.GenerateChunk, None]", self._engine.generate(spec.request))
+            stream = self._engine.generate(spec.request)
             async with aclosing(stream):
                 async for delta in _assembled(spec, stream):
                     self._queue.put_nowait(delta)

@@ -13,11 +13,11 @@ from app.rpc import engine_pb2 as pb
 from tests.api.world import CONTEXT, World, error_of, say, serving, write_model
 from tests.factories import make_key
 
-HI = [{"role": "user", "content": "Hi"}]
+HI: list[Any] = [{"role": "user", "content": "Hi"}]
 
 
 async def test_the_plain_template_names_each_turn(world: World) -> None:
-    answer = await world.openai().chat.completions.create(model="bytes", messages=HI)  # type: ignore[arg-type]
+    answer = await world.openai().chat.completions.create(model="bytes", messages=HI)
     message = answer.choices[0].message
     assert (message.role, message.content, message.refusal) == ("assistant", "Hello", None)
     assert bytes(world.engine.requests[0].prompt_tokens) == b"user: Hi\n\nassistant:"
@@ -65,7 +65,7 @@ async def test_the_answer_has_every_documented_field(world: World) -> None:
 async def test_a_stream_names_the_role_then_gains_text_then_ends_once(world: World) -> None:
     stream = await world.openai().chat.completions.create(
         model="bytes",
-        messages=HI,  # type: ignore[arg-type]
+        messages=HI,
         stream=True,
         stream_options={"include_usage": True},
         n=2,
@@ -97,7 +97,7 @@ async def test_logprobs_name_tokens_bytes_and_alternatives(world: World) -> None
     world.engine.answer = lambda _: say("é")
     answer = await world.openai().chat.completions.create(
         model="bytes",
-        messages=HI,  # type: ignore[arg-type]
+        messages=HI,
         logprobs=True,
         top_logprobs=2,
     )
@@ -112,7 +112,7 @@ async def test_logprobs_name_tokens_bytes_and_alternatives(world: World) -> None
 async def test_a_client_that_leaves_before_the_first_token_pays_for_the_prompt_only(world: World) -> None:
     async def never(_: pb.GenerateRequest) -> AsyncIterator[pb.GenerateChunk]:
         await asyncio.Event().wait()
-        yield
+        yield pb.GenerateChunk()
 
     world.engine.answer = never
     body = {"model": "bytes", "messages": HI, "stream": True}
@@ -132,7 +132,7 @@ async def test_a_client_that_leaves_a_stream_stops_the_engine(world: World) -> N
         await asyncio.Event().wait()
 
     world.engine.answer = endless
-    stream = await world.openai().chat.completions.create(model="bytes", messages=HI, stream=True)  # type: ignore[arg-type]
+    stream = await world.openai().chat.completions.create(model="bytes", messages=HI, stream=True)
     async for chunk in stream:
         if chunk.choices[0].delta.content:
             break

@@ -180,7 +180,8 @@ async def test_a_streams_pieces_join_to_the_answer_and_end_once(world: World) ->
     chunks = [chunk async for chunk in stream]
     texts = [choice.text for chunk in chunks for choice in chunk.choices]
     assert "".join(texts) == "HiHello"
-    assert [c.finish_reason for chunk in chunks for c in chunk.choices if c.finish_reason] == ["length"]
+    assert [c.finish_reason for chunk in chunks for c in chunk.choices][-1] == "length"
+    assert sum(bool(c.finish_reason) for chunk in chunks for c in chunk.choices) == 1
     assert chunks[-1].choices == []
     assert chunks[-1].usage is not None
     assert chunks[-1].usage.total_tokens == 7
@@ -279,8 +280,8 @@ async def test_a_failure_before_the_first_token_is_an_ordinary_error_and_free(
     world: World, stream: bool, status: grpc.StatusCode, expected: tuple[int, str, None]
 ) -> None:
     async def refuse(_: pb.GenerateRequest) -> AsyncIterator[pb.GenerateChunk]:
-        raise Refusal(status)
-        yield
+        async for chunk in refusing(status):
+            yield chunk
 
     world.engine.answer = refuse
     response = await world.post("/v1/completions", {"model": "bytes", "prompt": "a", "stream": stream})
@@ -354,7 +355,14 @@ async def test_a_silent_stream_is_kept_open_by_comments(world_with_short_silence
 async def never(_: pb.GenerateRequest) -> AsyncIterator[pb.GenerateChunk]:
     """Says nothing."""
     await asyncio.Event().wait()
-    yield
+    yield pb.GenerateChunk()
+
+
+async def refusing(status: grpc.StatusCode) -> AsyncIterator[pb.GenerateChunk]:
+    """Refuses before the first chunk."""
+    if status is not grpc.StatusCode.OK:
+        raise Refusal(status)
+    yield pb.GenerateChunk()
 
 
 async def settled(world: World) -> Any:

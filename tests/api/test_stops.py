@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from app.api.stops import StopMatcher, TextAssembler
+from app.api.stops import StopMatcher, TextAssembler, Token
 
 LETTERS = st.text(alphabet="ab\n", max_size=30)
 STOPS = st.lists(st.text(alphabet="ab\n", min_size=1, max_size=4), max_size=4)
@@ -66,7 +66,7 @@ def test_text_that_cannot_become_a_stop_string_is_not_held_back() -> None:
 @given(st.text(max_size=12), STOPS)
 def test_every_token_is_counted_once_and_the_completing_one_is_the_last(text: str, stops: list[str]) -> None:
     assembler = TextAssembler(Bytes(), stops)
-    shown, tokens = "", []
+    shown, tokens = "", list[Token]()
     pushed = 0
     for byte in text.encode():
         piece = assembler.push(byte)

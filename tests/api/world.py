@@ -200,6 +200,9 @@ async def serving(settings: Settings, database: Database, **overrides: Any) -> A
     await web.ready.wait()
     try:
         async with httpx.AsyncClient(base_url=url, timeout=30) as http:
+            # gRPC connects at the first call; on a busy machine that may take a moment.
+            while (await http.get("/readyz")).status_code != 200:
+                pass
             world = World(url, app, settings, database, engine, http, server)
             yield world
             for client in world.clients:
