@@ -1,5 +1,6 @@
 """What most commands need first: settings, logs and, for some, a database."""
 
+import sys
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
@@ -38,6 +39,46 @@ def model_directory(name: str) -> Path:
     if not (directory / "config.json").is_file():
         raise ConfigError(f"there is no model {name!r} in {directory.parent}")
     return directory
+
+
+def require_extras(*packages: str) -> None:
+    """Refuse at once what would fail after an hour of work.
+
+    Args:
+        packages: As Python imports them.
+
+    Raises:
+        ConfigError: One is not installed.
+    """
+    from importlib.util import find_spec
+
+    missing = [package for package in packages if find_spec(package) is None]
+    if missing:
+        raise ConfigError(
+            f"{missing[0]} is not installed; run: make install, or pip install 'tollgate[engine-cpu,train]'"
+        )
+
+
+def import_tensorflow() -> None:
+    """Load TensorFlow without the lines that its C++ half writes at every start.
+
+    Raises:
+        ConfigError: It is not installed.
+    """
+    import importlib
+    import os
+
+    require_extras("tensorflow")
+    # Whatever TF_CPP_MIN_LOG_LEVEL says, TensorFlow 2.21 logs before it has read it.
+    sys.stderr.flush()
+    kept = os.dup(2)
+    with open(os.devnull, "wb") as nowhere:
+        os.dup2(nowhere.fileno(), 2)
+    try:
+        importlib.import_module("tensorflow")
+    finally:
+        os.dup2(kept, 2)
+        os.close(kept)
 
 
 def with_database(action: "Callable[[Database, Settings], Awaitable[T]]") -> T:

@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli.context import model_directory, settings_for_command
+from app.cli.context import import_tensorflow, model_directory, settings_for_command
 from app.errors import ModelFormatError
 
 app = typer.Typer(no_args_is_help=True, help="The models below MODELS_DIR.")
@@ -34,6 +34,7 @@ def import_model(
 ) -> None:
     """Check a Hugging Face directory and copy it below MODELS_DIR."""
     models_dir = settings_for_command(log_level="warning").models_dir
+    import_tensorflow()
     from app.modeling import imports
 
     result = imports.import_model(directory, models_dir, name)
@@ -44,6 +45,7 @@ def import_model(
 def verify(name: Name) -> None:
     """Compare a model's files with its checksums and run it once."""
     directory = model_directory(name)
+    import_tensorflow()
     from app.modeling import imports, registry
 
     changed = registry.verify(directory)

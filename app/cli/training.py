@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from app.cli.context import settings_for_command
+from app.cli.context import import_tensorflow, model_directory, require_extras, settings_for_command
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -62,6 +62,7 @@ def generation(
     """
     options = _fields(locals(), "data", "out", "overwrite", *PROVENANCE)
     _prepare(out, overwrite)
+    import_tensorflow()
     from app.training.generation import GenerationOptions, train_generation
 
     provenance = _provenance(locals())
@@ -104,6 +105,8 @@ def classification(
     """
     options = _fields(locals(), "data", "test", "out", "overwrite", *PROVENANCE)
     _prepare(out, overwrite)
+    require_extras("sklearn", "scipy")
+    import_tensorflow()
     from app.training.classification import ClassificationOptions, train_classification
 
     evaluation = train_classification(
@@ -120,9 +123,9 @@ def evaluate(
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Score a published model on data of your own."""
-    from app.cli.context import model_directory
-
     directory = model_directory(name)
+    require_extras("sklearn", "scipy")
+    import_tensorflow()
     from app.training.evaluation import evaluate_model
 
     figures = evaluate_model(directory, data, text_field, label_field)
