@@ -115,7 +115,7 @@ async def serving(
 ) -> AsyncIterator[tuple[EngineClient, EngineServer, Host]]:
     """A listening server with these models, and a client of it."""
     host = Host(load, queue_capacity)
-    server = EngineServer(host, "stub", "127.0.0.1:0")
+    server = EngineServer(host, "127.0.0.1:0")
     await server.start()
     await host.start(list(cards) or [make_card()])
     await server.set_ready()

@@ -2,10 +2,12 @@
 
 import asyncio
 import signal
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 from app.config import Settings, make_private_dir
+from app.engine.device import device_name
 from app.engine.host import Host, Load
 from app.engine.loader import load_model, load_stub
 from app.engine.server import EngineServer
@@ -28,36 +30,44 @@ def serve(settings: Settings, *, stub: bool = False, step_ms: float = 0.0) -> No
         step_ms: with `stub`, how long each step takes.
 
     Raises:
-        TollgateError: the device failed; a supervisor should start a new process.
+        TollgateError: the device failed, or nothing could be started; a supervisor should start a new process.
     """
     configure_logging(settings)
     load = partial(load_stub, settings, step_s=step_ms / 1000) if stub else partial(load_model, settings)
-    if not asyncio.run(_serve(settings, load, "stub" if stub else "cpu")):
-        raise TollgateError("the accelerator failed; see the log")
+    if not asyncio.run(_serve(settings, load, (lambda: "stub") if stub else device_name)):
+        raise TollgateError("the engine failed; see the log")
 
 
-async def _serve(settings: Settings, load: Load, device: str) -> bool:
-    """Serve until a signal (True) or until the device is lost (False)."""
+async def _serve(settings: Settings, load: Load, name_device: Callable[[], str]) -> bool:
+    """Serve until a signal (True) or until it cannot go on (False)."""
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     if settings.engine_listen.startswith(UNIX):
         make_private_dir(Path(settings.engine_listen.removeprefix(UNIX)).parent)
     host = Host(load, settings.engine_queue, settings.request_timeout_s)
-    server = EngineServer(host, device, settings.engine_listen)
+    server = EngineServer(host, settings.engine_listen)
     await server.start()
-    loading = asyncio.create_task(_load(settings, host, server))
+    loading = asyncio.create_task(_load(settings, host, server, name_device))
+    loading.add_done_callback(partial(_give_up_if_failed, host))
     await _first_of(stop, host.lost)
     loading.cancel()
     await server.drain(settings.drain_timeout_s if stop.is_set() else 0)
     return stop.is_set()
 
 
-async def _load(settings: Settings, host: Host, server: EngineServer) -> None:
+async def _load(settings: Settings, host: Host, server: EngineServer, name_device: Callable[[], str]) -> None:
     cards = [card for card in Registry(settings.models_dir).list() if card.enabled]
     await host.start(cards)
+    host.device = name_device()
     await server.set_ready()
-    log.info("engine.ready", models=[name for name, model in host.models.items() if model.is_ready])
+    log.info("engine.ready", device=host.device, models=[name for name, model in host.models.items() if model.is_ready])
+
+
+def _give_up_if_failed(host: Host, loading: "asyncio.Task[None]") -> None:
+    if not loading.cancelled() and loading.exception() is not None:
+        log.error("engine.start_failed", exc_info=loading.exception())
+        host.lost.set()
 
 
 async def _first_of(*events: asyncio.Event) -> None:

@@ -43,6 +43,14 @@ def start_tensorflow(cache_dir: Path, num_threads: int = 0) -> None:
     tf.config.threading.set_intra_op_parallelism_threads(num_threads)
 
 
+def device_name() -> str:
+    """What `Describe` shows: the accelerator's own name, or "cpu"."""
+    tf = importlib.import_module("tensorflow")
+    for accelerator in tf.config.list_physical_devices("GPU"):
+        return str(tf.config.experimental.get_device_details(accelerator).get("device_name", "gpu"))
+    return "cpu"
+
+
 def align_function_numbers() -> None:
     """Let the next function that is traced get a number that a restart gives it again.
 

@@ -47,6 +47,7 @@ class Host:
         load: makes a runner of a card; called in a thread, one card after the other.
         queue_capacity: requests that may wait, per model.
         default_timeout_s: of a request that names none.
+        device: what `Describe` says of the device; empty until it is known.
         is_draining: no new work is taken.
         lost: set when the device is given up and the process should end.
     """
@@ -54,6 +55,7 @@ class Host:
     load: Load
     queue_capacity: int = 128
     default_timeout_s: float = 600.0
+    device: str = ""
     is_draining: bool = False
     models: dict[str, Model] = field(default_factory=dict)
     lost: asyncio.Event = field(default_factory=asyncio.Event)

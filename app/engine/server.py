@@ -52,15 +52,14 @@ Context = Any  # grpc.aio.ServicerContext is generic for type checkers only
 class EngineService(engine_pb2_grpc.EngineServicer):
     """Serves `engine.proto` out of a host."""
 
-    def __init__(self, host: Host, device: str) -> None:
+    def __init__(self, host: Host) -> None:
         self._host = host
-        self._device = device
 
     async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.DescribeResponse:  # noqa: N802
         """What is loaded and how busy it is."""
         return pb.DescribeResponse(
             version=importlib.metadata.version("tollgate"),
-            device=self._device,
+            device=self._host.device,
             draining=self._host.is_draining,
             # A broken model was reported when it was loaded; here it would look like one that loads for ever.
             models=[_status(model) for model in self._host.models.values() if not model.is_broken],
@@ -105,15 +104,14 @@ class EngineServer:
 
     Args:
         host: whose models are served.
-        device: what `Describe` says of the device.
         address: `unix:/path` or `host:port`.
     """
 
-    def __init__(self, host: Host, device: str, address: str) -> None:
+    def __init__(self, host: Host, address: str) -> None:
         self._host = host
         self._health = health.aio.HealthServicer()
         self._server = grpc.aio.server(options=SERVER_OPTIONS)
-        engine_pb2_grpc.add_EngineServicer_to_server(EngineService(host, device), self._server)
+        engine_pb2_grpc.add_EngineServicer_to_server(EngineService(host), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
         self.port = self._server.add_insecure_port(address)

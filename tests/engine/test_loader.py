@@ -1,0 +1,54 @@
+from pathlib import Path
+
+import pytest
+
+from app.config import Settings
+from app.engine.classifier_runner import EncoderRunner
+from app.engine.device import align_function_numbers, device_name, start_tensorflow
+from app.engine.loader import load_model, load_stub
+from app.engine.model_runner import DecoderRunner
+from app.engine.stub import StubClassifier, StubRunner
+from app.errors import ModelFormatError
+from app.modeling.registry import read_card
+from tests.modeling.checkpoints import write_decoder, write_encoder
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> Settings:
+    return Settings(data_dir=tmp_path / "data", models_dir=tmp_path / "models", engine_slots=2)
+
+
+def test_each_layout_gets_its_runner(settings: Settings) -> None:
+    write_decoder(settings.models_dir / "writer")
+    write_encoder(settings.models_dir / "judge")
+    writer = load_model(settings, read_card(settings.models_dir / "writer"))
+    judge = load_model(settings, read_card(settings.models_dir / "judge"))
+    assert isinstance(writer, DecoderRunner)
+    assert writer.num_slots == 2
+    assert isinstance(judge, EncoderRunner)
+
+
+def test_damaged_weights_are_refused_by_name(settings: Settings) -> None:
+    folder = settings.models_dir / "writer"
+    write_decoder(folder)
+    (folder / "model.safetensors").write_bytes(b"\x00" * 64)
+    with pytest.raises(ModelFormatError, match=r"model\.safetensors"):
+        load_model(settings, read_card(folder))
+
+
+def test_stub_has_the_sizes_of_the_card(settings: Settings) -> None:
+    write_decoder(settings.models_dir / "writer")
+    write_encoder(settings.models_dir / "judge")
+    writer = load_stub(settings, read_card(settings.models_dir / "writer"), step_s=0)
+    judge = load_stub(settings, read_card(settings.models_dir / "judge"), step_s=0)
+    assert isinstance(writer, StubRunner)
+    assert (writer.num_slots, writer.vocab_size, writer.context_length) == (2, 300, 64)
+    assert isinstance(judge, StubClassifier)
+    assert len(judge.classify([(1,)]).rows[0]) == 2
+
+
+def test_device_has_a_name_and_a_second_start_is_harmless(tmp_path: Path) -> None:
+    start_tensorflow(tmp_path / "cache")
+    align_function_numbers()
+    assert device_name()
+    assert not (tmp_path / "cache").exists()
