@@ -1,0 +1,130 @@
+"""The API as processes: several on one socket, draining, and ending with their parent."""
+
+import asyncio
+import os
+import signal
+import socket
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import grpc
+import httpx
+import pytest
+
+from app.config import Settings, child_environment
+from app.db import Database
+from app.errors import ConfigError
+from app.main import create_app, serve
+from app.rpc import engine_pb2 as pb
+from app.rpc import engine_pb2_grpc
+from tests.api.world import ScriptedEngine, write_model
+from tests.factories import make_key
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+async def engine() -> AsyncIterator[tuple[ScriptedEngine, str]]:
+    """A scripted engine and its address."""
+    scripted = ScriptedEngine()
+    server = grpc.aio.server()
+    engine_pb2_grpc.add_EngineServicer_to_server(scripted, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    yield scripted, f"127.0.0.1:{port}"
+    await server.stop(None)
+
+
+@contextmanager
+def api_process(settings: Settings, workers: int, metrics: Path) -> Iterator[tuple["subprocess.Popen[bytes]", str]]:
+    """``tollgate api`` on a socket that listens already, so that no request comes too early."""
+    metrics.mkdir()
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        url = f"http://127.0.0.1:{listener.getsockname()[1]}"
+        process = subprocess.Popen(
+            [sys.executable, "-m", "app.cli", "api", "--workers", str(workers), "--fd", str(listener.fileno())],
+            env=child_environment(settings, PROMETHEUS_MULTIPROC_DIR=str(metrics)),
+            pass_fds=[listener.fileno()],
+        )
+    try:
+        yield process, url
+    finally:
+        process.kill()
+        process.wait()
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+async def test_on_sigterm_a_running_stream_ends_whole_and_nobody_new_gets_in(
+    database: Database, settings: Settings, engine: tuple[ScriptedEngine, str], tmp_path: Path, workers: int
+) -> None:
+    scripted, target = engine
+    goes_on = asyncio.Event()
+
+    async def slow(_: pb.GenerateRequest) -> AsyncIterator[pb.GenerateChunk]:
+        yield pb.GenerateChunk(tokens=b"a")
+        await goes_on.wait()
+        yield pb.GenerateChunk(index=1, finish_reason="stop")
+
+    scripted.answer = slow
+    write_model(settings.models_dir)
+    key = await make_key(database, settings)
+    settings = settings.model_copy(update={"engine_url": target})
+    with api_process(settings, workers, tmp_path / "metrics") as (process, url):
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+            while (await client.get("/readyz")).status_code != 200:
+                pass
+            body = {"model": "bytes", "prompt": "a", "stream": True}
+            headers = {"authorization": f"Bearer {key}"}
+            async with client.stream("POST", "/v1/completions", json=body, headers=headers) as response:
+                lines = response.aiter_lines()
+                first = await anext(lines)
+                process.send_signal(signal.SIGTERM)
+                await refused(url)
+                goes_on.set()
+                rest = [line async for line in lines if line]
+        assert '"text":"a"' in first
+        assert rest[-1] == "data: [DONE]"
+        await asyncio.to_thread(process.wait)
+    async with database.begin() as connection:
+        rows = (await connection.exec_driver_sql("SELECT output_tokens, finish_reason FROM usage_events")).all()
+    assert [tuple(row) for row in rows] == [(1, "stop")]
+
+
+async def test_workers_end_when_their_parent_is_killed(
+    database: Database, settings: Settings, engine: tuple[ScriptedEngine, str], tmp_path: Path
+) -> None:
+    settings = settings.model_copy(update={"engine_url": engine[1]})
+    with api_process(settings, 2, tmp_path / "metrics") as (process, url):
+        async with httpx.AsyncClient(base_url=url, timeout=60) as client:
+            while (await client.get("/readyz")).status_code != 200:
+                pass
+            # Merged over the workers, whichever of them answers.
+            assert "tollgate_http_requests_total" in (await client.get("/metrics")).text
+        os.kill(process.pid, signal.SIGKILL)
+        await refused(url)
+
+
+async def refused(url: str) -> None:
+    """Returns once nobody accepts connections any more; the test's time limit bounds the wait."""
+    host, port = url.removeprefix("http://").split(":")
+    while True:
+        try:
+            _, writer = await asyncio.open_connection(host, int(port))
+        except ConnectionRefusedError:
+            return
+        writer.close()
+
+
+def test_without_a_database_there_is_no_application() -> None:
+    with pytest.raises(ConfigError):
+        create_app(Settings(database_url=None))
+
+
+def test_an_address_in_use_is_one_clear_line(settings: Settings) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        with pytest.raises(ConfigError, match=f"cannot listen on 127.0.0.1:{port}"):
+            serve(settings.model_copy(update={"port": port}))
