@@ -34,6 +34,9 @@ from app.telemetry import configure_logging
 
 # Longer than the idle timeout of common load balancers, so that they close first.
 _KEEP_ALIVE_S = 75
+# A worker that does not answer its parent is replaced. The first answer comes only after
+# its imports, which on a busy machine take longer than uvicorn's 5 s.
+_WORKER_SILENCE_S = 60
 _BACKLOG = 2048
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
@@ -97,6 +100,7 @@ def serve(settings: Settings, workers: int = 1, fd: int | None = None) -> None:
         # X-Forwarded-* is believed from a proxy on this machine only.
         proxy_headers=True,
         timeout_keep_alive=_KEEP_ALIVE_S,
+        timeout_worker_healthcheck=_WORKER_SILENCE_S,
         timeout_graceful_shutdown=int(settings.drain_timeout_s),
     )
     listener = _listen(settings) if fd is None else socket.socket(fileno=fd)

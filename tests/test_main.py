@@ -10,7 +10,6 @@ from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-import grpc
 import httpx
 import pytest
 
@@ -19,8 +18,7 @@ from app.db import Database
 from app.errors import ConfigError
 from app.main import create_app, serve
 from app.rpc import engine_pb2 as pb
-from app.rpc import engine_pb2_grpc
-from tests.api.world import ScriptedEngine, write_model
+from tests.api.world import ScriptedEngine, start_engine, write_model
 from tests.factories import make_key
 
 pytestmark = pytest.mark.slow
@@ -30,11 +28,8 @@ pytestmark = pytest.mark.slow
 async def engine() -> AsyncIterator[tuple[ScriptedEngine, str]]:
     """A scripted engine and its address."""
     scripted = ScriptedEngine()
-    server = grpc.aio.server()
-    engine_pb2_grpc.add_EngineServicer_to_server(scripted, server)
-    port = server.add_insecure_port("127.0.0.1:0")
-    await server.start()
-    yield scripted, f"127.0.0.1:{port}"
+    server, target = await start_engine(scripted)
+    yield scripted, target
     await server.stop(None)
 
 

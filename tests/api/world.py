@@ -182,14 +182,22 @@ def error_of(response: httpx.Response) -> tuple[int, str, str | None]:
     return response.status_code, body["error"]["code"], body["error"]["param"]
 
 
+async def start_engine(engine: ScriptedEngine) -> tuple[grpc.aio.Server, str]:
+    """Serves the scripted engine on a free port; returns its address."""
+    # The client pings every two seconds; by default a server takes that for an attack.
+    options = [("grpc.http2.min_ping_interval_without_data_ms", 500), ("grpc.http2.max_ping_strikes", 0)]
+    server = grpc.aio.server(options=options)
+    engine_pb2_grpc.add_EngineServicer_to_server(engine, server)
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    return server, f"127.0.0.1:{port}"
+
+
 @asynccontextmanager
 async def serving(settings: Settings, database: Database, **overrides: Any) -> AsyncIterator[World]:
     """The world, running; ends with every connection closed."""
     engine = ScriptedEngine()
-    server = grpc.aio.server()
-    engine_pb2_grpc.add_EngineServicer_to_server(engine, server)
-    target = f"127.0.0.1:{server.add_insecure_port('127.0.0.1:0')}"
-    await server.start()
+    server, target = await start_engine(engine)
     settings = settings.model_copy(update={"engine_url": target, **overrides})
     listener = socket.create_server(("127.0.0.1", 0))
     url = f"http://127.0.0.1:{listener.getsockname()[1]}"
