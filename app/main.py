@@ -41,6 +41,16 @@ _BACKLOG = 2048
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
+class _Workers(Multiprocess):
+    """uvicorn's supervisor, but draining: its own copy of the socket must not take connections in."""
+
+    def terminate_all(self) -> None:
+        """Stops listening, then asks every worker to finish."""
+        for listener in self.sockets:
+            listener.close()
+        super().terminate_all()
+
+
 def create_app(settings: Settings) -> FastAPI:
     """The ASGI application; connections open when its lifespan starts.
 
@@ -105,7 +115,7 @@ def serve(settings: Settings, workers: int = 1, fd: int | None = None) -> None:
     )
     listener = _listen(settings) if fd is None else socket.socket(fileno=fd)
     if workers > 1:
-        Multiprocess(config, sockets=[listener]).run()
+        _Workers(config, sockets=[listener]).run()
         return
     server = uvicorn.Server(config)
     server.run(sockets=[listener])

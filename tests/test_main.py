@@ -110,6 +110,8 @@ async def refused(url: str) -> None:
             _, writer = await asyncio.open_connection(host, int(port))
         except ConnectionRefusedError:
             return
+        except ConnectionResetError:  # it closed between the handshake and now
+            continue
         writer.close()
 
 
