@@ -80,7 +80,7 @@ def train_generation(
     tokenizer = train_generation_tokenizer(split.train, options.vocab_size)
     config = _decoder_config(options, tokenizer.get_vocab_size())
     network = build_network(config, options.dropout, options.seed)
-    run_dir = runs_dir / f"{out.name}-{_fingerprint(options, corpus)}"
+    run_dir = runs_dir / f"{out.name}-{_fingerprint(options, split)}"
     progression = _fit(options, network, tokenizer, split, run_dir, console)
     evaluation = _evaluate(options, network, tokenizer, split, progression)
     publish(out, _artefact(config, network, tokenizer, evaluation, provenance))
@@ -156,7 +156,7 @@ def _fit(
 def _evaluate(
     options: GenerationOptions, network: Network, tokenizer: Tokenizer, split: Split, progression: Progression
 ) -> dict[str, Any]:
-    train, test = "\n".join((*split.train, *split.dev)), "\n".join(split.test)
+    train, test = "\n".join((*split.dev, *split.train)), "\n".join(split.test)
     return {
         "task": "generation",
         "split": {
@@ -200,10 +200,10 @@ def _artefact(
     )
 
 
-def _fingerprint(options: GenerationOptions, corpus: Corpus) -> str:
+def _fingerprint(options: GenerationOptions, split: Split) -> str:
     digest = hashlib.sha256(json.dumps(asdict(options), sort_keys=True).encode())
-    for document in corpus.documents:
-        digest.update(document.encode())
+    for document in (*split.dev, "", *split.train):
+        digest.update(document.encode() + b"\0")
     return digest.hexdigest()[:12]
 
 

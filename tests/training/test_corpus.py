@@ -73,7 +73,7 @@ def test_split_is_in_order_and_between_documents() -> None:
 
     split = split_corpus(corpus, test_fraction=0.1, dev_fraction=0.1)
 
-    assert split.train + split.dev + split.test == corpus.documents
+    assert split.dev + split.train + split.test == corpus.documents
     assert (len(split.test), len(split.dev)) == (10, 9)
 
 
@@ -94,4 +94,4 @@ def test_split_never_loses_or_repeats_a_character(documents: list[str], test: fl
         split = split_corpus(Corpus(tuple(documents), len(documents), 0, 0), test, dev)
     except DataError:
         return
-    assert "".join(split.train + split.dev + split.test) == "".join(documents)
+    assert "".join(split.dev + split.train + split.test) == "".join(documents)
