@@ -27,7 +27,7 @@ up: $(UP_STAMP) ## run everything here; Ctrl-C stops it (ARGS="--port 9000")
 install: $(DEV_STAMP) ## the virtual environment with every tool
 
 test: $(DEV_STAMP) ## the whole test suite; needs no running service
-	$(BIN)/pytest -n $(TEST_WORKERS) $(ARGS)
+	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadgroup $(ARGS)
 
 check: $(DEV_STAMP) ## format, lint, types, contracts, tests with coverage
 	$(BIN)/ruff format --check .
@@ -35,7 +35,7 @@ check: $(DEV_STAMP) ## format, lint, types, contracts, tests with coverage
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	@rm -f .coverage .coverage.*
-	$(BIN)/pytest -n $(TEST_WORKERS) --cov --cov-report= $(ARGS)
+	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadgroup --cov --cov-report= $(ARGS)
 	$(BIN)/coverage report --skip-covered
 	$(BIN)/coverage report --fail-under=100 --include='app/auth.py,app/admission.py,app/metering.py,app/billing/*'
 

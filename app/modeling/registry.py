@@ -62,14 +62,15 @@ class Registry:
 
     def refresh(self) -> None:
         """Read the directory again; a broken model is logged and left out."""
-        self._cards = {}
-        for config in sorted(self._models_dir.glob("*/config.json")):
+        cards = {}
+        for config in sorted(self._models_dir.glob("[!.]*/config.json")):
             try:
                 card = read_card(config.parent)
             except ModelFormatError as error:
                 log.warning("model.unreadable", model=config.parent.name, reason=error.message)
                 continue
-            self._cards[card.name] = card
+            cards[card.name] = card
+        self._cards = cards  # at once: another thread may be reading
 
     def list(self) -> list[ModelCard]:
         """All models, enabled or not, by name."""
