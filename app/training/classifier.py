@@ -10,6 +10,7 @@ from tokenizers import Tokenizer
 
 from app.modeling.encoder import PAD_ID, EncoderConfig, classify
 from app.training.network import Network
+from app.training.trainer import warm_up_then_decay
 
 EVAL_BATCH = 256
 CALIBRATION_BINS = 15  # as Guo et al. 2017, sec. 4
@@ -45,11 +46,7 @@ def build_network(config: EncoderConfig, dropout: float, seed: int) -> Network:
 
 def build_optimizer(learning_rate: float, steps: int) -> keras.optimizers.Optimizer:
     """AdamW with a short linear warm-up and cosine decay to zero."""
-    warmup = max(1, steps // 20)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        learning_rate / 10, steps - warmup, alpha=0.0, warmup_target=learning_rate, warmup_steps=warmup
-    )
-    return keras.optimizers.AdamW(schedule, weight_decay=0.01)
+    return keras.optimizers.AdamW(warm_up_then_decay(learning_rate, steps), weight_decay=0.01)
 
 
 def sample_batch(

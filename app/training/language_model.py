@@ -16,6 +16,7 @@ from tokenizers import Tokenizer
 
 from app.modeling.decoder import DecoderConfig, forward
 from app.training.network import Network
+from app.training.trainer import warm_up_then_decay
 
 END_OF_TEXT_ID = 0
 EVAL_BATCH = 16
@@ -79,12 +80,8 @@ def build_network(config: DecoderConfig, dropout: float, seed: int) -> Network:
 
 def build_optimizer(learning_rate: float, steps: int) -> keras.optimizers.Optimizer:
     """Muon for the matrices, AdamW for embeddings and norms (Keras), linear warm-up, cosine decay to zero."""
-    warmup = max(1, steps // 20)
-    schedule = keras.optimizers.schedules.CosineDecay(
-        learning_rate / 10, steps - warmup, alpha=0.0, warmup_target=learning_rate, warmup_steps=warmup
-    )
     return keras.optimizers.Muon(
-        schedule,
+        warm_up_then_decay(learning_rate, steps),
         weight_decay=0.1,
         adam_weight_decay=0.1,
         adam_beta_2=0.98,

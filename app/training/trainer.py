@@ -155,6 +155,19 @@ class Trainer:
             yield progress, task
 
 
+def warm_up_then_decay(learning_rate: float, steps: int) -> keras.optimizers.schedules.LearningRateSchedule:
+    """Linear warm-up over a twentieth of the steps, then cosine decay to zero.
+
+    Args:
+        learning_rate: at its highest.
+        steps: of the whole run.
+    """
+    warmup = max(1, steps // 20)
+    return keras.optimizers.schedules.CosineDecay(
+        learning_rate / 10, steps - warmup, alpha=0.0, warmup_target=learning_rate, warmup_steps=warmup
+    )
+
+
 def save_variables(path: Path, variables: list[keras.Variable], state: dict[str, Any] | None = None) -> None:
     """Write variables in order, and a JSON state, replacing the file atomically."""
     tensors = {f"{index:05d}": np.array(variable.numpy(), order="C") for index, variable in enumerate(variables)}
