@@ -111,15 +111,18 @@ async def running(runner: Runner, queue_capacity: int = 8) -> AsyncIterator[Gene
 
 @asynccontextmanager
 async def serving(
-    load: Callable[[ModelCard], Runner | Classifier], *cards: ModelCard, queue_capacity: int = 8
+    load: Callable[[ModelCard], Runner | Classifier],
+    *cards: ModelCard,
+    queue_capacity: int = 8,
+    address: str = "127.0.0.1:0",
 ) -> AsyncIterator[tuple[EngineClient, EngineServer, Host]]:
     """A listening server with these models, and a client of it."""
     host = Host(load, queue_capacity)
-    server = EngineServer(host, "127.0.0.1:0")
+    server = EngineServer(host, address)
     await server.start()
     await host.start(list(cards) or [make_card()])
     await server.set_ready()
-    client = EngineClient(f"127.0.0.1:{server.port}")
+    client = EngineClient(address if address.startswith("unix:") else f"127.0.0.1:{server.port}")
     try:
         yield client, server, host
     finally:

@@ -40,6 +40,9 @@ DESCRIBE_TIMEOUT_S = 5.0
 DEFAULT_TIMEOUT_S = 600.0
 # The engine keeps the deadline itself; gRPC's, a little later, covers an engine that cannot.
 DEADLINE_MARGIN_S = 2.0
+# How long an engine may take to greet a new connection before it counts as gone. Shorter
+# than DESCRIBE_TIMEOUT_S, so that one that accepts and says nothing shows as unavailable.
+CONNECT_TIMEOUT_S = 3.0
 
 T = TypeVar("T")
 
@@ -84,7 +87,10 @@ class EngineClient:
         Raises:
             EngineUnavailable: nobody answers.
         """
-        return await _translated(self._stub.Describe(pb.DescribeRequest(), timeout=DESCRIBE_TIMEOUT_S))
+        try:
+            return await _translated(self._stub.Describe(pb.DescribeRequest(), timeout=DESCRIBE_TIMEOUT_S))
+        except DeadlineExceeded:  # no caller set this one
+            raise EngineUnavailable(_GONE) from None
 
     async def generate(self, request: pb.GenerateRequest) -> AsyncGenerator[pb.GenerateChunk, None]:
         """Stream one sequence; the last chunk, and only it, has a finish reason.
@@ -188,8 +194,12 @@ def _open(target: str, tls: Tls | None, keepalive_s: float) -> grpc.aio.Channel:
     options: list[tuple[str, int | str]] = [
         # An engine that restarts is found again within a moment, not after gRPC's 1 to 120 s.
         ("grpc.initial_reconnect_backoff_ms", 50),
-        ("grpc.min_reconnect_backoff_ms", 50),
         ("grpc.max_reconnect_backoff_ms", 1000),
+        # Despite its name not a pause: gRPC takes it as the least time that an attempt to
+        # connect is given (MIN_CONNECT_TIMEOUT of its back-off protocol; refused at once
+        # is still refused at once). With 50 here a busy engine, whose greeting took more
+        # than 0.1 s, was unavailable for as long as it was busy.
+        ("grpc.min_reconnect_backoff_ms", int(CONNECT_TIMEOUT_S * 1000)),
         # A subchannel shared with another client would bring that one's back-off along.
         ("grpc.use_local_subchannel_pool", 1),
         # A frozen peer is found in about twice this time instead of never.

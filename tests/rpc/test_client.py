@@ -4,7 +4,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -181,6 +181,48 @@ async def test_nobody_listening_is_unavailable(tmp_path: Path) -> None:
     await client.aclose()
 
 
+async def test_engine_that_greets_late_is_waited_for() -> None:
+    async with serving(lambda _: StubRunner()) as (_, server, _), late_greeter(server.port) as port:
+        client = EngineClient(f"127.0.0.1:{port}")
+        assert tokens(await collect(client, ask())) == [7, 14, 28]
+        await client.aclose()
+
+
+async def test_engine_that_comes_back_is_found_by_the_same_client(tmp_path: Path) -> None:
+    runner = HeldRunner()
+    address = f"unix:{tmp_path}/engine.sock"
+    client = EngineClient(address)
+    async with serving(lambda _: runner, address=address):
+        async with aclosing(client.generate(ask(max_tokens=50))) as stream:
+            runner.let()
+            await anext(stream)
+        runner.open()
+    with pytest.raises(EngineUnavailable):
+        await client.describe()
+    async with serving(lambda _: StubRunner(), address=address):
+        await until(lambda: is_ready(client))
+        assert tokens(await collect(client, ask())) == [7, 14, 28]
+    await client.aclose()
+
+
+async def test_engine_too_frozen_to_describe_itself_is_unavailable(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Frozen(engine_pb2_grpc.EngineServicer):
+        async def Describe(self, request: pb.DescribeRequest, context: object) -> pb.DescribeResponse:  # noqa: N802
+            await asyncio.Event().wait()
+            raise AssertionError("unreachable")
+
+    monkeypatch.setattr("app.rpc.client.DESCRIBE_TIMEOUT_S", 0.05)
+    server = grpc.aio.server()
+    engine_pb2_grpc.add_EngineServicer_to_server(Frozen(), server)  # type: ignore[abstract]
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    client = EngineClient(f"127.0.0.1:{port}")
+    with pytest.raises(EngineUnavailable):
+        await client.describe()
+    await client.aclose()
+    await server.stop(None)
+
+
 async def test_stream_that_ends_without_a_finish_reason_has_failed() -> None:
     class Broken(engine_pb2_grpc.EngineServicer):
         async def Generate(  # noqa: N802
@@ -270,6 +312,27 @@ async def engine_process(folder: Path, step_ms: float) -> AsyncIterator[tuple[su
         await client.aclose()
         process.kill()
         process.wait()
+
+
+@asynccontextmanager
+async def late_greeter(port: int) -> AsyncIterator[int]:
+    """A port that accepts at once and passes everything on to `port`, but only half a second later."""
+
+    async def relay(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        awake = asyncio.Event()
+        asyncio.get_running_loop().call_later(0.5, awake.set)
+        await awake.wait()
+        upstream_reader, upstream_writer = await asyncio.open_connection("127.0.0.1", port)
+        await asyncio.gather(pump(reader, upstream_writer), pump(upstream_reader, writer))
+
+    async def pump(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(OSError):
+            while data := await reader.read(2**16):
+                writer.write(data)
+        writer.close()
+
+    async with await asyncio.start_server(relay, "127.0.0.1", 0) as listener:
+        yield listener.sockets[0].getsockname()[1]
 
 
 async def is_queued(client: EngineClient) -> bool:
