@@ -111,6 +111,8 @@ def create_engine(url: str, *, pool_size: int = 10, timeout_s: float = 5.0) -> A
         max_overflow=0,
         pool_timeout=timeout_s,
         connect_args={"timeout": timeout_s},
+        # An error names its statement, not the addresses and hashes that were bound to it.
+        hide_parameters=True,
     )
     event.listen(engine.sync_engine, "checkout", _refuse_closed)
     return engine

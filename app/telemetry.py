@@ -2,12 +2,14 @@
 
 A log line is an event with fields: ``log.info("request.finished", queue_s=0.01)``.
 The request id of the running task is added to each line. Prompts, keys and
-passwords never go into a field. Metrics live in one registry per process; with
+passwords never go into a field; a stack is printed without the values of variables,
+and whatever looks like a key is blotted out. Metrics live in one registry per process; with
 several API processes on one machine they are merged through prometheus_client's
 multiprocess folder, which ``tollgate up`` and ``tollgate api`` prepare.
 """
 
 import logging
+import re
 import sys
 from contextvars import ContextVar
 from typing import cast
@@ -21,6 +23,9 @@ from structlog.typing import EventDict, FilteringBoundLogger, Processor, Wrapped
 from app.config import Settings, metrics_dir
 
 METRICS_CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+# The prefix of app.auth, which is above this module; what follows it is the secret.
+_KEY = re.compile(r"(tg_live_)[0-9A-Za-z]+")
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """Id of the request that the running task works for."""
@@ -110,8 +115,18 @@ def _add_request_id(_: WrappedLogger, __: str, event: EventDict) -> EventDict:
 def _renderers(settings: Settings) -> list[Processor]:
     strip = structlog.stdlib.ProcessorFormatter.remove_processors_meta
     if settings.log_format == "json":
-        return [strip, structlog.processors.format_exc_info, structlog.processors.JSONRenderer()]
-    return [strip, structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty(), pad_event_to=0)]
+        return [strip, structlog.processors.format_exc_info, structlog.processors.JSONRenderer(), _without_keys]
+    # The renderer's own choice where rich is installed prints every local variable.
+    console = structlog.dev.ConsoleRenderer(
+        colors=sys.stderr.isatty(), pad_event_to=0, exception_formatter=structlog.dev.plain_traceback
+    )
+    return [strip, console, _without_keys]
+
+
+def _without_keys(_: WrappedLogger, __: str, line: str | bytes | EventDict) -> str:
+    # By now the line is rendered; an exception's own words are the one part of it that
+    # nobody here has written.
+    return _KEY.sub(r"\1…", str(line))
 
 
 def _quieten_libraries() -> None:

@@ -4,7 +4,7 @@ from typing import Any
 import asyncpg
 import pytest
 from sqlalchemy import func, select, text
-from sqlalchemy.exc import IntegrityError
+from sqlalchemy.exc import DBAPIError, IntegrityError
 
 from app.db import Database, create_engine
 from app.errors import ConfigError, DatabaseUnavailable
@@ -97,3 +97,10 @@ async def cut(url: str, backend: int) -> None:
     other = await asyncpg.connect(url)
     await other.fetchval("SELECT pg_terminate_backend($1, 5000)", backend)
     await other.close()
+
+
+async def test_an_error_does_not_show_what_was_bound_to_its_statement(database: Database) -> None:
+    with pytest.raises(DBAPIError) as caught:
+        async with database.begin() as connection:
+            await connection.execute(text("SELECT CAST(:digits AS text)::int / 0"), {"digits": "4711"})
+    assert "4711" not in str(caught.value)

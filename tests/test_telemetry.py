@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from app.auth import generate_key
 from app.config import Settings
 from app.telemetry import TOKENS, configure_logging, get_logger, render_metrics, request_id
 
@@ -46,6 +47,25 @@ def test_a_stack_is_part_of_the_line(capsys: pytest.CaptureFixture[str]) -> None
     except LookupError:
         get_logger("test").exception("job.failed")
     assert "LookupError: nothing there" in json.loads(capsys.readouterr().err)["exception"]
+
+
+@pytest.mark.parametrize("log_format", ["console", "json"])
+def test_a_stack_shows_neither_a_variable_nor_a_key(log_format: str, capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(Settings(log_format=log_format))
+    key, prompt = generate_key(), " ".join(["the", "secret", "of", "the", "prompt"])
+
+    def fail(prompt: str) -> None:
+        raise LookupError(f"nothing for {key} among {len(prompt)}")
+
+    try:
+        fail(prompt)
+    except LookupError:
+        get_logger("test").exception("request.failed")
+        logging.getLogger("some.library").exception("failed")
+    lines = capsys.readouterr().err
+    assert lines.count("LookupError: nothing for tg_live_… among 24") == 2
+    assert prompt not in lines
+    assert key[-36:] not in lines
 
 
 def test_the_console_has_no_colour_where_nobody_sees_it(capsys: pytest.CaptureFixture[str]) -> None:
