@@ -71,9 +71,14 @@ class Meter:
         self.output_tokens += num_tokens
 
     def report(self, cached_tokens: int, engine_ms: float) -> None:
-        """Adds what the engine says at the end of one sequence."""
-        self.cached_tokens = min(self.input_tokens, self.cached_tokens + cached_tokens)
-        self.engine_ms += engine_ms
+        """Takes what the engine has said so far of the whole request; a later report replaces it.
+
+        Args:
+            cached_tokens: Of the input, found in a cache.
+            engine_ms: Accelerator time.
+        """
+        self.cached_tokens = min(self.input_tokens, cached_tokens)
+        self.engine_ms = engine_ms
 
     async def settle(self, database: Database, finish_reason: str) -> None:
         """Writes the row and commits; after it succeeded, further calls do nothing.

@@ -44,9 +44,16 @@ async def test_the_row_holds_what_was_delivered(database: Database) -> None:
     meter.deliver(3)
     meter.deliver(4)
     meter.report(2, 1.5)
-    meter.report(0, 2.0)
     await meter.settle(database, "stop")
-    assert await rows(database) == [(meter.request_id, ORG, KEY, 5, 2, 7, "stop", 3.5)]
+    assert await rows(database) == [(meter.request_id, ORG, KEY, 5, 2, 7, "stop", 1.5)]
+
+
+async def test_a_later_report_replaces_the_one_before(database: Database) -> None:
+    meter = make_meter()
+    meter.report(0, 1.5)
+    meter.report(2, 2.0)
+    await meter.settle(database, "aborted")
+    assert (await rows(database))[0][4:] == (2, 0, "aborted", 2.0)
 
 
 async def test_more_cannot_be_cached_than_was_sent(database: Database) -> None:

@@ -97,14 +97,12 @@ class Work:
     num_candidates: int
 
     async def settle(self, finish_reason: str) -> None:
-        """Writes the usage row, once."""
-        await self.meter.settle(self.database, finish_reason)
-
-    def report(self, delta: Delta) -> None:
-        """Books what the engine says at the end of a sequence."""
+        """Writes the usage row, once, with all that the engine has said until now."""
+        efforts = self.generation.efforts
         # The candidates of a prompt share it, and it is billed once: as the first found it.
-        is_first = delta.choice % self.num_candidates == 0
-        self.meter.report(delta.cached_tokens if is_first else 0, delta.engine_ms)
+        cached_tokens = sum(effort.cached_tokens for effort in efforts[:: self.num_candidates])
+        self.meter.report(cached_tokens, sum(effort.engine_ms for effort in efforts))
+        await self.meter.settle(self.database, finish_reason)
 
 
 def usage_of(meter: Meter) -> Usage:
@@ -155,7 +153,6 @@ class WholeAnswer(Response):
                     _observe_first_token(scope, work.meter)
                     is_first = False
                 candidates[delta.choice].add(delta)
-                work.report(delta)
         return candidates
 
 
@@ -222,7 +219,6 @@ class StreamedAnswer(Response):
         if delta.piece.text or delta.piece.tokens or delta.prompt_scores or delta.finish_reason:
             await _send(send, sse.event(work.renderer.chunk(delta)))
         work.meter.deliver(len(delta.piece.tokens))
-        work.report(delta)
         # A usage row has one finish reason; several choices share that of the first.
         if delta.finish_reason and (delta.choice == 0 or self._finish_reason is None):
             self._finish_reason = delta.finish_reason

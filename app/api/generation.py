@@ -61,14 +61,23 @@ class Delta:
         piece: Certain text and the tokens it completes; may be empty.
         finish_reason: Set in the last delta of a choice, and only there.
         prompt_scores: In the first delta, where asked for.
-        cached_tokens: In the last delta: prompt tokens served from a cache.
-        engine_ms: In the last delta: accelerator time.
     """
 
     choice: int
     piece: Piece
     finish_reason: FinishReason | None = None
     prompt_scores: tuple[pb.TokenLogprob, ...] = ()
+
+
+@dataclass(slots=True)
+class Effort:
+    """What one sequence has cost the engine so far, as its newest chunk says.
+
+    Attributes:
+        cached_tokens: Prompt tokens served from a cache.
+        engine_ms: Accelerator time.
+    """
+
     cached_tokens: int = 0
     engine_ms: float = 0.0
 
@@ -80,11 +89,16 @@ class Generation:
         engine: Where the sequences run.
         specs: What to run, one per choice.
         timeout_s: From now; passed on to the engine.
+
+    Attributes:
+        efforts: By choice. They hold whatever the engine has said, also of tokens whose
+            text was never certain and of those that nobody read any more.
     """
 
     def __init__(self, engine: EngineClient, specs: Sequence[SequenceSpec], timeout_s: float) -> None:
         self._engine = engine
         self._specs = specs
+        self.efforts = [Effort() for _ in specs]
         self._deadline = time.monotonic() + timeout_s
         # Each sequence puts at most one item per token, its last delta and its end; the
         # watcher of the connection puts one. Hence nothing ever waits to put.
@@ -152,7 +166,7 @@ class Generation:
             spec.request.deadline_ms = self._remaining_ms()
             stream = self._engine.generate(spec.request)
             async with aclosing(stream):
-                async for delta in _assembled(spec, stream):
+                async for delta in _assembled(spec, stream, self.efforts[spec.choice]):
                     self._queue.put_nowait(delta)
 
     def _remaining_ms(self) -> int:
@@ -162,14 +176,17 @@ class Generation:
         return remaining_ms
 
 
-async def _assembled(spec: SequenceSpec, stream: AsyncIterator[pb.GenerateChunk]) -> AsyncIterator[Delta]:
-    """The deltas of one sequence; ends at a stop string, before the engine does."""
+async def _assembled(
+    spec: SequenceSpec, stream: AsyncIterator[pb.GenerateChunk], effort: Effort
+) -> AsyncIterator[Delta]:
+    """The deltas of one sequence; ends at a stop string, before the engine does. Keeps ``effort`` up to date."""
     assembler = TextAssembler(spec.served.tokenizer.detokenizer(spec.request.prompt_tokens), spec.stops)
     is_first = True
     async for chunk in stream:
+        effort.cached_tokens, effort.engine_ms = chunk.cached_tokens, chunk.accelerator_ms
         prompt_scores = tuple(chunk.prompt_logprobs)
         if spec.max_tokens == 0:
-            yield Delta(spec.choice, Piece("", ()), "length", prompt_scores, chunk.cached_tokens, chunk.accelerator_ms)
+            yield Delta(spec.choice, Piece("", ()), "length", prompt_scores)
             return
         piece = _push(assembler, chunk)
         finish: FinishReason | None = None
@@ -179,7 +196,7 @@ async def _assembled(spec: SequenceSpec, stream: AsyncIterator[pb.GenerateChunk]
             finish = "length"
         # The first chunk is passed on even if no text is certain yet: the answer has begun.
         if is_first or finish or piece.tokens or piece.text:
-            yield Delta(spec.choice, piece, finish, prompt_scores, chunk.cached_tokens, chunk.accelerator_ms)
+            yield Delta(spec.choice, piece, finish, prompt_scores)
         if finish:
             return
         is_first = False

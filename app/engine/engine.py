@@ -41,7 +41,7 @@ class Chunk:
         index: place of `tokens[0]` in the output.
         prompt_tokens: first chunk: the prompt's log-probabilities, from its second token on.
         finish_reason: "stop" or "length" in the last chunk, else "".
-        accelerator_ms: last chunk: this sequence's share of device time.
+        accelerator_ms: this sequence's share of device time so far.
         queue_ms: first chunk: time until the device began with it.
     """
 
@@ -84,7 +84,7 @@ class _Stream:
             tokens=tuple(sequence.output[self.sent :]),
             prompt_tokens=tuple(sequence.prompt_tokens) if is_first else (),
             finish_reason=sequence.finish_reason or "",
-            accelerator_ms=sequence.accelerator_s * 1000 if sequence.finish_reason else 0.0,
+            accelerator_ms=sequence.accelerator_s * 1000,
             queue_ms=((self.started_at or now) - self.enqueued_at) * 1000 if is_first else 0.0,
         )
         self.sent, self.sent_at, self.has_begun = max(self.sent, len(sequence.output)), now, True

@@ -277,7 +277,7 @@ class GenerateChunk(_message.Message):
     cached_tokens: _builtins.int
     """last chunk: prompt tokens served from the prefix cache"""
     accelerator_ms: _builtins.float
-    """last chunk: this sequence's share of device time"""
+    """this sequence's share of device time so far, prompt included"""
     queue_ms: _builtins.float
     """first chunk: time spent waiting for a slot"""
     @_builtins.property

@@ -11,7 +11,7 @@ import pytest
 
 from app.api.schemas import Completion
 from app.rpc import engine_pb2 as pb
-from tests.api.world import BOS, CONTEXT, Refusal, World, error_of, say, score
+from tests.api.world import BOS, CONTEXT, MS_A_TOKEN, Refusal, World, error_of, say, score
 
 
 async def test_text_usage_and_row_agree(world: World) -> None:
@@ -23,7 +23,7 @@ async def test_text_usage_and_row_agree(world: World) -> None:
     assert (answer.usage.prompt_tokens, answer.usage.completion_tokens, answer.usage.total_tokens) == (2, 5, 7)
     (row,) = await world.usage_rows()
     assert (row.input_tokens, row.output_tokens, row.finish_reason, row.kind) == (2, 5, "length", "generation")
-    assert (row.engine_ms, row.model, row.state) == (1.5, "bytes", "final")
+    assert (row.engine_ms, row.model, row.state) == (5 * MS_A_TOKEN, "bytes", "final")
     assert answer.id == f"cmpl-{row.id.hex}"
 
 
@@ -122,6 +122,8 @@ async def test_the_stop_string_ends_the_answer_and_the_engines_work(world: World
     assert (answer.choices[0].text, answer.choices[0].finish_reason) == ("one", "stop")
     assert answer.usage is not None
     assert answer.usage.completion_tokens == len("one, t")
+    (row,) = await world.usage_rows()
+    assert row.engine_ms == len("one, t") * MS_A_TOKEN
     await world.engine.cancelled.wait()
 
 
@@ -163,14 +165,15 @@ async def test_best_of_returns_and_bills_the_likeliest(world: World) -> None:
         likely = request.sampling.seed == 5
         value = -0.1 if likely else -3.0
         text = b"yes" if likely else b"never"
-        yield pb.GenerateChunk(tokens=text, logprobs=[pb.TokenLogprob(token=t, logprob=value) for t in text])
-        yield pb.GenerateChunk(index=len(text), finish_reason="stop", accelerator_ms=1.0)
+        logprobs = [pb.TokenLogprob(token=t, logprob=value) for t in text]
+        yield pb.GenerateChunk(tokens=text, logprobs=logprobs, accelerator_ms=0.5)
+        yield pb.GenerateChunk(index=len(text), finish_reason="stop", cached_tokens=1, accelerator_ms=1.0)
 
     world.engine.answer = candidate
     answer = await world.openai().completions.create(model="bytes", prompt="a", best_of=3, seed=5)
     assert [(choice.index, choice.text, choice.logprobs) for choice in answer.choices] == [(0, "yes", None)]
     (row,) = await world.usage_rows()
-    assert (row.output_tokens, row.engine_ms) == (3, 3.0)
+    assert (row.output_tokens, row.cached_tokens, row.engine_ms) == (3, 1, 3.0)
 
 
 async def test_a_streams_pieces_join_to_the_answer_and_end_once(world: World) -> None:
@@ -224,16 +227,18 @@ async def test_the_row_is_committed_before_done_arrives(world: World) -> None:
 
 async def test_a_client_that_leaves_a_stream_stops_the_engine_and_pays_for_what_it_got(world: World) -> None:
     async def endless(_: pb.GenerateRequest) -> AsyncIterator[pb.GenerateChunk]:
-        yield pb.GenerateChunk(tokens=b"abc")
+        yield pb.GenerateChunk(tokens=b"a", accelerator_ms=1.0)
+        yield pb.GenerateChunk(index=1, tokens=b"bc", accelerator_ms=1.5)
         await asyncio.Event().wait()
 
     world.engine.answer = endless
     stream = await world.openai().completions.create(model="bytes", prompt="Hi", stream=True)
-    assert (await anext(aiter(stream))).choices[0].text == "abc"
+    events = aiter(stream)
+    assert [(await anext(events)).choices[0].text for _ in range(2)] == ["a", "bc"]
     await stream.close()
     await world.engine.cancelled.wait()
     row = await settled(world)
-    assert (row.input_tokens, row.output_tokens, row.finish_reason) == (2, 3, "aborted")
+    assert (row.input_tokens, row.output_tokens, row.finish_reason, row.engine_ms) == (2, 3, "aborted", 1.5)
 
 
 async def test_a_client_that_leaves_a_whole_answer_pays_for_the_prompt_only(world: World) -> None:

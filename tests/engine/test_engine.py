@@ -162,6 +162,15 @@ async def test_closing_ends_open_streams_with_an_error() -> None:
         await closing
 
 
+async def test_every_chunk_says_what_its_sequence_has_cost_so_far() -> None:
+    async with running(FaultyRunner(step_s=0.001)) as engine:
+        chunks = await collect(engine, Request("r", (1,), 9))
+    spent_ms = [chunk.accelerator_ms for chunk in chunks]
+    assert spent_ms[0] >= 1
+    assert spent_ms == sorted(spent_ms)
+    assert spent_ms[-1] == pytest.approx(9)
+
+
 async def test_accelerator_time_is_shared_by_the_sequences_of_a_step() -> None:
     async with running(FaultyRunner(num_slots=4, step_s=0.001)) as engine:
         answers = await asyncio.gather(*(collect(engine, Request("r", (1,), 5)) for _ in range(4)))
