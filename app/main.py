@@ -23,6 +23,7 @@ from uvicorn.supervisors import Multiprocess
 from app.api import catalog, chat, classifications, completions, docs, health, openapi, usage
 from app.api.failures import answer_app_error, answer_http_exception, answer_query_error
 from app.api.middleware import RequestMiddleware
+from app.api.running import RunningRequests
 from app.api.served import ServedModels
 from app.config import Settings
 from app.db import Database
@@ -69,7 +70,8 @@ def create_app(settings: Settings) -> FastAPI:
         lifespan=_lifespan,
     )
     app.state.settings = settings
-    app.add_middleware(RequestMiddleware)
+    app.state.requests = RunningRequests()
+    app.add_middleware(RequestMiddleware, requests=app.state.requests)
     for router in (completions.router, chat.router, classifications.router, catalog.router, usage.router):
         app.include_router(router)
     for router in (health.router, docs.router, pages.router):
@@ -136,6 +138,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.models = ServedModels(settings.models_dir)
     app.state.throttle = Throttle()
     yield
+    # Those that were cut off after the time to drain still write their usage rows.
+    await app.state.requests.finish()
     await app.state.engine.aclose()
     await app.state.database.aclose()
 

@@ -18,7 +18,7 @@ from app.db import Database
 from app.errors import ConfigError
 from app.main import create_app, serve
 from app.rpc import engine_pb2 as pb
-from tests.api.world import ScriptedEngine, start_engine, write_model
+from tests.api.world import ScriptedEngine, error_of, start_engine, write_model
 from tests.factories import make_key
 
 pytestmark = pytest.mark.slow
@@ -86,6 +86,45 @@ async def test_on_sigterm_a_running_stream_ends_whole_and_nobody_new_gets_in(
     async with database.begin() as connection:
         rows = (await connection.exec_driver_sql("SELECT output_tokens, finish_reason FROM usage_events")).all()
     assert [tuple(row) for row in rows] == [(1, "stop")]
+
+
+async def test_what_does_not_end_in_time_is_cut_off_and_settled(
+    database: Database, settings: Settings, engine: tuple[ScriptedEngine, str], tmp_path: Path
+) -> None:
+    scripted, target = engine
+
+    async def stuck(request: pb.GenerateRequest) -> AsyncIterator[pb.GenerateChunk]:
+        if request.prompt_tokens[0] == ord("s"):
+            yield pb.GenerateChunk(tokens=b"abc")
+        await asyncio.Event().wait()
+
+    scripted.answer = stuck
+    write_model(settings.models_dir)
+    key = await make_key(database, settings)
+    settings = settings.model_copy(update={"engine_url": target, "drain_timeout_s": 1.0})
+    with api_process(settings, 1, tmp_path / "metrics") as (process, url):
+        async with httpx.AsyncClient(base_url=url, headers={"authorization": f"Bearer {key}"}, timeout=60) as client:
+            while (await client.get("/readyz")).status_code != 200:
+                pass
+            whole = asyncio.create_task(client.post("/v1/completions", json={"model": "bytes", "prompt": "whole"}))
+            body = {"model": "bytes", "prompt": "stream", "stream": True}
+            async with client.stream("POST", "/v1/completions", json=body) as response:
+                lines = response.aiter_lines()
+                await anext(lines)
+                while len(scripted.requests) < 2:
+                    await client.get("/livez")
+                process.send_signal(signal.SIGTERM)
+                with pytest.raises(httpx.RemoteProtocolError):
+                    [line async for line in lines]
+            refusal = await whole
+        await asyncio.to_thread(process.wait)
+    # Cut off in the middle, a stream costs what was sent; a whole answer costs nothing.
+    assert error_of(refusal) == (503, "overloaded", None)
+    async with database.begin() as connection:
+        rows = (
+            await connection.exec_driver_sql("SELECT input_tokens, output_tokens, finish_reason FROM usage_events")
+        ).all()
+    assert [tuple(row) for row in rows] == [(6, 3, "error")]
 
 
 async def test_workers_end_when_their_parent_is_killed(

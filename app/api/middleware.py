@@ -5,6 +5,7 @@ the request edge: the one place where an unexpected exception is caught, logged 
 its stack and answered with a 500 that tells nothing.
 """
 
+import asyncio
 import time
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
@@ -14,7 +15,8 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.failures import error_response, unexpected
-from app.errors import AppError, BadRequest, PayloadTooLarge
+from app.api.running import RunningRequests
+from app.errors import AppError, BadRequest, Overloaded, PayloadTooLarge
 from app.tables import new_id
 from app.telemetry import HTTP_IN_FLIGHT, HTTP_REQUESTS, HTTP_SECONDS, get_logger, request_id
 
@@ -24,6 +26,7 @@ MAX_BODY_BYTES = 4 * 2**20
 _RECORD = "tollgate.record"
 _QUIET_ROUTES = frozenset({"/livez", "/readyz", "/metrics"})
 _MAX_LOGGED_ID = 128
+_RETRY_ELSEWHERE_S = 1.0
 
 
 @dataclass(slots=True)
@@ -57,10 +60,16 @@ def record_of(scope: Scope) -> RequestRecord:
 
 
 class RequestMiddleware:
-    """Outermost layer of the application; see the module's docstring."""
+    """Outermost layer of the application; see the module's docstring.
 
-    def __init__(self, app: ASGIApp) -> None:
+    Args:
+        app: The layer below.
+        requests: Sees every request through to its end, also when the server stops.
+    """
+
+    def __init__(self, app: ASGIApp, requests: RunningRequests) -> None:
         self.app = app
+        self._requests = requests
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request; other ASGI events pass."""
@@ -72,7 +81,8 @@ class RequestMiddleware:
         token = request_id.set(str(record.id))
         HTTP_IN_FLIGHT.inc()
         try:
-            await self._answer(scope, _limited(receive, scope), _with_headers(send, scope, record), record)
+            answer = self._answer(scope, _limited(receive, scope), _with_headers(send, scope, record), record)
+            await self._requests.run(answer)
         finally:
             HTTP_IN_FLIGHT.dec()
             _finish(scope, record)
@@ -85,6 +95,11 @@ class RequestMiddleware:
         except AppError as error:
             # Raised by this layer, or by a response after the framework's own handlers.
             await self._fail(error, scope, receive, send, record)
+        except asyncio.CancelledError:
+            # The time to drain is over. Another process may answer at once.
+            stopping = Overloaded("The server is stopping; please retry.", retry_after_s=_RETRY_ELSEWHERE_S)
+            await self._fail(stopping, scope, receive, send, record)
+            raise
         except Exception:
             log.exception("request.failed", path=scope["path"])
             await self._fail(unexpected(), scope, receive, send, record)
