@@ -24,17 +24,13 @@ class Price:
     """Micro-USD per million tokens of one kind of work.
 
     ``cached`` applies to the part of the input that was served from a cache, instead
-    of ``input``.
+    of ``input``. What rows cost is summed in one place, the database: see
+    ``app.billing.statement``.
     """
 
     input: int
     cached: int
     output: int
-
-    def cost(self, input_tokens: int, cached_tokens: int, output_tokens: int) -> int:
-        """Exact cost in 10^-12 USD; ``cached_tokens`` are part of ``input_tokens``."""
-        fresh_tokens = input_tokens - cached_tokens
-        return fresh_tokens * self.input + cached_tokens * self.cached + output_tokens * self.output
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,96 @@
+"""Statements, against sums made by hand in whole numbers."""
+
+import random
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from typing import Any
+
+from sqlalchemy import insert
+
+from app.billing.plans import PRICES
+from app.billing.statement import Cursor, Line, Query, read_lines
+from app.db import Database
+from app.tables import UsageEvent, new_id
+
+ORG, OTHER_ORG, KEY = new_id(), new_id(), new_id()
+NOW = datetime.now(UTC)
+START = datetime(2031, 12, 31, 22, tzinfo=UTC)
+QUERY = Query(ORG, START, START + timedelta(days=3), "hour")
+
+
+async def bill(database: Database, *events: dict[str, Any]) -> None:
+    row = {
+        "started_at": NOW,
+        "org_id": ORG,
+        "key_id": KEY,
+        "model": "m",
+        "model_digest": "d",
+        "kind": "generation",
+        "input_tokens": 1,
+        "cached_tokens": 0,
+        "output_tokens": 0,
+        "billed_at": START,
+        "price_version": 1,
+    }
+    async with database.begin() as connection:
+        await connection.execute(insert(UsageEvent), [row | {"id": new_id()} | event for event in events])
+
+
+async def read(database: Database, query: Query) -> tuple[list[Line], bool]:
+    async with database.begin() as connection:
+        return await read_lines(connection, query)
+
+
+async def test_a_cost_is_the_exact_sum_over_its_rows(database: Database) -> None:
+    source = random.Random(4)
+    events, expected = [], Decimal(0)
+    for _ in range(300):
+        kind = source.choice(["generation", "classification"])
+        tokens = source.randrange(10**9)
+        cached, output = source.randrange(tokens + 1), source.randrange(10**9)
+        events.append({"kind": kind, "input_tokens": tokens, "cached_tokens": cached, "output_tokens": output})
+        price = PRICES[1, kind]
+        expected += (tokens - cached) * price.input + cached * price.cached + output * price.output
+    await bill(database, *events)
+    ((line,), has_more) = await read(database, QUERY)
+    assert (line.cost, line.requests, has_more) == (expected, 300, False)
+
+
+async def test_buckets_end_where_the_next_begins(database: Database) -> None:
+    await bill(database, *({"billed_at": START + timedelta(hours=hours)} for hours in (0, 1, 2)))
+    for bucket, ends in {
+        "hour": [START + timedelta(hours=1), START + timedelta(hours=2), START + timedelta(hours=3)],
+        "day": [datetime(2032, 1, 1, tzinfo=UTC), datetime(2032, 1, 2, tzinfo=UTC)],
+        "month": [datetime(2032, 1, 1, tzinfo=UTC), datetime(2032, 2, 1, tzinfo=UTC)],
+    }.items():
+        lines, _ = await read(database, replace(QUERY, bucket=bucket))  # type: ignore[arg-type]
+        assert [line.end for line in lines] == ends
+
+
+async def test_the_end_belongs_to_the_next_statement_and_other_customers_to_theirs(database: Database) -> None:
+    await bill(
+        database,
+        {"billed_at": QUERY.start - timedelta(microseconds=1)},
+        {"billed_at": QUERY.start, "model": "first"},
+        {"billed_at": QUERY.end - timedelta(microseconds=1), "model": "last"},
+        {"billed_at": QUERY.end},
+        {"org_id": OTHER_ORG},
+    )
+    lines, _ = await read(database, replace(QUERY, group_by=("model",)))
+    assert [line.model for line in lines] == ["first", "last"]
+
+
+async def test_pages_together_are_the_whole(database: Database) -> None:
+    await bill(
+        database,
+        *({"billed_at": START + timedelta(hours=n % 3), "model": f"m{n % 4}", "key_id": new_id()} for n in range(24)),
+    )
+    whole, _ = await read(database, replace(QUERY, group_by=("model", "key")))
+    pages, after, has_more = list[Line](), None, True
+    while has_more:
+        page, has_more = await read(database, replace(QUERY, group_by=("model", "key"), limit=5, after=after))
+        pages += page
+        after = Cursor.parse(page[-1].cursor.token)
+    assert pages == whole
+    assert len(whole) == 24
