@@ -15,7 +15,9 @@ import socket
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from datetime import UTC, datetime
+from http import HTTPStatus
 from pathlib import Path
 from urllib.parse import urlsplit
 
@@ -211,7 +213,9 @@ class Installation:
     async def _ready(self) -> None:
         banner.note("Loading the models …")
         deadline_s = asyncio.get_running_loop().time() + READY_TIMEOUT_S
-        while not await answers(self._address, "/readyz"):
+        while (answer := await get(self._address, "/readyz")).status != HTTPStatus.OK:
+            if answer.says("no_model_ready"):
+                raise ConfigError("no model could be loaded: the engine's lines above say why")
             for child in self._children:
                 if child.starts > MAX_STARTS:
                     raise ConfigError(f"the {child.role.name} does not start: {child.last_line}")
@@ -307,20 +311,41 @@ def on_signals(action: Callable[[], None]) -> None:
         asyncio.get_running_loop().add_signal_handler(signum, action)
 
 
-async def answers(url: str, path: str) -> bool:
-    """Whether ``GET path`` is answered with 200 within a few seconds."""
+@dataclass(frozen=True, slots=True)
+class Answer:
+    """What came back: ``raw`` is all of it, empty where nobody answered."""
+
+    raw: bytes = b""
+
+    @property
+    def status(self) -> int:
+        """Of HTTP; 0 without an answer."""
+        words = self.raw.split(b" ", 2)
+        return int(words[1]) if len(words) == 3 else 0
+
+    def says(self, word: str) -> bool:
+        """Whether a string of the JSON body is ``word``."""
+        return f'"{word}"'.encode() in self.raw
+
+
+async def get(url: str, path: str) -> Answer:
+    """``GET path``; an empty answer if there is none within a few seconds."""
     parts = urlsplit(url)
     try:
         async with asyncio.timeout(ANSWER_TIMEOUT_S):
             reader, writer = await asyncio.open_connection(parts.hostname, parts.port)
             try:
                 writer.write(f"GET {path} HTTP/1.1\r\nHost: {parts.netloc}\r\nConnection: close\r\n\r\n".encode())
-                status = await reader.readline()
+                return Answer(await reader.read())
             finally:
                 writer.close()
     except (OSError, TimeoutError):
-        return False
-    return status.split(b" ")[1:2] == [b"200"]
+        return Answer()
+
+
+async def answers(url: str, path: str) -> bool:
+    """Whether ``GET path`` is answered with 200 within a few seconds."""
+    return (await get(url, path)).status == HTTPStatus.OK
 
 
 async def happens_within(event: asyncio.Event, seconds: float) -> bool:

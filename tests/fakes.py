@@ -117,10 +117,10 @@ async def serving(
     address: str = "127.0.0.1:0",
 ) -> AsyncIterator[tuple[EngineClient, EngineServer, Host]]:
     """A listening server with these models, and a client of it."""
-    host = Host(load, queue_capacity)
+    host = Host(load, list(cards) or [make_card()], queue_capacity)
     server = EngineServer(host, address)
     await server.start()
-    await host.start(list(cards) or [make_card()])
+    await host.start()
     await server.set_ready()
     client = EngineClient(address if address.startswith("unix:") else f"127.0.0.1:{server.port}")
     try:

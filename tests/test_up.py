@@ -44,15 +44,15 @@ def write_model(models_dir: Path) -> None:
 
 
 class Run:
-    """One ``tollgate up`` on the stub engine."""
+    """One ``tollgate up``, on the stub engine unless told otherwise."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, *options: str) -> None:
         environment = {
             "PATH": "/usr/bin:/bin",
             "TOLLGATE_DATA_DIR": str(folder / "data"),
             "TOLLGATE_MODELS_DIR": str(folder / "models"),
         }
-        command = [sys.executable, "-P", "-m", "app.cli", "up", "--stub", "--port", "0"]
+        command = [sys.executable, "-P", "-m", "app.cli", "up", "--port", "0", *(options or ("--stub",))]
         self.process = subprocess.Popen(
             command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd="/"
         )
@@ -148,6 +148,14 @@ def test_a_killed_database_is_started_again(start: Callable[[], Run]) -> None:
     run.wait_for("postgres.restarting")
     assert wait_until_ready(run)
     assert run.stop(signal.SIGTERM) == []
+
+
+def test_models_that_are_all_broken_end_it_with_a_clear_line(folder: Path) -> None:
+    run = Run(folder, "--workers", "1")  # a real engine, and no weights beside the configuration
+    output, _ = run.process.communicate(timeout=100)
+    assert run.process.returncode == 1
+    assert "model.broken" in output
+    assert "no model could be loaded" in output.splitlines()[-1]
 
 
 def test_a_second_one_on_the_same_folder_is_refused(

@@ -1,8 +1,9 @@
 """GET /livez, /readyz, /metrics: for supervisors and scrapers; no key needed.
 
 Live means that the process answers. Ready means that a request sent now could be
-served: the database answers and every model of the engine is loaded. Neither says
-anything about customers.
+served: the database answers, the engine has a model that is ready and loads no other.
+A broken model is named and takes nobody else down. Neither says anything about
+customers.
 """
 
 import asyncio
@@ -15,6 +16,7 @@ from sqlalchemy import text
 
 from app.api.call import Services
 from app.errors import AppError
+from app.rpc import engine_pb2 as pb
 from app.telemetry import METRICS_CONTENT_TYPE, render_metrics
 
 OK = "ok"
@@ -24,14 +26,18 @@ router = APIRouter(tags=["health"])
 _PLAIN: dict[int | str, dict[str, Any]] = {
     200: {"description": "Alive.", "content": {"text/plain": {"example": "ok\n"}}}
 }
-_READY = {"status": "ready", "checks": {"database": OK, "engine": OK}}
+_READY = {"status": "ready", "checks": {"database": OK, "engine": OK}, "broken_models": []}
 _READINESS: dict[int | str, dict[str, Any]] = {
     200: {"description": "Ready.", "content": {"application/json": {"example": _READY}}},
     503: {
         "description": "Not ready; says which part.",
         "content": {
             "application/json": {
-                "example": {"status": "not_ready", "checks": {"database": OK, "engine": "engine_unavailable"}}
+                "example": {
+                    "status": "not_ready",
+                    "checks": {"database": OK, "engine": "no_model_ready"},
+                    "broken_models": ["shakespeare"],
+                }
             }
         },
     },
@@ -56,9 +62,13 @@ async def livez() -> Response:
 async def readyz(request: Request) -> Response:
     """Whether a request sent now could be served."""
     services = Services.of(request.app.state)
-    database, engine = await asyncio.gather(_database(services), _engine(services))
+    database, (engine, broken_models) = await asyncio.gather(_database(services), _engine(services))
     is_ready = database == engine == OK
-    body = {"status": "ready" if is_ready else "not_ready", "checks": {"database": database, "engine": engine}}
+    body = {
+        "status": "ready" if is_ready else "not_ready",
+        "checks": {"database": database, "engine": engine},
+        "broken_models": broken_models,
+    }
     return Response(to_json(body), 200 if is_ready else 503, media_type="application/json")
 
 
@@ -78,11 +88,19 @@ async def _database(services: Services) -> str:
     return OK
 
 
-async def _engine(services: Services) -> str:
+async def _engine(services: Services) -> tuple[str, list[str]]:
+    """How the engine is, and its broken models."""
     try:
-        state = await services.engine.describe()
+        engine = await services.engine.describe()
     except AppError as error:
-        return error.code
-    if state.draining:
+        return error.code, []
+    return _condition(engine), [model.name for model in engine.models if model.state == "broken"]
+
+
+def _condition(engine: pb.DescribeResponse) -> str:
+    states = {model.state for model in engine.models}
+    if engine.draining:
         return "draining"
-    return OK if all(model.ready for model in state.models) else "loading"
+    if "loading" in states:
+        return "loading"
+    return OK if "ready" in states else "no_model_ready"

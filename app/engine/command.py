@@ -45,10 +45,12 @@ async def _serve(settings: Settings, load: Load, name_device: Callable[[], str])
         asyncio.get_running_loop().add_signal_handler(number, stop.set)
     if settings.engine_listen.startswith(UNIX):
         make_private_dir(Path(settings.engine_listen.removeprefix(UNIX)).parent)
-    host = Host(load, settings.engine_queue, settings.request_timeout_s)
+    # Before anybody can ask: an engine that has not looked yet would seem to have no model.
+    cards = [card for card in Registry(settings.models_dir).list() if card.enabled]
+    host = Host(load, cards, settings.engine_queue, settings.request_timeout_s)
     server = EngineServer(host, settings.engine_listen)
     await server.start()
-    loading = asyncio.create_task(_load(settings, host, server, name_device))
+    loading = asyncio.create_task(_load(host, server, name_device))
     loading.add_done_callback(partial(_give_up_if_failed, host))
     await _first_of(stop, host.lost)
     loading.cancel()
@@ -56,12 +58,17 @@ async def _serve(settings: Settings, load: Load, name_device: Callable[[], str])
     return stop.is_set()
 
 
-async def _load(settings: Settings, host: Host, server: EngineServer, name_device: Callable[[], str]) -> None:
-    cards = [card for card in Registry(settings.models_dir).list() if card.enabled]
-    await host.start(cards)
+async def _load(host: Host, server: EngineServer, name_device: Callable[[], str]) -> None:
+    await host.start()
     host.device = name_device()
+    ready = [name for name, model in host.models.items() if model.is_ready]
+    if not ready:
+        # It stays, so that `Describe` can say which models are broken: another start
+        # would find the same files.
+        log.error("engine.no_model_ready", models=[*host.models])
+        return
     await server.set_ready()
-    log.info("engine.ready", device=host.device, models=[name for name, model in host.models.items() if model.is_ready])
+    log.info("engine.ready", device=host.device, models=ready)
 
 
 def _give_up_if_failed(host: Host, loading: "asyncio.Task[None]") -> None:

@@ -1,13 +1,14 @@
 """All models of one process: loads them side by side, and knows which are served.
 
-A model that cannot be loaded is reported by name and listed as not ready; the
-others are served. Models share the device's one thread, so their steps take turns.
+A model that cannot be loaded is reported by name and listed as broken; the others
+are served. Models share the device's one thread, so their steps take turns.
 """
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, field
+from dataclasses import InitVar, dataclass, field
+from typing import Literal
 
 from app.engine.batcher import ClassificationEngine, Classified
 from app.engine.engine import Chunk, GenerationEngine
@@ -34,9 +35,16 @@ class Model:
     is_broken: bool = False
 
     @property
+    def state(self) -> Literal["loading", "ready", "broken"]:
+        """As `ModelStatus.state`; only a restart mends a broken one."""
+        if self.is_broken:
+            return "broken"
+        return "loading" if self.engine is None else "ready"
+
+    @property
     def is_ready(self) -> bool:
         """Whether it answers."""
-        return self.engine is not None
+        return self.state == "ready"
 
 
 @dataclass(eq=False)
@@ -45,6 +53,7 @@ class Host:
 
     Attributes:
         load: makes a runner of a card; called in a thread, one card after the other.
+        cards: of the models; listed as loading from now on.
         queue_capacity: requests that may wait, per model.
         default_timeout_s: of a request that names none.
         device: what `Describe` says of the device; empty until it is known.
@@ -53,17 +62,20 @@ class Host:
     """
 
     load: Load
+    cards: InitVar[list[ModelCard]]
     queue_capacity: int = 128
     default_timeout_s: float = 600.0
     device: str = ""
     is_draining: bool = False
-    models: dict[str, Model] = field(default_factory=dict)
+    models: dict[str, Model] = field(init=False)
     lost: asyncio.Event = field(default_factory=asyncio.Event)
     _device: ThreadPoolExecutor = field(default_factory=lambda: ThreadPoolExecutor(1, "device"))
 
-    async def start(self, cards: list[ModelCard]) -> None:
-        """Build these models, warm them up side by side, and serve each as soon as it is ready."""
+    def __post_init__(self, cards: list[ModelCard]) -> None:
         self.models = {card.name: Model(card) for card in cards}
+
+    async def start(self) -> None:
+        """Build the models, warm them up side by side, and serve each as soon as it is ready."""
         loop = asyncio.get_running_loop()
         with ThreadPoolExecutor(WARM_UP_THREADS, "load") as threads:
             # All are built, one after the other, before the first is warmed up: only so

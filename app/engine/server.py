@@ -61,8 +61,7 @@ class EngineService(engine_pb2_grpc.EngineServicer):
             version=importlib.metadata.version("tollgate"),
             device=self._host.device,
             draining=self._host.is_draining,
-            # A broken model was reported when it was loaded; here it would look like one that loads for ever.
-            models=[_status(model) for model in self._host.models.values() if not model.is_broken],
+            models=[_status(model) for model in self._host.models.values()],
         )
 
     async def Generate(  # type: ignore[override]  # noqa: N802 - a writer; the generated base knows generators only
@@ -198,6 +197,7 @@ def _status(model: Model) -> pb.ModelStatus:
         kind=model.card.kind,
         digest=model.card.digest,
         ready=model.is_ready,
+        state=model.state,
         context_length=model.card.context_length,
     )
     if isinstance(model.engine, GenerationEngine):

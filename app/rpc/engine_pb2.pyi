@@ -83,13 +83,14 @@ class ModelStatus(_message.Message):
     QUEUE_CAPACITY_FIELD_NUMBER: _builtins.int
     COMPILATIONS_AFTER_WARM_UP_FIELD_NUMBER: _builtins.int
     ACCELERATOR_SECONDS_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     kind: _builtins.str
     """"generation" | "classification" """
     digest: _builtins.str
     """sha256 of the model's SHA256SUMS"""
     ready: _builtins.bool
-    """loaded and warmed up"""
+    """takes work: state is "ready" """
     context_length: _builtins.int
     num_slots: _builtins.int
     """0 for classification"""
@@ -99,6 +100,8 @@ class ModelStatus(_message.Message):
     compilations_after_warm_up: _builtins.int
     accelerator_seconds: _builtins.float
     """device time since start"""
+    state: _builtins.str
+    """"loading" | "ready" | "broken"; a broken model stays so until a restart"""
     def __init__(
         self,
         *,
@@ -113,10 +116,11 @@ class ModelStatus(_message.Message):
         queue_capacity: _builtins.int = ...,
         compilations_after_warm_up: _builtins.int = ...,
         accelerator_seconds: _builtins.float = ...,
+        state: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator_seconds", b"accelerator_seconds", "compilations_after_warm_up", b"compilations_after_warm_up", "context_length", b"context_length", "digest", b"digest", "free_slots", b"free_slots", "kind", b"kind", "name", b"name", "num_slots", b"num_slots", "queue_capacity", b"queue_capacity", "queue_depth", b"queue_depth", "ready", b"ready"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["accelerator_seconds", b"accelerator_seconds", "compilations_after_warm_up", b"compilations_after_warm_up", "context_length", b"context_length", "digest", b"digest", "free_slots", b"free_slots", "kind", b"kind", "name", b"name", "num_slots", b"num_slots", "queue_capacity", b"queue_capacity", "queue_depth", b"queue_depth", "ready", b"ready", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

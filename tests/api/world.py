@@ -86,11 +86,14 @@ class ScriptedEngine(engine_pb2_grpc.EngineServicer):
     requests: list[pb.GenerateRequest] = field(default_factory=list)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     started: asyncio.Event = field(default_factory=asyncio.Event)
-    is_loading: bool = False
+    states: dict[str, str] = field(default_factory=lambda: {"bytes": "ready"})
     is_draining: bool = False
 
     async def Describe(self, request: pb.DescribeRequest, context: Any) -> pb.DescribeResponse:  # noqa: N802
-        models = [pb.ModelStatus(name="bytes", kind="generation", ready=not self.is_loading)]
+        models = [
+            pb.ModelStatus(name=name, kind="generation", ready=state == "ready", state=state)
+            for name, state in self.states.items()
+        ]
         return pb.DescribeResponse(version="0", device="script", draining=self.is_draining, models=models)
 
     async def Generate(self, request: pb.GenerateRequest, context: Any) -> AsyncIterator[pb.GenerateChunk]:  # noqa: N802

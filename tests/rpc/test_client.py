@@ -3,6 +3,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager, suppress
 from pathlib import Path
@@ -13,6 +14,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from app.config import Settings
+from app.engine.host import Host
 from app.engine.runner import Classifier, Runner
 from app.engine.server import SERVICE
 from app.engine.stub import StubClassifier, StubRunner
@@ -267,7 +269,33 @@ async def test_broken_model_leaves_the_others_served() -> None:
         assert tokens(await collect(client, ask())) == [7, 14, 28]
         with pytest.raises(EngineUnavailable):
             await collect(client, ask(model="broken"))
-        assert [model.name for model in (await client.describe()).models] == ["sums"]
+        models = (await client.describe()).models
+    assert [(model.name, model.kind, model.state, model.ready) for model in models] == [
+        ("broken", "generation", "broken", False),
+        ("sums", "generation", "ready", True),
+    ]
+
+
+async def test_model_that_fails_in_warm_up_is_broken_and_one_under_way_is_loading() -> None:
+    is_asked = threading.Event()
+
+    class Unfit(StubRunner):
+        def warm_up(self) -> None:
+            raise ValueError("not on this device")
+
+    class Slow(StubRunner):
+        def warm_up(self) -> None:
+            is_asked.wait()
+
+    runners = {"unfit": Unfit(), "slow": Slow()}
+    host = Host(lambda card: runners[card.name], [make_card("unfit"), make_card("slow")])
+    assert states(host) == {"unfit": "loading", "slow": "loading"}
+    starting = asyncio.create_task(host.start())
+    await until(lambda: has_states(host, {"unfit": "broken", "slow": "loading"}))
+    is_asked.set()
+    await starting
+    assert states(host) == {"unfit": "broken", "slow": "ready"}
+    await host.aclose()
 
 
 async def test_health_and_reflection_are_registered() -> None:
@@ -337,6 +365,14 @@ async def late_greeter(port: int) -> AsyncIterator[int]:
 
 async def is_queued(client: EngineClient) -> bool:
     return (await client.describe()).models[0].queue_depth > 0
+
+
+def states(host: Host) -> dict[str, str]:
+    return {name: model.state for name, model in host.models.items()}
+
+
+async def has_states(host: Host, expected: dict[str, str]) -> bool:
+    return states(host) == expected
 
 
 async def has_free_slot(client: EngineClient) -> bool:
