@@ -13,6 +13,7 @@ from collections.abc import Mapping
 import numpy as np
 import tensorflow as tf
 
+from app.engine.device import losses_translated
 from app.engine.runner import Scores
 from app.modeling import encoder
 from app.modeling.encoder import PAD_ID, EncoderConfig
@@ -58,7 +59,8 @@ class EncoderRunner:
         tokens = np.full((len(texts), self._bucket(int(lengths.max()))), PAD_ID, np.int32)  # [B, T]
         for row, text in enumerate(texts):
             tokens[row, : len(text)] = text
-        scores = self._scores(tokens, lengths).numpy()  # [B, L]
+        with losses_translated():
+            scores = self._scores(tokens, lengths).numpy()  # [B, L]
         return Scores(tuple(map(tuple, scores.tolist())), time.perf_counter() - started)
 
     def _bucket(self, length: int) -> int:

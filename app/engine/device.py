@@ -1,10 +1,13 @@
-"""Starts TensorFlow the way a serving process wants it: quickly.
+"""Starts TensorFlow the way a serving process wants it: quickly; and tells when its device is lost.
 
 Two measures, both for start-up alone. TensorFlow imports Keras (and with it
 scikit-learn) eagerly, a third of its import time, for code that an engine never
 calls. And what XLA compiled is kept on disk, so that a restart reads instead of
 compiling. The folder is keyed by TensorFlow's version and the processor, because
 machine code of one may be illegal on another.
+
+A lost device is recognised on CUDA alone, and there by the errors that NVIDIA
+documents as final; whatever else keeps failing is given up after a few steps.
 
 Call `start_tensorflow` before anything imports TensorFlow; it is harmless, but
 without effect, afterwards.
@@ -16,9 +19,30 @@ import importlib.metadata
 import os
 import platform
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
 
+from app.engine.runner import DeviceLost
+
+# Of each of these the CUDA driver API's documentation (type CUresult) says that the
+# context cannot be used any more, or that "any further CUDA work will return the same
+# error" and the process must be started anew. TensorFlow passes the name on in the
+# text of its error, whose class (Internal, Unknown, Aborted) depends on where it
+# noticed. Not among them: memory that ran out, a kernel that did not compile, and
+# errors of cuDNN or cuBLAS, after which the next step may well succeed.
+FINAL_CUDA_ERRORS = (
+    "CUDA_ERROR_ILLEGAL_ADDRESS",
+    "CUDA_ERROR_LAUNCH_TIMEOUT",
+    "CUDA_ERROR_ASSERT",
+    "CUDA_ERROR_HARDWARE_STACK_ERROR",
+    "CUDA_ERROR_ILLEGAL_INSTRUCTION",
+    "CUDA_ERROR_MISALIGNED_ADDRESS",
+    "CUDA_ERROR_INVALID_ADDRESS_SPACE",
+    "CUDA_ERROR_INVALID_PC",
+    "CUDA_ERROR_LAUNCH_FAILED",
+)
 # What tensorflow/__init__ imports eagerly, inside a `try` that forgives ImportError.
 EAGER_KERAS = "keras.src.optimizers"
 # More than tracing one function draws; a step takes about 0.1 microseconds.
@@ -49,6 +73,23 @@ def device_name() -> str:
     for accelerator in tf.config.list_physical_devices("GPU"):
         return str(tf.config.experimental.get_device_details(accelerator).get("device_name", "gpu"))
     return "cpu"
+
+
+@contextmanager
+def losses_translated() -> Iterator[None]:
+    """Around a device call: its last error becomes `DeviceLost`, others stay what they are.
+
+    Raises:
+        DeviceLost: this process cannot use the device any more.
+    """
+    errors = importlib.import_module("tensorflow").errors
+    try:
+        yield
+    except errors.OpError as error:
+        name = next((name for name in FINAL_CUDA_ERRORS if name in str(error.message)), None)
+        if name is None:
+            raise
+        raise DeviceLost(name) from error
 
 
 def align_function_numbers() -> None:

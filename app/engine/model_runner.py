@@ -23,7 +23,7 @@ import tensorflow as tf
 
 from app.engine import sampler
 from app.engine.bias import Bias
-from app.engine.device import align_function_numbers
+from app.engine.device import align_function_numbers, losses_translated
 from app.engine.runner import Result
 from app.engine.scheduler import Decode, Prefill, Step
 from app.engine.sequence import Token
@@ -87,7 +87,8 @@ class DecoderRunner:
     def run(self, step: Step) -> Result:
         """Do one step; blocks until its result is on the host."""
         started = time.perf_counter()
-        result = self._prefill(step) if isinstance(step, Prefill) else self._decode(step)
+        with losses_translated():
+            result = self._prefill(step) if isinstance(step, Prefill) else self._decode(step)
         return Result(*result, device_s=time.perf_counter() - started)
 
     @property
