@@ -4,7 +4,9 @@ Two measures, both for start-up alone. TensorFlow imports Keras (and with it
 scikit-learn) eagerly, a third of its import time, for code that an engine never
 calls. And what XLA compiled is kept on disk, so that a restart reads instead of
 compiling. The folder is keyed by TensorFlow's version and the processor, because
-machine code of one may be illegal on another.
+machine code of one may be illegal on another, and a folder that no start asked
+for in a month goes. The own one is not thinned out: a file is about a megabyte, and
+holds no weights, so that a model trained anew finds the file of its predecessor.
 
 A lost device is recognised on CUDA alone, and there by the errors that NVIDIA
 documents as final; whatever else keeps failing is given up after a few steps.
@@ -18,9 +20,11 @@ import importlib
 import importlib.metadata
 import os
 import platform
+import shutil
 import sys
+import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from types import ModuleType
 
@@ -43,6 +47,8 @@ FINAL_CUDA_ERRORS = (
     "CUDA_ERROR_INVALID_PC",
     "CUDA_ERROR_LAUNCH_FAILED",
 )
+KEY_LENGTH = 16
+CACHE_MAX_AGE_S = 30 * 86_400
 # What tensorflow/__init__ imports eagerly, inside a `try` that forgives ImportError.
 EAGER_KERAS = "keras.src.optimizers"
 # More than tracing one function draws; a step takes about 0.1 microseconds.
@@ -58,13 +64,34 @@ def start_tensorflow(cache_dir: Path, num_threads: int = 0) -> None:
     """
     if "tensorflow" in sys.modules:
         return
-    folder = cache_dir / _machine_key()
-    folder.mkdir(parents=True, exist_ok=True)
+    folder = cache_folder(cache_dir, time.time())
     # putenv, not os.environ: these are read by TensorFlow's C++ half alone.
     os.putenv("TF_CPP_MIN_LOG_LEVEL", "3")
     os.putenv("TF_XLA_FLAGS", f"--tf_xla_persistent_cache_directory={folder}")
     tf = _import_without_keras()
     tf.config.threading.set_intra_op_parallelism_threads(num_threads)
+
+
+def cache_folder(cache_dir: Path, now_s: float) -> Path:
+    """This machine's folder of compiled code, made if need be; those that nobody uses any more go.
+
+    The time of a folder is that of the last start that asked for it. Where several
+    machines share `cache_dir`, one that has been up for longer loses its files, but
+    has read them already; its next start compiles.
+
+    Args:
+        cache_dir: holds the folders of all machines and versions.
+        now_s: seconds since 1970.
+    """
+    folder = cache_dir / _machine_key()
+    folder.mkdir(parents=True, exist_ok=True)
+    os.utime(folder, (now_s, now_s))
+    for other in cache_dir.glob("[0-9a-f]" * KEY_LENGTH):
+        # Another start may be doing the same.
+        with suppress(FileNotFoundError):
+            if now_s - other.stat().st_mtime > CACHE_MAX_AGE_S:
+                shutil.rmtree(other, ignore_errors=True)
+    return folder
 
 
 def device_name() -> str:
@@ -116,13 +143,13 @@ def _import_without_keras() -> ModuleType:
 
 
 def _machine_key() -> str:
-    """Names this processor and TensorFlow's version in 16 hexadecimal digits."""
+    """Names this processor and TensorFlow's version in hexadecimal digits."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     features = sorted({line for line in lines if line.startswith(("flags", "Features", "model name"))})
     versions = [name + importlib.metadata.version(name) for name in ("tensorflow", "tensorflow_cpu") if _has(name)]
     text = "\n".join([platform.machine(), *versions, *features])
-    return hashlib.sha256(text.encode()).hexdigest()[:16]
+    return hashlib.sha256(text.encode()).hexdigest()[:KEY_LENGTH]
 
 
 def _has(distribution: str) -> bool:

@@ -1,8 +1,11 @@
+import os
+from pathlib import Path
+
 import pytest
 import tensorflow as tf
 
 from app.engine.classifier_runner import EncoderRunner
-from app.engine.device import losses_translated
+from app.engine.device import CACHE_MAX_AGE_S, cache_folder, losses_translated
 from app.engine.model_runner import DecoderRunner
 from app.engine.runner import DeviceLost
 from app.engine.scheduler import Prefill
@@ -49,3 +52,17 @@ def test_both_runners_tell_when_their_device_is_lost() -> None:
         decoder.run(Prefill(Sequence(Request("r", (1, 2), 1)), 0, 0, 2))
     with pytest.raises(DeviceLost):
         encoder.classify([(1, 2)])
+
+
+def test_compiled_code_that_no_start_asked_for_in_a_month_goes(tmp_path: Path) -> None:
+    now_s = 2_000_000_000.0
+    own = cache_folder(tmp_path, now_s - 2 * CACHE_MAX_AGE_S)
+    ages_s = {"0123456789abcdef": CACHE_MAX_AGE_S + 1, "fedcba9876543210": CACHE_MAX_AGE_S - 1, "other": 2**30}
+    for name, age_s in ages_s.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "code").write_text("x")
+        os.utime(tmp_path / name, (now_s - age_s, now_s - age_s))
+    (own / "code").write_text("x")
+    assert cache_folder(tmp_path, now_s) == own
+    assert {folder.name for folder in tmp_path.iterdir()} == {own.name, "fedcba9876543210", "other"}
+    assert (own / "code").exists()
