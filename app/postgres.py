@@ -23,6 +23,7 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import IO
 from urllib.parse import quote
@@ -150,13 +151,16 @@ def available(settings: Settings) -> Iterator[str]:
     """The address of a database that answers, for one command.
 
     Uses ``DATABASE_URL`` if set, else the embedded server: the one that runs, or one
-    started for the length of the block.
+    started for the length of the block, and of every other command's that began meanwhile.
     """
     if settings.database_url is not None:
         yield settings.database_url
         return
     cluster = locate(settings.data_dir)
-    with lock(settings.data_dir) as mine:
+    with (
+        _user(settings.data_dir) as outlast_others,
+        lock(settings.data_dir, START_TIMEOUT_S, unless=lambda: _is_serving(cluster)) as mine,
+    ):
         if not mine:
             _await_ready(cluster, lambda: None)
             yield cluster.url
@@ -165,11 +169,13 @@ def available(settings: Settings) -> Iterator[str]:
         try:
             yield cluster.url
         finally:
+            # It is our child and would end with us.
+            outlast_others()
             server.stop()
 
 
 @contextmanager
-def lock(data_dir: Path, wait_s: float = 0.0) -> Iterator[bool]:
+def lock(data_dir: Path, wait_s: float = 0.0, unless: Callable[[], bool] = lambda: False) -> Iterator[bool]:
     """Whether this process alone may run the embedded server of ``data_dir``.
 
     The lock is the kernel's: it ends with the process, however that ends.
@@ -177,17 +183,29 @@ def lock(data_dir: Path, wait_s: float = 0.0) -> Iterator[bool]:
     Args:
         data_dir: Created if it does not exist.
         wait_s: How long to wait for a process that holds it.
+        unless: Ends the wait early.
     """
-    path = make_data_dir(data_dir) / "postgres.lock"
-    with path.open("a") as file:
+    with (make_data_dir(data_dir) / "postgres.lock").open("a") as file:
 
-        def taken() -> bool:
+        def is_taken() -> bool:
             with suppress(BlockingIOError):
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 return True
             return False
 
-        yield _wait_until(taken, wait_s)
+        mine = is_taken()
+        if not mine:
+            _wait_until(lambda: unless() or is_taken(), wait_s)
+            mine = is_taken()  # a lock that is held already may be taken again
+        yield mine
+
+
+@contextmanager
+def _user(data_dir: Path) -> Iterator[Callable[[], None]]:
+    """Counts as one of the commands that use the server; gives a way to wait for the others."""
+    with (make_data_dir(data_dir) / "postgres.users").open("a") as file:
+        fcntl.flock(file, fcntl.LOCK_SH)
+        yield partial(fcntl.flock, file, fcntl.LOCK_EX)
 
 
 def locate(data_dir: Path, *, durable: bool = True) -> Cluster:
@@ -413,6 +431,11 @@ def _await_ready(cluster: Cluster, check: Callable[[], None]) -> None:
 
     if not _wait_until(ready, START_TIMEOUT_S):
         raise ConfigError(f"the embedded PostgreSQL was not ready within {START_TIMEOUT_S:.0f} s")
+
+
+def _is_serving(cluster: Cluster) -> bool:
+    pid = _postmaster_pid(cluster)
+    return pid is not None and _runs_cluster(pid, cluster) and _status(cluster) == "ready"
 
 
 def _status(cluster: Cluster) -> str | None:

@@ -27,6 +27,21 @@ with postgres.lock(data_dir):
     signal.pause()
 """
 
+# Asks at the prompt of its caller, as a command does.
+COMMAND = """
+import asyncio, sys, asyncpg
+from pathlib import Path
+from app import postgres
+from app.config import Settings
+async def ask(url):
+    connection = await asyncpg.connect(url)
+    print(await connection.fetchval("SELECT 'answer'"), flush=True)
+    await connection.close()
+with postgres.available(Settings(data_dir=Path(sys.argv[1]))) as url:
+    for line in sys.stdin:
+        asyncio.run(ask(url))
+"""
+
 
 @pytest.fixture
 def data_dir() -> Iterator[Path]:
@@ -158,6 +173,47 @@ def test_a_command_starts_the_server_for_its_own_length(data_dir: Path) -> None:
         assert ask(url, "SELECT 1") == 1
     with pytest.raises(OSError, match=r"PGSQL|No such file"):
         ask(url, "SELECT 1")
+
+
+def command_on(data_dir: Path) -> "subprocess.Popen[str]":
+    return subprocess.Popen(
+        [sys.executable, "-c", COMMAND, str(data_dir)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+    )
+
+
+def answer_of(command: "subprocess.Popen[str]") -> str:
+    assert command.stdin is not None
+    assert command.stdout is not None
+    command.stdin.write("ask\n")
+    command.stdin.flush()
+    return command.stdout.readline().strip()
+
+
+def test_the_command_that_started_the_server_waits_for_those_that_use_it(data_dir: Path) -> None:
+    with command_on(data_dir) as first:
+        assert answer_of(first) == "answer"
+        with command_on(data_dir) as second:
+            assert answer_of(second) == "answer"
+            assert first.stdin is not None
+            first.stdin.close()  # the first has nothing more to do
+            assert [answer_of(second) for _ in range(3)] == ["answer"] * 3
+            assert first.poll() is None
+        assert second.returncode == 0
+    assert first.returncode == 0
+    assert not postgres._is_serving(postgres.locate(data_dir))
+
+
+def test_a_command_that_comes_while_the_server_stops_starts_its_own(
+    data_dir: Path, holder: "subprocess.Popen[str]"
+) -> None:
+    assert holder.stdout is not None
+    pid = int(holder.stdout.readline())
+    # The holder still has the lock, but its server goes, as at the end of `tollgate up`.
+    psutil.Process(pid).send_signal(signal.SIGINT)
+    with command_on(data_dir) as command:
+        holder.kill()
+        assert answer_of(command) == "answer"
+    assert command.returncode == 0
 
 
 def test_a_command_uses_the_server_that_runs(data_dir: Path, holder: subprocess.Popen[str]) -> None:
