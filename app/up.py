@@ -197,9 +197,11 @@ class Installation:
         url = migrate.required_url(settings)
         await migrate.upgrade(url)
         database = Database.connect(url, pool_size=1)
-        async with database.begin() as connection:
-            await ensure_partitions(connection, datetime.now(UTC).date())
-        await database.aclose()
+        try:
+            async with database.begin() as connection:
+                await ensure_partitions(connection, datetime.now(UTC).date())
+        finally:
+            await database.aclose()
 
     def _forget_metrics(self, pid: int) -> None:
         mark_process_dead(pid, str(metrics_dir(self._settings)))  # type: ignore[no-untyped-call]

@@ -39,6 +39,24 @@ async def test_a_second_run_changes_nothing(empty_database_url: str) -> None:
     assert await revision_of(empty_database_url) == migrate.head()
 
 
+async def test_no_connection_is_left_open(empty_database_url: str) -> None:
+    def fail(_: Connection) -> None:
+        raise LookupError
+
+    await migrate.upgrade(empty_database_url)
+    with pytest.raises(LookupError):
+        await migrate.on_connection(empty_database_url, fail)
+    others = "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+    database = Database.connect(empty_database_url)
+    # A backend takes a moment to end; one that was left open would stay for good.
+    async with asyncio.timeout(30):
+        num_others = 1
+        while num_others:
+            async with database.begin() as connection:
+                num_others = (await connection.execute(text(others))).scalar_one()
+    await database.aclose()
+
+
 async def test_migrators_at_once_do_not_race(empty_database_url: str) -> None:
     await asyncio.gather(*(migrate.upgrade(empty_database_url) for _ in range(4)))
     assert await revision_of(empty_database_url) == migrate.head()
