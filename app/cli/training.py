@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from app.cli.context import import_tensorflow, model_directory, require_extras, settings_for_command
+from app.errors import ConfigError
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -150,11 +151,10 @@ def _provenance(given: dict[str, Any]) -> "Provenance":
 
 
 def _prepare(out: Path, overwrite: bool) -> None:
-    """Refuse what cannot work before TensorFlow is loaded."""
+    """Fail before an hour of training rather than after it."""
     settings_for_command(log_level="warning")
-    from app.training.publish import refuse_existing
-
-    refuse_existing(out, overwrite)
+    if out.exists() and not overwrite:
+        raise ConfigError(f"{out} exists; choose another --out or give --overwrite")
 
 
 def _runs_dir() -> Path:

@@ -208,9 +208,9 @@ def _fingerprint(options: GenerationOptions, split: Split) -> str:
 
 
 def _report(console: Console, corpus: Corpus, split: Split) -> None:
+    parts = (sum(len(document) + 1 for document in part) for part in (split.train, split.dev, split.test))
+    train, dev, test = (f"{count:,}" for count in parts)
     console.print(
         f"{corpus.num_read:,} documents read; {corpus.num_empty:,} empty and {corpus.num_duplicates:,} duplicate left "
-        "out; "
-        f"{corpus.num_characters:,} characters in {len(corpus.documents):,}: "
-        f"{len(split.train):,} to train, {len(split.dev):,} for development, {len(split.test):,} held out"
+        f"out. Characters: {train} to train, {dev} for development, {test} held out."
     )

@@ -15,7 +15,6 @@ from typing import Any
 import numpy as np
 from tokenizers import Tokenizer
 
-from app.errors import ConfigError
 from app.modeling import checkpoint
 from app.modeling.registry import SETTINGS
 
@@ -47,16 +46,6 @@ class Artefact:
     generation_config: Mapping[str, Any] | None
     evaluation: Mapping[str, Any]
     provenance: Provenance
-
-
-def refuse_existing(out: Path, overwrite: bool) -> None:
-    """Fail before an hour of training rather than after it.
-
-    Raises:
-        ConfigError: there is something at `out` and it may not be replaced.
-    """
-    if out.exists() and not overwrite:
-        raise ConfigError(f"{out} exists; choose another --out or give --overwrite")
 
 
 def publish(out: Path, artefact: Artefact) -> None:

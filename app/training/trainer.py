@@ -108,6 +108,7 @@ class Trainer:
     def _run_until_next_look(self, progress: Progress, task: TaskID) -> None:
         state, started = self._state, time.monotonic()
         first = state.step
+        self._network.reset_metrics()  # the loss shown is the mean since the last look
         for step in range(first, min(first + self._schedule.eval_every, self._schedule.steps)):
             loss = self._network.train_on_batch(*self._batches(step))
             speed = (step + 1 - first) * self._items_per_batch / (time.monotonic() - started)

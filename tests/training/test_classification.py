@@ -14,7 +14,7 @@ from app.modeling.tokenizer import Tokenizer
 from app.training.classification import ClassificationOptions, train_classification
 from app.training.classifier import fit_temperature, fold_temperature, metrics, sample_batch
 from app.training.evaluation import evaluate_model
-from app.training.publish import Provenance, refuse_existing
+from app.training.publish import Provenance
 
 OPTIONS = ClassificationOptions(
     vocab_size=300,
@@ -85,13 +85,6 @@ def test_evaluation_with_a_label_that_the_model_lacks_is_refused(data: Path, tmp
 def test_vocabulary_without_room_is_refused() -> None:
     with pytest.raises(ConfigError, match="--vocab-size"):
         replace(OPTIONS, vocab_size=200)
-
-
-def test_existing_model_is_replaced_only_when_asked(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match="--overwrite"):
-        refuse_existing(tmp_path, overwrite=False)
-    refuse_existing(tmp_path, overwrite=True)
-    refuse_existing(tmp_path / "new", overwrite=False)
 
 
 def test_epoch_shows_every_text_once_and_blanks_some_tokens() -> None:
