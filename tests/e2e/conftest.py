@@ -5,6 +5,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,9 +31,18 @@ class Installation:
 
 
 @pytest.fixture(scope="session")
-def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installation]:
+def folder() -> Iterator[Path]:
+    """A folder that is gone afterwards, database included."""
+    with tempfile.TemporaryDirectory(prefix="tollgate-") as name:
+        # As root the database runs as another user, who has to pass through; otherwise
+        # its files would go elsewhere and stay there.
+        Path(name).chmod(0o711)
+        yield Path(name)
+
+
+@pytest.fixture(scope="session")
+def installation(folder: Path) -> Iterator[Installation]:
     """Starts everything, reads the address and the key off the screen, and stops it with SIGTERM."""
-    folder = tmp_path_factory.mktemp("installation")
     environment = {name: value for name, value in os.environ.items() if not name.startswith("TOLLGATE_")}  # noqa: TID251
     environment |= {"TOLLGATE_DATA_DIR": str(folder / "data"), "TOLLGATE_MODELS_DIR": str(MODELS)}
     with (folder / "errors").open("wb") as errors:
@@ -49,6 +59,7 @@ def installation(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Installat
         process.send_signal(signal.SIGTERM)
         process.communicate()
     assert process.returncode == 0
+    assert not (folder / "data" / "postgres").is_symlink()
 
 
 def _read_screen(process: "subprocess.Popen[bytes]", errors: Path) -> Installation:
