@@ -16,6 +16,7 @@ from starlette.exceptions import HTTPException
 from app.errors import AppError, BadRequest, InternalError
 
 _QUERY = "query"
+_OPENING = "Input should be "
 
 
 def error_response(error: AppError) -> Response:
@@ -115,7 +116,9 @@ def _explain(problems: Sequence[ErrorDetails], body: object) -> tuple[str, str]:
     closest = [group[0] for group in groups if len(group) == fewest]
     path, _ = _locate(closest[0], body)
     messages = dict.fromkeys(problem["msg"] for problem in closest if _locate(problem, body)[0] == path)
-    return path, " or ".join([*messages][:2])
+    first, *others = [*messages][:2]
+    # "Input should be a valid string or a valid array", not the same opening twice.
+    return path, " or ".join([first, *(other.removeprefix(_OPENING) for other in others)])
 
 
 def _fits(group: Sequence[ErrorDetails]) -> bool:

@@ -68,6 +68,20 @@ async def test_a_wrong_parameter_is_named_and_free(world: World, change: dict[st
     assert world.engine.requests == []
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"prompt": 5}, "Invalid value for 'prompt': input should be a valid string or a valid array."),
+        ({"prompt": {}}, "Invalid value for 'prompt': input should be a valid string or a valid array."),
+        ({"stop": False}, "Invalid value for 'stop': input should be a valid string or a valid array."),
+        ({"n": 9}, "Invalid value for 'n': input should be less than or equal to 8."),
+    ],
+)
+async def test_a_refusal_reads_well(world: World, change: dict[str, Any], message: str) -> None:
+    response = await world.post("/v1/completions", {**COMPLETION, **change})
+    assert response.json()["error"]["message"] == message
+
+
 async def test_numbers_that_json_does_not_have_are_refused(world: World) -> None:
     raw = b'{"model": "bytes", "prompt": "a", "temperature": NaN}'
     assert error_of(await world.post("/v1/completions", raw))[0] == 400
