@@ -91,6 +91,11 @@ async def test_a_wrong_password_and_an_unknown_address_look_the_same(
     assert (await browser.get("/overview")).headers["location"] == "/login"
 
 
+@pytest.mark.parametrize("email", ["\0", "a\0@acme.example", "\ud7ff", "a" * 100_000])
+async def test_nonsense_is_a_wrong_login(browser: httpx.AsyncClient, email: str) -> None:
+    assert (await sign_in(browser, "wrong\0password", email)).status_code == 401
+
+
 @pytest.mark.parametrize("token", [None, "", "0" * 64, "é"])
 async def test_a_form_of_another_site_does_not_log_in(browser: httpx.AsyncClient, token: str | None) -> None:
     await browser.get("/login")
