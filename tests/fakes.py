@@ -5,12 +5,14 @@ import threading
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 
 from app.engine.engine import GenerationEngine
 from app.engine.host import Host
 from app.engine.runner import Classifier, Result, Runner, Scores
 from app.engine.scheduler import Step
+from app.engine.sequence import Token
 from app.engine.server import EngineServer
 from app.engine.stub import StubClassifier, StubRunner
 from app.modeling.registry import ModelCard
@@ -46,21 +48,24 @@ class HeldRunner(StubRunner):
 
 
 class FaultyRunner(StubRunner):
-    """A stub whose steps raise while `fault` is set."""
+    """A stub whose steps raise while `fault` is set, and give `surplus` tokens that nobody asked for."""
 
     fault: Exception | None = None
+    surplus: tuple[Token, ...] = ()
 
     def run(self, step: Step) -> Result:
         """Raise the fault, or do as the stub does."""
         if self.fault is not None:
             raise self.fault
-        return super().run(step)
+        result = super().run(step)
+        return replace(result, tokens=(*result.tokens, *self.surplus))
 
 
 class FaultyClassifier(StubClassifier):
-    """A classifier that remembers its batches, and raises while `fault` is set."""
+    """A classifier that remembers its batches, raises while `fault` is set, and gives `surplus` rows."""
 
     fault: Exception | None = None
+    surplus: tuple[tuple[float, ...], ...] = ()
 
     def __init__(self, num_labels: int = 3, max_batch: int = 32) -> None:
         super().__init__(num_labels, max_batch=max_batch)
@@ -71,7 +76,8 @@ class FaultyClassifier(StubClassifier):
         self.batches.append(len(texts))
         if self.fault is not None:
             raise self.fault
-        return super().classify(texts)
+        scores = super().classify(texts)
+        return replace(scores, rows=(*scores.rows, *self.surplus))
 
 
 def make_card(name: str = "sums", kind: str = "generation", eos_token_ids: tuple[int, ...] = ()) -> ModelCard:
@@ -96,10 +102,12 @@ def make_card(name: str = "sums", kind: str = "generation", eos_token_ids: tuple
 
 
 @asynccontextmanager
-async def running(runner: Runner, queue_capacity: int = 8) -> AsyncIterator[GenerationEngine]:
+async def running(
+    runner: Runner, queue_capacity: int = 8, on_lost: Callable[[], None] = lambda: None
+) -> AsyncIterator[GenerationEngine]:
     """A started engine around a runner."""
     with ThreadPoolExecutor(1) as device:
-        engine = GenerationEngine("sums", runner, device, queue_capacity=queue_capacity)
+        engine = GenerationEngine("sums", runner, device, queue_capacity=queue_capacity, on_lost=on_lost)
         engine.start()
         try:
             yield engine

@@ -7,12 +7,12 @@ requests in the same one.
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from app.engine.limits import check_texts
-from app.engine.runner import Classifier, DeviceLost, Scores
+from app.engine.runner import LOST, Classifier, DeviceLost, Scores
 from app.errors import DeadlineExceeded, EngineUnavailable, InternalError, Overloaded
 from app.telemetry import get_logger
 
@@ -64,6 +64,7 @@ class ClassificationEngine:
         self._executor = executor
         self._on_lost = on_lost
         self._waiting: deque[_Text] = deque()
+        self._batch: list[_Text] = []
         self._work = asyncio.Event()
         self._failures = 0
         self._is_lost = False
@@ -72,13 +73,14 @@ class ClassificationEngine:
     def start(self) -> None:
         """Begin to serve; needs a running event loop."""
         self._task = asyncio.create_task(self._run(), name=f"batcher-{self._name}")
+        self._task.add_done_callback(self._give_up)
 
     async def aclose(self) -> None:
-        """Stop the loop; requests that still wait end with an error."""
+        """Stop the loop; requests that are still open end with an error."""
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
-        self._end(self._waiting, EngineUnavailable("The engine is shutting down."))
+        self._end((*self._batch, *self._waiting), EngineUnavailable("The engine is shutting down."))
 
     async def classify(self, texts: list[tuple[int, ...]], timeout_s: float) -> Classified:
         """Score some texts.
@@ -91,7 +93,7 @@ class ClassificationEngine:
         """
         check_texts(texts, self.classifier.max_length, self.classifier.vocab_size)
         if self._is_lost:
-            raise EngineUnavailable("The accelerator failed; the engine restarts.")
+            raise EngineUnavailable(LOST)
         if self.queue_depth >= self.queue_capacity:
             raise Overloaded("The model's queue is full.", retry_after_s=RETRY_AFTER_S)
         loop = asyncio.get_running_loop()
@@ -113,14 +115,22 @@ class ClassificationEngine:
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
         while not self._is_lost:
-            batch = self._next_batch()
-            if not batch:
+            self._batch = self._next_batch()
+            if not self._batch:
                 self._work.clear()
                 await self._work.wait()
                 continue
-            tokens = [text.tokens for text in batch]
-            await self._settle(batch, loop.run_in_executor(self._executor, self.classifier.classify, tokens))
-        self._end(self._waiting, EngineUnavailable("The accelerator failed; the engine restarts."))
+            tokens = [text.tokens for text in self._batch]
+            await self._settle(self._batch, loop.run_in_executor(self._executor, self.classifier.classify, tokens))
+
+    def _give_up(self, loop: "asyncio.Task[None]") -> None:
+        """The loop ended: by `aclose`, with the device, or by a fault of its own, after which nobody may wait."""
+        if loop.cancelled():
+            return
+        if loop.exception() is not None:
+            log.error("engine.loop_failed", model=self._name, exc_info=loop.exception())
+        self._is_lost = True
+        self._end((*self._batch, *self._waiting), EngineUnavailable(LOST))
         self._on_lost()
 
     def _next_batch(self) -> list[_Text]:
@@ -138,7 +148,6 @@ class ClassificationEngine:
         except DeviceLost:
             log.exception("engine.device_lost", model=self._name)
             self._is_lost = True
-            self._end(batch, EngineUnavailable("The accelerator failed; the engine restarts."))
             return
         except Exception:
             # The edge of a step: whatever went wrong ends the texts in it, not the loop.
@@ -149,11 +158,12 @@ class ClassificationEngine:
             return
         self._failures = 0
         self.accelerator_s += scores.device_s
-        for text, row in zip(batch, scores.rows, strict=True):
+        # Paired before the first is answered: rows too many or too few may be anybody's.
+        for text, row in [*zip(batch, scores.rows, strict=True)]:
             if not text.result.done():
                 text.result.set_result((row, scores.device_s * 1000 / len(batch)))
 
-    def _end(self, texts: "list[_Text] | deque[_Text]", error: Exception) -> None:
+    def _end(self, texts: Iterable[_Text], error: Exception) -> None:
         for text in texts:
             if not text.result.done():
                 text.result.set_exception(error)

@@ -6,7 +6,8 @@ to the device's thread and, while that computes, publishes the tokens of the ste
 before. Several models share one device thread, and so take turns.
 
 A step that fails ends the sequences that were in it and nothing else; a device
-that keeps failing is given up, so that a supervisor can start a fresh process.
+that keeps failing is given up, so that a supervisor can start a fresh process, and
+so is one whose loop ends by a fault of its own: nobody waits for a loop that is gone.
 """
 
 import asyncio
@@ -15,7 +16,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 from app.engine.limits import check_request
-from app.engine.runner import DeviceLost, Result, Runner
+from app.engine.runner import LOST, DeviceLost, Result, Runner
 from app.engine.scheduler import Prefill, QueueFull, Scheduler, Step
 from app.engine.sequence import Request, Sequence, Token
 from app.errors import AppError, DeadlineExceeded, EngineUnavailable, InternalError, Overloaded
@@ -129,6 +130,7 @@ class GenerationEngine:
     def start(self) -> None:
         """Begin to serve; needs a running event loop."""
         self._task = asyncio.create_task(self._run(), name=f"engine-{self._name}")
+        self._task.add_done_callback(self._give_up)
 
     async def aclose(self) -> None:
         """Stop the loop; streams that are still open end with an error."""
@@ -174,12 +176,19 @@ class GenerationEngine:
             running = self._submit(step)
             self._publish()
             await self._settle(step, running)
-        self._end_all(EngineUnavailable("The accelerator failed; the engine restarts."))
+
+    def _give_up(self, loop: "asyncio.Task[None]") -> None:
+        if loop.cancelled():  # by `aclose`
+            return
+        if loop.exception() is not None:
+            log.error("engine.loop_failed", model=self._name, exc_info=loop.exception())
+        self._is_lost = True
+        self._end_all(EngineUnavailable(LOST))
         self._on_lost()
 
     def _enqueue(self, request: Request) -> _Stream:
         if self._is_lost:
-            raise EngineUnavailable("The accelerator failed; the engine restarts.")
+            raise EngineUnavailable(LOST)
         sequence = Sequence(request)
         now = asyncio.get_running_loop().time()
         try:

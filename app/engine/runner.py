@@ -11,6 +11,9 @@ from typing import Protocol, runtime_checkable
 from app.engine.scheduler import Step
 from app.engine.sequence import Token
 
+# What callers are told then, and after any other end of an engine's loop.
+LOST = "The accelerator failed; the engine restarts."
+
 
 class DeviceLost(Exception):
     """The accelerator cannot be used any more by this process."""

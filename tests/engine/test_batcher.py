@@ -136,3 +136,23 @@ async def test_what_the_model_cannot_read_is_refused(texts: list[tuple[int, ...]
     async with batching(FaultyClassifier()) as (engine, _):
         with pytest.raises(error):
             await engine.classify(texts, SOON_S)
+
+
+async def test_loop_that_ends_by_a_fault_leaves_nobody_waiting() -> None:
+    classifier = FaultyClassifier()
+    classifier.surplus = ((1.0,),)
+    async with batching(classifier) as (engine, gate):
+        gate.set()
+        for _ in range(2):
+            with pytest.raises(EngineUnavailable):
+                await engine.classify([(1,)], SOON_S)
+
+
+async def test_closing_ends_the_batch_under_way_with_an_error() -> None:
+    async with batching(FaultyClassifier()) as (engine, _):
+        under_way = asyncio.create_task(engine.classify([(1,)], SOON_S))
+        await everybody_waits(engine, 1)
+        await asyncio.sleep(0)  # the loop has taken it
+        await engine.aclose()
+        with pytest.raises(EngineUnavailable):
+            await under_way

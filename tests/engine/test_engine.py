@@ -6,7 +6,7 @@ import pytest
 from app.engine.engine import MAX_FAILURES_IN_A_ROW, Chunk, GenerationEngine
 from app.engine.runner import DeviceLost
 from app.engine.scheduler import Decode
-from app.engine.sequence import Request
+from app.engine.sequence import Request, Token
 from app.errors import (
     ContextLengthExceeded,
     DeadlineExceeded,
@@ -142,6 +142,17 @@ async def test_device_that_keeps_failing_is_given_up(fault: Exception, times: in
                 await collect(engine, Request("r", (1,), 3))
         with pytest.raises(EngineUnavailable):
             await collect(engine, Request("r", (1,), 3))
+
+
+async def test_loop_that_ends_by_a_fault_leaves_nobody_waiting() -> None:
+    lost = asyncio.Event()
+    runner = FaultyRunner()
+    runner.surplus = (Token(1),)
+    async with running(runner, on_lost=lost.set) as engine:
+        for _ in range(2):
+            with pytest.raises(EngineUnavailable):
+                await collect(engine, Request("r", (1,), 3))
+        assert lost.is_set()
 
 
 async def test_prompt_and_budget_beyond_the_context_are_refused() -> None:
