@@ -30,6 +30,8 @@ ROTATIONS = ((13, 15, 26, 6), (17, 29, 16, 24))
 PARITY = 0x1BD11BDA
 # Below every finite logit, finite itself: keeps 0 * inf out of the arithmetic.
 DROPPED = -1e30
+# Below it the noise decides nothing but exact ties, and logits divided by it come to overflow.
+SMALLEST_TEMPERATURE = 1e-5
 NUM_FLOATS = 3
 NUM_INTS = 4
 
@@ -51,7 +53,8 @@ class Rows(NamedTuple):
 def row_parameters(sampling: Sampling, logprobs: int | None) -> tuple[list[float], list[int]]:
     """One row of `Rows.floats` and `Rows.ints`."""
     halves = np.array([sampling.seed & 0xFFFFFFFF, sampling.seed >> 32], np.uint32).view(np.int32)
-    floats = [sampling.temperature, sampling.top_p, sampling.min_p]
+    temperature = sampling.temperature if sampling.temperature >= SMALLEST_TEMPERATURE else 0.0
+    floats = [temperature, sampling.top_p, sampling.min_p]
     return floats, [sampling.top_k, int(halves[0]), int(halves[1]), int(logprobs is not None)]
 
 
@@ -142,14 +145,14 @@ def _threshold(keys: tf.Tensor, weights: tf.Tensor, target: tf.Tensor) -> tf.Ten
     low = tf.fill(tf.shape(target), np.int32(-(2**31)))  # always reaches the target
     high = tf.reduce_max(keys, axis=-1, keepdims=True) + 1  # never does
 
-    def halve(_: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    def halve(count: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         # The mean rounded down, without the overflow of (low + high).
         middle = (low & high) + tf.bitwise.right_shift(tf.bitwise.bitwise_xor(low, high), 1)
         total = tf.reduce_sum(tf.where(keys >= middle, weights, 0.0), axis=-1, keepdims=True)
         is_enough = total >= target
-        return _ + 1, tf.where(is_enough, middle, low), tf.where(is_enough, high, middle)
+        return count + 1, tf.where(is_enough, middle, low), tf.where(is_enough, high, middle)
 
-    _, low, _ = tf.while_loop(lambda i, *_: i < 32, halve, (tf.constant(0), low, high))
+    _, low, _ = tf.while_loop(lambda count, *_: count < 32, halve, (tf.constant(0), low, high))
     return low
 
 

@@ -62,6 +62,14 @@ def test_temperature_zero_takes_the_best() -> None:
     assert draw([Sampling(top_k=3, top_p=0.1)] * 4, [0, 1, 2, 3])[:, 0].tolist() == [0] * 4
 
 
+def test_temperature_too_small_to_divide_by_takes_the_best() -> None:
+    logits = LOGITS[np.newaxis, ::-1] * 10  # several of them, divided, are infinite; the best is not the first
+    floats, ints = sampler.row_parameters(Sampling(2e-38), None)
+    rows = np.array([floats], np.float32), np.array([ints], np.int32)
+    packed = compiled(logits, np.zeros_like(logits), *rows, np.zeros(1, np.int32)).numpy()
+    assert packed[0, 0] == logits.argmax()
+
+
 @pytest.mark.parametrize("temperature", [0.5, 1.0, 2.0])
 def test_draws_follow_the_softmax(temperature: float) -> None:
     expected = np.exp(LOGITS / temperature) / np.exp(LOGITS / temperature).sum()
