@@ -100,11 +100,6 @@ class Scheduler:
         """Sequences that wait for a slot."""
         return len(self._waiting)
 
-    @property
-    def has_work(self) -> bool:
-        """Whether any sequence waits or holds a slot."""
-        return bool(self._waiting) or self.slots.num_free < len(self.slots)
-
     def enqueue(self, sequence: Sequence) -> None:
         """Take a sequence in.
 

@@ -54,11 +54,12 @@ class EngineService(engine_pb2_grpc.EngineServicer):
 
     def __init__(self, host: Host) -> None:
         self._host = host
+        self._version = importlib.metadata.version("tollgate")  # reads files: not at every poll
 
     async def Describe(self, request: pb.DescribeRequest, context: Context) -> pb.DescribeResponse:  # noqa: N802
         """What is loaded and how busy it is."""
         return pb.DescribeResponse(
-            version=importlib.metadata.version("tollgate"),
+            version=self._version,
             device=self._host.device,
             draining=self._host.is_draining,
             models=[_status(model) for model in self._host.models.values()],

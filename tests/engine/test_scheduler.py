@@ -112,7 +112,7 @@ def test_abort_frees_the_slot_at_once(steps_before: int) -> None:
     scheduler.abort(sequence)
     scheduler.abort(sequence)
     assert scheduler.slots.num_free == 1
-    assert not scheduler.has_work
+    assert scheduler.next_step() is None
 
 
 def test_result_of_a_step_after_abort_is_passed_by() -> None:
@@ -142,7 +142,7 @@ def test_everybody_ends_with_the_answer_of_his_own_and_no_slot_leaks(
     sequences = [make_sequence(prompt, budget) for prompt, budget, _ in jobs]
     doomed = {s for s, (_, _, is_doomed) in zip(sequences, jobs, strict=True) if is_doomed}
     waiting, guard = list(sequences), 0
-    while waiting or scheduler.has_work:
+    while waiting or scheduler.queue_depth or [*scheduler.slots]:
         guard += 1
         assert guard < 5000
         if waiting and order.random() < 0.5:  # type: ignore[attr-defined]
