@@ -4,17 +4,20 @@ No script and no third-party host: the page works offline and under a strict con
 security policy. Machines read /openapi.json.
 """
 
+import re
 from functools import lru_cache
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import HTMLResponse
 from jinja2 import Environment, PackageLoader, Template
+from markupsafe import Markup, escape
 from pydantic_core import to_json
 
 _POLICY = (
     "default-src 'none'; style-src 'self'; img-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
 )
+_CODE = re.compile("`([^`]+)`")
 _BRANCHES = ("anyOf", "oneOf", "allOf")
 
 router = APIRouter(include_in_schema=False)
@@ -30,7 +33,13 @@ async def docs(request: Request) -> Response:
 @lru_cache(maxsize=1)
 def _template() -> Template:
     environment = Environment(loader=PackageLoader("app.api"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    environment.filters["marked"] = _marked
     return environment.get_template("docs.html")
+
+
+def _marked(text: str) -> Markup:
+    """Text of the document as HTML: its only markup is code between backticks."""
+    return Markup(_CODE.sub(r"<code>\1</code>", str(escape(text))))  # noqa: S704 - escaped above
 
 
 def _fields(document: dict[str, Any], operation: dict[str, Any]) -> list[dict[str, str]]:

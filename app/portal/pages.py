@@ -54,7 +54,8 @@ def static_files() -> StaticFiles:
 async def landing(request: Request) -> Response:
     """What this is and which models it serves."""
     cards = await asyncio.to_thread(_enabled_cards, _settings(request).models_dir)
-    return _page("landing.html", user=await _user(request), cards=cards)
+    user = await _user(request)
+    return _page("landing.html", user=user, cards=cards, example=_example(cards), base_url=_base_url(request))
 
 
 @router.get("/login")
@@ -127,8 +128,8 @@ async def overview(request: Request) -> Response:
         now=now,
         cost=_dollars,
         token=form_token(_settings(request), request.cookies[SESSION_COOKIE]),
-        base_url=f"{str(request.base_url).rstrip('/')}/v1",
-        example=next((card for card in cards if card.kind == "generation"), None),
+        base_url=_base_url(request),
+        example=_example(cards),
     )
 
 
@@ -159,6 +160,14 @@ def _templates() -> Environment:
 
 def _enabled_cards(models_dir: Path) -> list[ModelCard]:
     return [card for card in Registry(models_dir).list() if card.enabled]
+
+
+def _example(cards: list[ModelCard]) -> ModelCard | None:
+    return next((card for card in cards if card.kind == "generation"), None)
+
+
+def _base_url(request: Request) -> str:
+    return f"{str(request.base_url).rstrip('/')}/v1"
 
 
 def _total(lines: list[Line]) -> dict[str, Any]:

@@ -78,6 +78,8 @@ async def test_the_page_names_every_route_and_parameter(world: World) -> None:
     page = (await world.http.get("/docs")).text
     for path in ROUTES:
         assert path in page
+    assert "`" not in page
+    assert "<code>data: [DONE]</code>" in page
     for name in ("best_of", "max_completion_tokens", "x-request-timeout-ms", "group_by"):
         assert f"<code>{name}</code>" in page
     assert (await world.http.get("/static/site.css")).headers["content-type"].startswith("text/css")
