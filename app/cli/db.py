@@ -22,7 +22,10 @@ def migrate() -> None:
 
 @app.command(epilog='Example: psql "$(tollgate db url)"')
 def url() -> None:
-    """Print the address of the database in use, password included."""
+    """Print the address of the database in use, password included.
+
+    The embedded one answers while `tollgate up` runs.
+    """
     from app import postgres
 
     settings = settings_for_command(log_level="warning")

@@ -24,14 +24,14 @@ def create(
     name: Annotated[str, typer.Option(help="What the key is for.", show_default=False)],
     scope: Annotated[
         list[str] | None,
-        typer.Option(help="generation, classification or usage; may be repeated.  [default: all]", show_default=False),
+        typer.Option(help="generation, classification or usage; may be repeated (default: all).", show_default=False),
     ] = None,
     expires: Annotated[
         datetime | None,
-        typer.Option(help="When it ends, UTC.  [default: never]", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]),
+        typer.Option(help="When it ends, UTC (default: never).", formats=["%Y-%m-%d", "%Y-%m-%dT%H:%M:%S"]),
     ] = None,
-    requests_per_minute: Annotated[int | None, typer.Option(help="Its own limit.  [default: the plan's]")] = None,
-    tokens_per_minute: Annotated[int | None, typer.Option(help="Its own limit.  [default: the plan's]")] = None,
+    requests_per_minute: Annotated[int | None, typer.Option(help="Its own limit (default: the plan's).")] = None,
+    tokens_per_minute: Annotated[int | None, typer.Option(help="Its own limit (default: the plan's).")] = None,
 ) -> None:
     """Create a key and print it, alone and for the only time."""
     from app import auth

@@ -6,12 +6,17 @@ import typer
 
 from app.cli.context import settings_for_command
 
-Host = Annotated[str | None, typer.Option(help="Address to listen on.  [default: 127.0.0.1]", show_default=False)]
+Host = Annotated[str | None, typer.Option(help="Address to listen on (default: 127.0.0.1).", show_default=False)]
 Port = Annotated[
     int | None,
-    typer.Option(min=0, max=65535, help="Port to listen on; 0 picks one.  [default: 8000]", show_default=False),
+    typer.Option(min=0, max=65535, help="Port to listen on (default: 8000); 0 picks one.", show_default=False),
 ]
-Stub = Annotated[bool, typer.Option("--stub", help="A hand-computable engine instead of the models' weights.")]
+Stub = Annotated[
+    bool,
+    typer.Option(
+        "--stub", help="Answer by simple arithmetic instead of the models' weights: quick, and needs no TensorFlow."
+    ),
+]
 Workers = Annotated[int, typer.Option(min=1, max=64, help="Processes that answer HTTP.")]
 
 
@@ -24,7 +29,8 @@ def up(
 ) -> None:
     """Run everything on this machine: database, engine, API and worker.
 
-    The first run creates an organisation, a login and a key. Ctrl-C stops all of it.
+    The first run creates an organisation, a login and a key, and shows them once.
+    Everything is kept in TOLLGATE_DATA_DIR (./.tollgate). Ctrl-C stops all of it.
     """
     from app import up as whole
 
@@ -59,7 +65,7 @@ def engine(
 
 
 def worker() -> None:
-    """Run the periodic jobs: partitions, clean-up, queues."""
+    """Run the periodic jobs: partitions ahead, expired logins, last use of keys."""
     from app.worker import run
 
     run(settings_for_command())

@@ -44,8 +44,11 @@ def call(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
 
 @pytest.mark.parametrize("words", COMMANDS, ids=" ".join)
 def test_each_command_explains_itself_with_an_example(words: tuple[str, ...]) -> None:
-    result = CliRunner().invoke(app.cli.app, [*words, "--help"])
+    result = CliRunner(env={"COLUMNS": "400"}).invoke(app.cli.app, [*words, "--help"])
     assert result.exit_code == 0
+    # Brackets would be taken for markup and vanish with what is between them.
+    for parameter in COMMANDS[words].params:
+        assert getattr(parameter, "hidden", False) or str(getattr(parameter, "help", "")) in result.output
     epilog = COMMANDS[words].epilog or ""
     assert f"tollgate {' '.join(words)}" in epilog
     assert COMMANDS[words].help
