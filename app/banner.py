@@ -43,7 +43,7 @@ class Account:
 
 def note(line: str) -> None:
     """One line on what happens now."""
-    _errors().print(f"  {line}", style="dim", highlight=False, markup=False)
+    _errors().print(f"  {line}", style="dim", highlight=False, markup=False, soft_wrap=True)
 
 
 def child_line(role: str, line: str) -> None:

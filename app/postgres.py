@@ -41,6 +41,7 @@ SUPERUSER = "tollgate"
 DATABASE = "tollgate"
 SERVICE_USERS = ("tollgate", "postgres", "nobody")
 ROOT_HOME = Path("/var/lib/tollgate")
+OWNER_FILE = "belongs-to"
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 20.0
 POLL_S = 0.02
@@ -229,6 +230,16 @@ def locate(data_dir: Path, *, durable: bool = True) -> Cluster:
     )
 
 
+def orphans() -> list[tuple[Path, str]]:
+    """Homes below ``ROOT_HOME`` that their data folder no longer links to, with that folder's name."""
+    found = []
+    for note in sorted(ROOT_HOME.glob(f"*/{OWNER_FILE}")):
+        owner = Path(note.read_text(encoding="utf-8"))
+        if owner.resolve() != note.parent.resolve():
+            found.append((note.parent, str(owner.parent)))
+    return found
+
+
 def start(cluster: Cluster) -> Server:
     """Starts the server and returns once it accepts connections.
 
@@ -323,6 +334,7 @@ def _home(path: Path, account: Account | None) -> Path:
             f"the user of PostgreSQL reaches neither {path.parent} nor {ROOT_HOME}; set TOLLGATE_DATABASE_URL"
         )
     _make_owned(elsewhere, account)
+    (elsewhere / OWNER_FILE).write_text(str(path), encoding="utf-8")
     path.symlink_to(elsewhere)
     return elsewhere
 

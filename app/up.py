@@ -179,7 +179,9 @@ class Installation:
             return self._settings.database_url
         cluster = postgres.locate(self._settings.data_dir)
         if not (cluster.data / "PG_VERSION").exists():
-            banner.note("Creating the database …")
+            banner.note(f"Creating the database in {cluster.home} …")
+        for home, owner in postgres.orphans():
+            banner.note(f"{home} holds the database of {owner}, which is gone; remove it if you do not need it.")
         self._server = postgres.start(cluster)
         self._tasks.append(asyncio.create_task(self._keep_postgres(cluster)))
         return cluster.url

@@ -1,5 +1,6 @@
 import asyncio
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -264,6 +265,14 @@ class TestAsRoot:
         assert ask(cluster.url, "SELECT 1") == 1
         server.stop()
         assert postgres.locate(hidden, durable=False).home == cluster.home
+
+    def test_a_database_whose_data_folder_is_gone_can_be_found(self, hidden: Path) -> None:
+        cluster = postgres.locate(hidden)
+        assert postgres.orphans() == []
+        shutil.rmtree(hidden)
+        assert postgres.orphans() == [(cluster.home, str(hidden.resolve()))]
+        assert postgres.locate(hidden).home != cluster.home  # a new one is not the old one's
+        assert postgres.orphans() == [(cluster.home, str(hidden.resolve()))]
 
     def test_hidden_binaries_are_copied(self, cluster: postgres.Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
         reach = postgres.can_reach
