@@ -193,6 +193,7 @@ async def test_the_right_password_opens_the_login(database: Database) -> None:
 async def test_nobody_has_no_login(database: Database) -> None:
     async with database.begin() as connection:
         assert await auth.find_login(connection, "nobody@acme.example") is None
+        assert await auth.find_login(connection, "nobody\0@acme.example") is None
     assert not auth.check_password(None, PASSWORD)
     assert not auth.check_password("damaged", PASSWORD)
 
