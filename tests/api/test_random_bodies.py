@@ -23,6 +23,8 @@ NAMES = TEXT | st.sampled_from(["role", "content", "type", "text", "name", "incl
 VALUES = st.recursive(
     SCALARS, lambda inner: st.lists(inner, max_size=4) | st.dictionaries(NAMES, inner, max_size=3), max_leaves=8
 )
+# Of the right type for most parameters, so that many a body is carried out.
+PLAUSIBLE = st.sampled_from([None, True, False, 0, 1, 2, 0.0, 0.5, 1.0, "a", "lo", ["a", "l"], [97, 98], {"97": 1}])
 
 
 @st.composite
@@ -30,11 +32,13 @@ def requests(draw: st.DrawFn) -> tuple[str, Any]:
     """A path, and a body that is often nearly right."""
     path = draw(st.sampled_from(sorted(PATHS)))
     schema, base = PATHS[path]
-    names = st.sampled_from(sorted(schema.model_fields)) | NAMES
-    changes = draw(st.dictionaries(names, VALUES, max_size=4))
-    dropped = draw(st.sets(st.sampled_from(sorted(base)), max_size=1)) if draw(st.booleans()) else set()
-    body = {name: value for name, value in base.items() if name not in dropped} | changes
-    return path, draw(st.just(body) | VALUES) if draw(st.integers(0, 9)) == 0 else body
+    known = st.sampled_from(sorted(schema.model_fields))
+    body = base | draw(st.dictionaries(known.filter(lambda name: name not in base), PLAUSIBLE, max_size=3))
+    if draw(st.booleans()):
+        body |= draw(st.dictionaries(known | NAMES, VALUES, max_size=2))
+    if draw(st.integers(0, 9)) == 0:
+        del body[draw(st.sampled_from(sorted(body)))]
+    return path, draw(VALUES) if draw(st.integers(0, 19)) == 0 else body
 
 
 @settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -8,7 +8,8 @@ import openai
 import pytest
 
 from app.modeling.registry import ModelCard
-from tests.e2e.conftest import Installation, models_of
+from tests.e2e.conftest import models_of
+from tests.installation import Installation
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("installation")]
 

@@ -20,7 +20,7 @@ from typing import Any
 
 import openai
 
-from tests.load.installation import Installation, sample_memory
+from tests.installation import Installation
 
 PROMPTS = {
     "generation": ("ROMEO:", "To be, or not", "明月", "春眠不覺曉"),
@@ -54,19 +54,19 @@ def main() -> None:
         report = asyncio.run(_load(arguments.base_url, arguments.api_key, arguments, None))
     else:
         with Installation() as own:
-            report = asyncio.run(_load(own.base_url, own.api_key, arguments, own))
+            report = asyncio.run(_load(own.url, own.key, arguments, own))
     sys.stdout.write((json.dumps(report) if arguments.json else _table(report)) + "\n")
     sys.exit(0 if report["ok"] else 1)
 
 
 async def _load(base_url: str, api_key: str, arguments: argparse.Namespace, own: Installation | None) -> dict[str, Any]:
-    async with openai.AsyncOpenAI(base_url=f"{base_url}/v1", api_key=api_key, timeout=120, max_retries=0) as client:
+    async with openai.AsyncOpenAI(base_url=base_url, api_key=api_key, timeout=120, max_retries=0) as client:
         kinds = {model.id: str((model.model_extra or {})["kind"]) for model in (await client.models.list()).data}
         before = await _ledger(client)
         tally = Tally()
         memory: list[dict[str, int]] = []
         deadline = time.monotonic() + arguments.seconds
-        sampler = asyncio.create_task(sample_memory(own, memory)) if own else None
+        sampler = asyncio.create_task(own.sample_memory(memory)) if own else None
         callers = [_caller(client, kinds, number, deadline, tally) for number in range(arguments.concurrency)]
         started = time.monotonic()
         await asyncio.gather(*callers)
@@ -199,7 +199,7 @@ def _table(report: dict[str, Any]) -> str:
 
 def _arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m tests.load", description="Load with the books checked.")
-    parser.add_argument("--base-url", help="of a running installation; without it, one is started and stopped")
+    parser.add_argument("--base-url", help="of a running installation, with /v1; else one is started")
     parser.add_argument("--api-key", default="", help="for --base-url")
     parser.add_argument("--concurrency", type=int, default=64)
     parser.add_argument("--seconds", type=float, default=60.0)
