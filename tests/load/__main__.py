@@ -95,20 +95,24 @@ async def _caller(
 
 async def _stream(client: openai.AsyncOpenAI, model: str, turn: int, tally: Tally) -> None:
     started, first = time.monotonic(), None
+    with_tokens = turn % 2 == 0  # then each token is named, and can be counted
     stream = await client.completions.create(
         model=model,
         prompt=PROMPTS["generation"][turn % 4],
         max_tokens=16 + turn % 5 * 12,
         temperature=turn % 2,
         seed=turn,
+        logprobs=0 if with_tokens else openai.omit,
         stream=True,
         stream_options={"include_usage": True},
     )
-    usage = None
+    usage, num_received = None, 0
     async for chunk in stream:
         first = first or time.monotonic()
         usage = chunk.usage or usage
+        num_received += sum(len(choice.logprobs.tokens or ()) for choice in chunk.choices if choice.logprobs)
     assert usage, "a stream ended without usage"
+    assert not with_tokens or num_received == usage.completion_tokens, "a stream's usage is not what it carried"
     tally.first_chunks_s.append((first or started) - started)
     tally.add(model, usage.prompt_tokens, usage.completion_tokens)
 
