@@ -4,6 +4,7 @@ import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import pytest
 
@@ -50,7 +51,9 @@ def test_a_stack_is_part_of_the_line(capsys: pytest.CaptureFixture[str]) -> None
 
 
 @pytest.mark.parametrize("log_format", ["console", "json"])
-def test_a_stack_shows_neither_a_variable_nor_a_key(log_format: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_stack_shows_neither_a_variable_nor_a_key(
+    log_format: Literal["console", "json"], capsys: pytest.CaptureFixture[str]
+) -> None:
     configure_logging(Settings(log_format=log_format))
     key, prompt = generate_key(), " ".join(["the", "secret", "of", "the", "prompt"])
 
