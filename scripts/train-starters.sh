@@ -10,7 +10,7 @@ data="${TOLLGATE_DATA:?set TOLLGATE_DATA to the folder with the training data}"
 tollgate="${VENV:-.venv}/bin/tollgate"
 
 "$tollgate" train generation --overwrite --out models/shakespeare \
-	--data "$data/tinyshakespeare/input.txt" --steps 1600 \
+	--data "$data/tinyshakespeare/input.txt" --steps 2400 --dropout 0.3 \
 	--data-name "Tiny Shakespeare" --data-source "40,000 lines of Shakespeare's plays, as collected for char-rnn" \
 	--license "public domain" --language English \
 	--description "Continues text in the manner of Shakespeare's plays."
