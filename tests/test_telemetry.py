@@ -36,9 +36,9 @@ def test_a_json_line_has_the_event_its_fields_and_the_request(capsys: pytest.Cap
 
 def test_lines_of_libraries_have_the_same_form(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(Settings(log_format="json"))
-    logging.getLogger("some.library").warning("careful with %s", "this")
+    logging.getLogger("some.package").warning("careful with %s", "this")
     line = json.loads(capsys.readouterr().err)
-    assert (line["event"], line["logger"]) == ("careful with this", "some.library")
+    assert (line["event"], line["logger"]) == ("careful with this", "some.package")
 
 
 def test_a_stack_is_part_of_the_line(capsys: pytest.CaptureFixture[str]) -> None:
@@ -64,7 +64,7 @@ def test_a_stack_shows_neither_a_variable_nor_a_key(
         fail(prompt)
     except LookupError:
         get_logger("test").exception("request.failed")
-        logging.getLogger("some.library").exception("failed")
+        logging.getLogger("some.package").exception("failed")
     lines = capsys.readouterr().err
     assert lines.count("LookupError: nothing for tg_live_… among 24") == 2
     assert prompt not in lines
