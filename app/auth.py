@@ -144,6 +144,8 @@ async def require_key(request: Request) -> Key:
     settings: Settings = request.app.state.settings
     database: Database = request.app.state.database
     key = _bearer_token(request.headers.get("authorization"))
+    if not is_well_formed(key):
+        raise _invalid_key()
     async with database.begin() as connection:
         return await find_key(connection, key, settings.key_pepper.get_secret_value())
 
@@ -155,11 +157,9 @@ async def find_key(connection: AsyncConnection, key: str, pepper: str, now: date
     """The row of ``key`` if it may be used at ``now`` (default: the present).
 
     Raises:
-        AuthenticationFailed: Malformed, unknown, expired or revoked.
+        AuthenticationFailed: Unknown, expired or revoked.
         PermissionDenied: Its organisation is suspended.
     """
-    if not is_well_formed(key):
-        raise _invalid_key()
     row = (await connection.execute(_FIND_KEY, {"key_hash": hash_key(key, pepper)})).one_or_none()
     if row is None or row.revoked_at is not None:
         raise _invalid_key()

@@ -93,6 +93,10 @@ async def test_a_database_that_is_away_is_503_and_never_401(
     assert await call(world, method, path, world.auth()) == (503, "database_unavailable", None)
 
 
+async def test_a_mistyped_key_is_refused_without_asking_the_database(world: World, unreachable: None) -> None:
+    assert await call(world, "GET", "/v1/models", world.auth("tg_live_x")) == (401, "invalid_api_key", None)
+
+
 @pytest.fixture
 async def unreachable(world: World) -> None:
     """The API's database is at an address where nobody listens."""
