@@ -38,6 +38,8 @@ SCOPES = ("generation", "classification", "usage")
 SESSION_LIFETIME = timedelta(days=7)
 MAX_NAME_LENGTH = 100
 MIN_PASSWORD_LENGTH = 10
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
+"""A rate bucket dated so is full at its first use, whatever the limits are then."""
 
 _ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _SECRET_LENGTH = 30
@@ -243,11 +245,7 @@ async def mint_key(
         BadRequest: A name, scope, limit or expiry that cannot be.
         NotFound: No such organisation.
     """
-    _check_scopes(scopes)
-    if expires_at is not None and expires_at <= datetime.now(UTC):
-        raise BadRequest("A key must expire in the future.", param="expires")
-    if any(limit is not None and limit < 1 for limit in (requests_per_minute, tokens_per_minute)):
-        raise BadRequest("A limit must be at least 1 a minute.")
+    _check_terms(scopes, expires_at, requests_per_minute, tokens_per_minute)
     key, key_id = generate_key(), new_id()
     values = {
         "id": key_id,
@@ -265,13 +263,7 @@ async def mint_key(
         await connection.execute(insert(ApiKey).values(values))
     except IntegrityError:
         raise NotFound(f"There is no organisation {org_id}.", code="org_not_found", param="org") from None
-    # A bucket dated long ago is full at its first use, whatever the limits are then.
-    bucket = {
-        "key_id": key_id,
-        "requests_level": 0.0,
-        "tokens_level": 0.0,
-        "updated_at": datetime(2000, 1, 1, tzinfo=UTC),
-    }
+    bucket = {"key_id": key_id, "requests_level": 0.0, "tokens_level": 0.0, "updated_at": LONG_AGO}
     await connection.execute(insert(RateBucket).values(bucket))
     return key
 
@@ -408,6 +400,15 @@ def _checksum(secret: str) -> str:
         value, digit = divmod(value, len(_ALPHABET))
         digits = _ALPHABET[digit] + digits
     return digits
+
+
+def _check_terms(scopes: Sequence[str], expires_at: datetime | None, *per_minute: int | None) -> None:
+    """Refuse what no key can have: no scope, an end in the past, a limit below 1 a minute."""
+    _check_scopes(scopes)
+    if expires_at is not None and expires_at <= datetime.now(UTC):
+        raise BadRequest("A key must expire in the future.", param="expires")
+    if any(limit is not None and limit < 1 for limit in per_minute):
+        raise BadRequest("A limit must be at least 1 a minute.")
 
 
 def _check_scopes(scopes: Sequence[str]) -> None:
