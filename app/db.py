@@ -27,6 +27,10 @@ NAMING_CONVENTION = {
     "fk": "fk_%(table_name)s_%(column_0_N_name)s_%(referred_table_name)s",
     "pk": "pk_%(table_name)s",
 }
+# PostgreSQL's undefined_table and undefined_column: the schema is older than the program.
+WITHOUT_OUR_TABLES = frozenset({"42P01", "42703"})
+NOT_MIGRATED = "The database does not have the tables of this version; run: tollgate db migrate"
+
 metadata = MetaData(naming_convention=NAMING_CONVENTION)
 
 
@@ -49,13 +53,16 @@ class Database:
         """One transaction for statements; commits at the end of the block.
 
         Raises:
-            DatabaseUnavailable: No connection, or it broke inside the block.
+            DatabaseUnavailable: No connection, it broke inside the block, or the
+                schema is older than this program.
         """
         connection = await open_connection(self.engine)
         try:
             async with connection.begin():
                 yield connection
         except DBAPIError as error:
+            if getattr(error.orig, "sqlstate", None) in WITHOUT_OUR_TABLES:
+                raise DatabaseUnavailable(NOT_MIGRATED) from error
             if not error.connection_invalidated:
                 raise
             raise _unavailable(error) from error

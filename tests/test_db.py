@@ -47,6 +47,13 @@ async def test_a_broken_constraint_keeps_its_own_error(database: Database) -> No
             await connection.execute(text("INSERT INTO orgs (id, name) VALUES (gen_random_uuid(), '')"))
 
 
+async def test_a_database_without_our_tables_says_how_to_get_them(empty_database_url: str) -> None:
+    database = Database.connect(empty_database_url)
+    with pytest.raises(DatabaseUnavailable, match="tollgate db migrate"):
+        await count_orgs(database)
+    await database.aclose()
+
+
 async def test_a_server_that_is_away_is_unavailable() -> None:
     database = Database.connect("postgresql://nobody@/none?host=/nonexistent", timeout_s=1)
     with pytest.raises(DatabaseUnavailable):

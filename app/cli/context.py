@@ -82,7 +82,7 @@ def import_tensorflow() -> None:
 
 
 def with_database(action: "Callable[[Database, Settings], Awaitable[T]]") -> T:
-    """Runs ``action`` on the database in use; starts the embedded one if none runs.
+    """Runs ``action`` on the database in use; starts the embedded one if none runs, and migrates it.
 
     Args:
         action: Opens transactions as it needs them.
@@ -93,13 +93,15 @@ def with_database(action: "Callable[[Database, Settings], Awaitable[T]]") -> T:
     """
     import asyncio
 
-    from app import postgres
+    from app import migrate, postgres
     from app.db import Database
 
     # Only what goes wrong: the command's own output is on standard output.
     settings = settings_for_command(log_level="warning")
 
     async def run(url: str) -> T:
+        if settings.database_url is None:  # a database of our own, perhaps new
+            await migrate.upgrade(url)
         database = Database.connect(url, pool_size=1)
         try:
             return await action(database, settings)

@@ -30,6 +30,12 @@ async def test_without_a_database_it_lives_but_is_not_ready(world: World) -> Non
     assert (await world.http.get("/livez")).status_code == 200
 
 
+async def test_a_database_without_our_tables_is_not_ready(world: World, empty_database_url: str) -> None:
+    await world.app.state.database.aclose()
+    world.app.state.database = Database.connect(empty_database_url)
+    assert (await world.http.get("/readyz")).json()["checks"]["database"] == "database_unavailable"
+
+
 async def test_a_loading_a_draining_and_a_dead_engine_are_told_apart(world: World) -> None:
     async def engine_check() -> str:
         return str((await world.http.get("/readyz")).json()["checks"]["engine"])

@@ -99,6 +99,27 @@ def test_db_url_prints_the_address_alone(
     assert capsys.readouterr().out == f"{settings.database_url}\n"
 
 
+def test_a_first_command_makes_the_embedded_database_it_needs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o711)
+        monkeypatch.setenv("TOLLGATE_DATA_DIR", folder)
+        assert call(monkeypatch, "orgs", "create", "Acme") == 0
+        org_id = capsys.readouterr().out.strip()
+        assert call(monkeypatch, "keys", "create", "--org", org_id, "--name", "first") == 0
+        assert capsys.readouterr().out.startswith("tg_live_")
+
+
+def test_a_database_without_our_tables_is_one_line_that_helps(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], empty_database_url: str, tmp_path: Path
+) -> None:
+    monkeypatch.setenv("TOLLGATE_DATA_DIR", str(tmp_path))
+    monkeypatch.setenv("TOLLGATE_DATABASE_URL", empty_database_url)
+    assert call(monkeypatch, "orgs", "list") == 1
+    assert capsys.readouterr().err.splitlines()[-1].endswith("run: tollgate db migrate")
+
+
 def test_db_url_of_the_embedded_server_works(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
