@@ -20,7 +20,7 @@ trap 'rm -rf "$poems"' EXIT
 cp "$data"/tang_poetry/poet.tang.*.json "$poems"
 "$tollgate" train generation --overwrite --out models/tang-poetry \
 	--data "$poems" --text-field paragraphs --vocab-size 4096 --width 168 --feed-forward 448 \
-	--steps 1100 --eval-every 50 --dropout 0.25 \
+	--steps 1100 --eval-every 50 --dropout 0.2 \
 	--data-name "10,008 Tang poems" --data-source "chinese-poetry, poet.tang.0 to poet.tang.9000" \
 	--license "MIT; the poems are in the public domain" --language "Chinese (traditional)" \
 	--description "Continues classical Chinese poems in the manner of the Tang dynasty."
