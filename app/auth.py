@@ -236,10 +236,7 @@ async def mint_key(
     requests_per_minute: int | None = None,
     tokens_per_minute: int | None = None,
 ) -> str:
-    """A new key of ``org_id``, with its empty history and full rate buckets.
-
-    Returns:
-        The key: this is the only time that it exists in full.
+    """A new key of ``org_id`` with full rate buckets; it exists in full only in this answer.
 
     Raises:
         BadRequest: A name, scope, limit or expiry that cannot be.

@@ -110,10 +110,8 @@ def classification(
     import_tensorflow()
     from app.training.classification import ClassificationOptions, train_classification
 
-    evaluation = train_classification(
-        ClassificationOptions(**options), data, test, out, _runs_dir(), _provenance(locals()), _console()
-    )
-    _show(evaluation, f"Published {out}.")
+    chosen, provenance = ClassificationOptions(**options), _provenance(locals())
+    _show(train_classification(chosen, data, test, out, _runs_dir(), provenance, _console()), f"Published {out}.")
 
 
 def evaluate(

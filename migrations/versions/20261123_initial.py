@@ -34,6 +34,7 @@ $$
 
 def upgrade() -> None:
     accounts()
+    portal_sessions()
     keys()
     usage()
     op.execute(MONTH_PARTITIONS)
@@ -74,6 +75,9 @@ def accounts() -> None:
         ),
     )
     op.create_index("ix_memberships_user_id", "memberships", ["user_id"])
+
+
+def portal_sessions() -> None:
     op.create_table(
         "portal_sessions",
         sa.Column("id", sa.Uuid(), nullable=False),
