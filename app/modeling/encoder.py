@@ -1,8 +1,8 @@
 """The classifier that Tollgate trains: a convolutional text encoder, as pure functions over named weights.
 
-Chosen by measurement over a bag of n-grams and a small transformer (see
+Chosen by measurement over a bag of n-grams and a linear SVM (see
 docs/experiments.md): on short texts with some hundred examples a label it is
-both the most accurate and the cheapest. One definition serves training and the
+both the most accurate and the smallest. One definition serves training and the
 engine.
 
 Letters in shapes: `B` rows, `T` tokens, `D` embedding width, `F` filters of one
