@@ -30,7 +30,7 @@ from app.engine.runner import Result
 from app.engine.scheduler import Decode, Prefill, Step
 from app.engine.sequence import Token
 from app.modeling import decoder
-from app.modeling.decoder import DecoderConfig
+from app.modeling.decoder_config import DecoderConfig
 
 # A row's answer may differ in its last bits between two lengths of context, so a
 # model of up to this many positions has one only.

@@ -16,7 +16,7 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
 from app.errors import ModelFormatError
-from app.modeling.decoder import DecoderConfig
+from app.modeling.decoder_config import DecoderConfig
 from app.modeling.encoder import EncoderConfig
 from app.modeling.registry import write_checksums
 from app.modeling.tokenizer import read_json

@@ -17,114 +17,16 @@ sec. 3.4 in the half-split form of the published Llama weights; SwiGLU, Shazeer
 2020 sec. 2; grouped queries, Ainslie et al. 2023 sec. 2.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
 import tensorflow as tf
 
-from app.errors import ModelFormatError
-from app.modeling.registry import token_ids
+from app.modeling import attention
+from app.modeling.decoder_config import DecoderConfig
+from app.modeling.linear import Weights, linear
 
-Weights = Mapping[str, Any]
 Dropout = Callable[[tf.Tensor], tf.Tensor]
-
-# Finite, so that a row without any visible position stays free of NaN.
-MASKED = -1e9
-
-
-@dataclass(frozen=True, slots=True)
-class DecoderConfig:
-    """The sizes of a decoder, named as this code names them."""
-
-    vocab_size: int
-    hidden_size: int
-    intermediate_size: int
-    num_layers: int
-    num_heads: int
-    num_kv_heads: int
-    head_dim: int
-    context_length: int
-    rope_theta: float = 10_000.0
-    norm_eps: float = 1e-6
-    tie_embeddings: bool = True
-    bos_token_id: int | None = None
-    eos_token_ids: tuple[int, ...] = ()
-
-    @classmethod
-    def from_hf(cls, config: Mapping[str, Any]) -> "DecoderConfig":
-        """Read a Hugging Face `config.json` of the Llama layout.
-
-        Raises:
-            ModelFormatError: a field is missing, or asks for something that this
-                decoder does not do (scaled rotary positions, another activation).
-        """
-        _refuse_unsupported(config)
-        try:
-            hidden, heads = int(config["hidden_size"]), int(config["num_attention_heads"])
-            return cls(
-                vocab_size=int(config["vocab_size"]),
-                hidden_size=hidden,
-                intermediate_size=int(config["intermediate_size"]),
-                num_layers=int(config["num_hidden_layers"]),
-                num_heads=heads,
-                num_kv_heads=int(config.get("num_key_value_heads") or heads),
-                head_dim=int(config.get("head_dim") or hidden // heads),
-                context_length=int(config["max_position_embeddings"]),
-                rope_theta=_rope_theta(config),
-                norm_eps=float(config.get("rms_norm_eps", 1e-6)),
-                tie_embeddings=bool(config.get("tie_word_embeddings", False)),
-                bos_token_id=config.get("bos_token_id"),
-                eos_token_ids=token_ids(config.get("eos_token_id")),
-            )
-        except KeyError as missing:
-            raise ModelFormatError(f"config.json has no field {missing}") from None
-
-    def to_hf(self) -> dict[str, Any]:
-        """The `config.json` that every reader of the Llama layout understands."""
-        return {
-            "architectures": ["LlamaForCausalLM"],
-            "model_type": "llama",
-            "vocab_size": self.vocab_size,
-            "hidden_size": self.hidden_size,
-            "intermediate_size": self.intermediate_size,
-            "num_hidden_layers": self.num_layers,
-            "num_attention_heads": self.num_heads,
-            "num_key_value_heads": self.num_kv_heads,
-            "head_dim": self.head_dim,
-            "hidden_act": "silu",
-            "max_position_embeddings": self.context_length,
-            "rope_theta": self.rope_theta,
-            "rms_norm_eps": self.norm_eps,
-            "tie_word_embeddings": self.tie_embeddings,
-            "attention_bias": False,
-            "mlp_bias": False,
-            "bos_token_id": self.bos_token_id,
-            "eos_token_id": self.eos_token_ids[0] if len(self.eos_token_ids) == 1 else list(self.eos_token_ids),
-            "torch_dtype": "float32",
-        }
-
-    @property
-    def shapes(self) -> dict[str, tuple[int, ...]]:
-        """Every tensor that the layout must have, with its shape."""
-        width, inner = self.hidden_size, self.intermediate_size
-        queries, keys = self.num_heads * self.head_dim, self.num_kv_heads * self.head_dim
-        shapes: dict[str, tuple[int, ...]] = {"model.embed_tokens.weight": (self.vocab_size, width)}
-        for layer in range(self.num_layers):
-            prefix = f"model.layers.{layer}."
-            shapes[prefix + "input_layernorm.weight"] = (width,)
-            shapes[prefix + "self_attn.q_proj.weight"] = (queries, width)
-            shapes[prefix + "self_attn.k_proj.weight"] = (keys, width)
-            shapes[prefix + "self_attn.v_proj.weight"] = (keys, width)
-            shapes[prefix + "self_attn.o_proj.weight"] = (width, queries)
-            shapes[prefix + "post_attention_layernorm.weight"] = (width,)
-            shapes[prefix + "mlp.gate_proj.weight"] = (inner, width)
-            shapes[prefix + "mlp.up_proj.weight"] = (inner, width)
-            shapes[prefix + "mlp.down_proj.weight"] = (width, inner)
-        shapes["model.norm.weight"] = (width,)
-        if not self.tie_embeddings:
-            shapes["lm_head.weight"] = (self.vocab_size, width)
-        return shapes
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,7 +69,7 @@ def forward(config: DecoderConfig, weights: Weights, tokens: tf.Tensor, dropout:
     visible = tf.linalg.band_part(tf.ones((length, length), tf.bool), -1, 0)  # [T, T]
 
     def attend(_: int, q: tf.Tensor, k: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
-        return _attention(config, q, k, v, visible)
+        return attention.attend(q, k, v, visible)
 
     x = dropout(tf.gather(weights["model.embed_tokens.weight"], tokens))  # [B, T, D]
     for layer in range(config.num_layers):
@@ -239,7 +141,7 @@ def prefill_states(
         cache.values[layer].scatter_nd_update(where, v[0])
         seen_k = tf.gather(cache.keys[layer], slot)[tf.newaxis, :, :context]  # [1, G, C, H]
         seen_v = tf.gather(cache.values[layer], slot)[tf.newaxis, :, :context]
-        return _attention(config, q, seen_k, seen_v, visible)
+        return attention.attend(q, seen_k, seen_v, visible)
 
     x = tf.gather(weights["model.embed_tokens.weight"], tokens)  # [1, T, D]
     for layer in range(config.num_layers):
@@ -286,7 +188,7 @@ def decode(
     def attend(layer: int, q: tf.Tensor, k: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
         cache.keys[layer].scatter_nd_update(where, k[:, :, 0])
         cache.values[layer].scatter_nd_update(where, v[:, :, 0])
-        return _attention(config, q, cache.keys[layer][:, :, :context], cache.values[layer][:, :, :context], visible)
+        return attention.attend(q, cache.keys[layer][:, :, :context], cache.values[layer][:, :, :context], visible)
 
     x = tf.gather(weights["model.embed_tokens.weight"], tokens)[:, tf.newaxis]  # [B, 1, D]
     for layer in range(config.num_layers):
@@ -306,48 +208,21 @@ def _block(
     """One pre-norm layer over `[B, T, D]`; `attend` decides where keys and values live."""
     prefix = f"model.layers.{layer}."
     h = _rms_norm(x, weights[prefix + "input_layernorm.weight"], config.norm_eps)
-    q = _split_heads(_linear(weights, prefix + "self_attn.q_proj", h), config.num_heads)
-    k = _split_heads(_linear(weights, prefix + "self_attn.k_proj", h), config.num_kv_heads)
-    v = _split_heads(_linear(weights, prefix + "self_attn.v_proj", h), config.num_kv_heads)
+    q = _split_heads(linear(weights, prefix + "self_attn.q_proj", h), config.num_heads)
+    k = _split_heads(linear(weights, prefix + "self_attn.k_proj", h), config.num_kv_heads)
+    v = _split_heads(linear(weights, prefix + "self_attn.v_proj", h), config.num_kv_heads)
     mixed = attend(layer, _rotate(q, angles), _rotate(k, angles), v)  # [B, T, N * H]
-    x = x + dropout(_linear(weights, prefix + "self_attn.o_proj", mixed))
+    x = x + dropout(linear(weights, prefix + "self_attn.o_proj", mixed))
     h = _rms_norm(x, weights[prefix + "post_attention_layernorm.weight"], config.norm_eps)
-    gate = tf.nn.silu(_linear(weights, prefix + "mlp.gate_proj", h))  # [B, T, F]
-    up = _linear(weights, prefix + "mlp.up_proj", h)
-    return x + dropout(_linear(weights, prefix + "mlp.down_proj", gate * up))
+    gate = tf.nn.silu(linear(weights, prefix + "mlp.gate_proj", h))  # [B, T, F]
+    up = linear(weights, prefix + "mlp.up_proj", h)
+    return x + dropout(linear(weights, prefix + "mlp.down_proj", gate * up))
 
 
 def _head(config: DecoderConfig, weights: Weights, x: tf.Tensor) -> tf.Tensor:
     x = _rms_norm(x, weights["model.norm.weight"], config.norm_eps)
     name = "model.embed_tokens" if config.tie_embeddings else "lm_head"
-    return tf.cast(_linear(weights, name, x), tf.float32)
-
-
-def _attention(config: DecoderConfig, q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, visible: tf.Tensor) -> tf.Tensor:
-    """Grouped-query attention: q `[B, N, T, H]`, k and v `[B, G, C, H]` to `[B, T, N * H]`.
-
-    `visible` broadcasts against scores `[B, G, N/G, T, C]`.
-    """
-    group = config.num_heads // config.num_kv_heads
-    num_tokens = tf.shape(q)[2]
-    q = tf.reshape(q, (-1, config.num_kv_heads, group * num_tokens, config.head_dim))
-    scores = tf.matmul(q, k, transpose_b=True) * config.head_dim**-0.5  # [B, G, (N/G) * T, C]
-    scores = tf.reshape(scores, (-1, config.num_kv_heads, group, num_tokens, tf.shape(k)[2]))
-    scores = tf.where(visible, scores, tf.cast(MASKED, scores.dtype))
-    shares = tf.nn.softmax(scores)
-    shares = tf.reshape(shares, (-1, config.num_kv_heads, group * num_tokens, tf.shape(k)[2]))
-    mixed = tf.reshape(tf.matmul(shares, v), (-1, config.num_heads, num_tokens, config.head_dim))
-    return tf.reshape(tf.transpose(mixed, (0, 2, 1, 3)), (-1, num_tokens, config.num_heads * config.head_dim))
-
-
-def _linear(weights: Weights, name: str, x: tf.Tensor) -> tf.Tensor:
-    """`x @ W^T (+ b)` over the last axis; rows are flattened, as a rank-2 product is quicker."""
-    weight = weights[name + ".weight"]
-    flat = tf.matmul(tf.reshape(x, (-1, weight.shape[1])), weight, transpose_b=True)
-    bias = weights.get(name + ".bias")
-    if bias is not None:
-        flat = flat + bias
-    return tf.reshape(flat, tf.concat([tf.shape(x)[:-1], [weight.shape[0]]], axis=0))
+    return tf.cast(linear(weights, name, x), tf.float32)
 
 
 def _rms_norm(x: tf.Tensor, weight: tf.Tensor, eps: float) -> tf.Tensor:
@@ -373,16 +248,3 @@ def _rotate(x: tf.Tensor, angles: tf.Tensor) -> tf.Tensor:
     cos, sin = tf.cast(tf.cos(angles), x.dtype), tf.cast(tf.sin(angles), x.dtype)
     first, second = tf.split(x, 2, axis=-1)
     return tf.concat([first * cos - second * sin, second * cos + first * sin], axis=-1)
-
-
-def _refuse_unsupported(config: Mapping[str, Any]) -> None:
-    if config.get("hidden_act", "silu") != "silu":
-        raise ModelFormatError(f"config.json: hidden_act {config['hidden_act']!r} is not supported (only silu)")
-    scaling = config.get("rope_scaling") or config.get("rope_parameters") or {}
-    if scaling.get("rope_type", scaling.get("type", "default")) != "default":
-        raise ModelFormatError(f"config.json: rope_scaling {scaling!r} is not supported")
-
-
-def _rope_theta(config: Mapping[str, Any]) -> float:
-    parameters = config.get("rope_parameters") or {}
-    return float(parameters.get("rope_theta") or config.get("rope_theta") or 10_000.0)

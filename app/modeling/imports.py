@@ -15,6 +15,7 @@ import tensorflow as tf
 
 from app.errors import ConfigError, ModelFormatError
 from app.modeling import checkpoint, decoder, encoder, registry
+from app.modeling.decoder_config import DecoderConfig
 from app.modeling.tokenizer import Tokenizer
 
 SMOKE_TOKENS = 8
@@ -91,7 +92,7 @@ def _classify(config: encoder.EncoderConfig, weights: dict[str, tf.Tensor], toke
 
 
 def _generate(
-    config: decoder.DecoderConfig, weights: dict[str, tf.Tensor], tokenizer: Tokenizer, card: registry.ModelCard
+    config: DecoderConfig, weights: dict[str, tf.Tensor], tokenizer: Tokenizer, card: registry.ModelCard
 ) -> str:
     prompt = tokenizer.encode("") or [card.bos_token_id or 0]
     ids = list(prompt)

@@ -49,6 +49,11 @@ class EngineStub:
                 request_serializer=app_dot_rpc_dot_engine__pb2.ClassifyRequest.SerializeToString,
                 response_deserializer=app_dot_rpc_dot_engine__pb2.ClassifyResponse.FromString,
                 _registered_method=True)
+        self.Embed = channel.unary_unary(
+                '/tollgate.engine.v1.Engine/Embed',
+                request_serializer=app_dot_rpc_dot_engine__pb2.EmbedRequest.SerializeToString,
+                response_deserializer=app_dot_rpc_dot_engine__pb2.EmbedResponse.FromString,
+                _registered_method=True)
 
 
 class EngineServicer:
@@ -81,6 +86,13 @@ class EngineServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Embed(self, request, context):
+        """A vector for each text of a batch.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_EngineServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -98,6 +110,11 @@ def add_EngineServicer_to_server(servicer, server):
                     servicer.Classify,
                     request_deserializer=app_dot_rpc_dot_engine__pb2.ClassifyRequest.FromString,
                     response_serializer=app_dot_rpc_dot_engine__pb2.ClassifyResponse.SerializeToString,
+            ),
+            'Embed': grpc.unary_unary_rpc_method_handler(
+                    servicer.Embed,
+                    request_deserializer=app_dot_rpc_dot_engine__pb2.EmbedRequest.FromString,
+                    response_serializer=app_dot_rpc_dot_engine__pb2.EmbedResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -181,6 +198,33 @@ class Engine:
             '/tollgate.engine.v1.Engine/Classify',
             app_dot_rpc_dot_engine__pb2.ClassifyRequest.SerializeToString,
             app_dot_rpc_dot_engine__pb2.ClassifyResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Embed(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/tollgate.engine.v1.Engine/Embed',
+            app_dot_rpc_dot_engine__pb2.EmbedRequest.SerializeToString,
+            app_dot_rpc_dot_engine__pb2.EmbedResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -48,6 +48,8 @@ class EngineStub:
     """
     Classify: _grpc.UnaryUnaryMultiCallable[_engine_pb2.ClassifyRequest, _engine_pb2.ClassifyResponse]
     """Scores every label of each text of a batch."""
+    Embed: _grpc.UnaryUnaryMultiCallable[_engine_pb2.EmbedRequest, _engine_pb2.EmbedResponse]
+    """A vector for each text of a batch."""
 
 @_typing.type_check_only
 class EngineAsyncStub(EngineStub):
@@ -65,6 +67,8 @@ class EngineAsyncStub(EngineStub):
     """
     Classify: _aio.UnaryUnaryMultiCallable[_engine_pb2.ClassifyRequest, _engine_pb2.ClassifyResponse]  # type: ignore[assignment]
     """Scores every label of each text of a batch."""
+    Embed: _aio.UnaryUnaryMultiCallable[_engine_pb2.EmbedRequest, _engine_pb2.EmbedResponse]  # type: ignore[assignment]
+    """A vector for each text of a batch."""
 
 class EngineServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -97,5 +101,13 @@ class EngineServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_engine_pb2.ClassifyResponse, _abc.Awaitable[_engine_pb2.ClassifyResponse]]:
         """Scores every label of each text of a batch."""
+
+    @_abc_1.abstractmethod
+    def Embed(
+        self,
+        request: _engine_pb2.EmbedRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_engine_pb2.EmbedResponse, _abc.Awaitable[_engine_pb2.EmbedResponse]]:
+        """A vector for each text of a batch."""
 
 def add_EngineServicer_to_server(servicer: EngineServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

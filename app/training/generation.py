@@ -15,7 +15,7 @@ from rich.console import Console
 from tokenizers import Tokenizer
 
 from app.errors import ConfigError
-from app.modeling.decoder import DecoderConfig
+from app.modeling.decoder_config import DecoderConfig
 from app.training.baselines import ngram_nats_per_character
 from app.training.corpus import Corpus, Split, read_corpus, split_corpus
 from app.training.language_model import (

@@ -14,7 +14,8 @@ import numpy as np
 import tensorflow as tf
 from tokenizers import Tokenizer
 
-from app.modeling.decoder import DecoderConfig, forward
+from app.modeling.decoder import forward
+from app.modeling.decoder_config import DecoderConfig
 from app.training.network import Network
 from app.training.trainer import warm_up_then_decay
 

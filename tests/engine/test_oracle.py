@@ -9,7 +9,7 @@ import tensorflow as tf
 from app.engine.model_runner import DecoderRunner
 from app.engine.sequence import Request
 from app.modeling import checkpoint, decoder
-from app.modeling.decoder import DecoderConfig
+from app.modeling.decoder_config import DecoderConfig
 from app.modeling.tokenizer import Tokenizer
 from tests.engine.test_model_runner import complete, ids
 from tests.oracles import oracle

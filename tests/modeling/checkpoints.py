@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 
 from app.modeling import checkpoint
-from app.modeling.decoder import DecoderConfig
+from app.modeling.decoder_config import DecoderConfig
 from app.modeling.encoder import EncoderConfig
 from app.training.vocabulary import train_classification_tokenizer, train_generation_tokenizer
 

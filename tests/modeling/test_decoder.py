@@ -7,7 +7,7 @@ import tensorflow as tf
 
 from app.errors import ModelFormatError
 from app.modeling import checkpoint, decoder
-from app.modeling.decoder import DecoderConfig
+from app.modeling.decoder_config import DecoderConfig
 from tests.modeling import reference
 from tests.modeling.checkpoints import decoder_config, random_weights
 from tests.oracles import oracle
