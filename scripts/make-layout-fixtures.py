@@ -31,14 +31,16 @@ import transformers as hf
 
 EAGER = {"attn_implementation": "eager"}
 LENGTHS = (12, 7, 1)
+NUM_TOKENS = 24
+SHARD = "8KB"
 
 
 def main(target: Path) -> None:
     """Write every fixture below `target`."""
     hf.logging.set_verbosity_error()
-    for name, make in (CLASSIFIERS | EMBEDDERS).items():
-        model = randomise(make(), name)
-        (write_classifier if name in CLASSIFIERS else write_embedder)(target / name, model)
+    for makers, write in ((CLASSIFIERS, write_classifier), (EMBEDDERS, write_embedder), (DECODERS, write_decoder)):
+        for name, make in makers.items():
+            write(target / name, randomise(make(), name))
 
 
 def randomise(model: torch.nn.Module, name: str) -> torch.nn.Module:
@@ -92,6 +94,52 @@ EMBEDDERS: dict[str, Callable[[], torch.nn.Module]] = {
 }
 
 
+def sizes(**more: object) -> dict[str, object]:
+    """The sizes of a tiny decoder, and what they differ in."""
+    common = {"vocab_size": 96, "hidden_size": 16, "intermediate_size": 24, "num_hidden_layers": 2}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "max_position_embeddings": 32}
+    return common | heads | EAGER | more
+
+
+def llama_scaled() -> hf.LlamaForCausalLM:
+    """Untied, with every bias that the layout knows, and positions beyond the original 16."""
+    scaling = {"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 2.0}
+    # Waves of 6, 13, 28 and 59 positions: left alone, smoothed, and twice slowed down.
+    rope = scaling | {"original_max_position_embeddings": 16, "rope_theta": 20.0}
+    biases = {"attention_bias": True, "mlp_bias": True}
+    return hf.LlamaForCausalLM(hf.LlamaConfig(**sizes(rope_parameters=rope, head_dim=8, **biases)))
+
+
+def llama_linear() -> hf.LlamaForCausalLM:
+    """One head of keys and values, positions at half speed."""
+    rope = {"rope_type": "linear", "factor": 2.0, "rope_theta": 10_000.0}
+    return hf.LlamaForCausalLM(hf.LlamaConfig(**sizes(rope_parameters=rope, num_key_value_heads=1)))
+
+
+def qwen2() -> hf.Qwen2ForCausalLM:
+    """The second layer sees six positions only."""
+    window = {"use_sliding_window": True, "sliding_window": 6, "max_window_layers": 1}
+    return hf.Qwen2ForCausalLM(hf.Qwen2Config(**sizes(tie_word_embeddings=True, **window)))
+
+
+def gpt2() -> hf.GPT2LMHeadModel:
+    """Feed-forward four times as wide, as the layout assumes where nothing is said."""
+    sizes = {"n_embd": 16, "n_layer": 2, "n_head": 4, "n_positions": 32}
+    config = hf.GPT2Config(vocab_size=96, bos_token_id=0, eos_token_id=0, **sizes, **EAGER)
+    return hf.GPT2LMHeadModel(config)
+
+
+DECODERS: dict[str, Callable[[], torch.nn.Module]] = {
+    "llama": lambda: hf.LlamaForCausalLM(hf.LlamaConfig(**sizes(tie_word_embeddings=True))),
+    "llama-scaled": llama_scaled,
+    "llama-linear": llama_linear,
+    "qwen2-bfloat16": qwen2,
+    "qwen3-sharded": lambda: hf.Qwen3ForCausalLM(hf.Qwen3Config(**sizes(head_dim=6))),
+    "mistral": lambda: hf.MistralForCausalLM(hf.MistralConfig(**sizes(sliding_window=5))),
+    "gpt2": gpt2,
+}
+
+
 def padded_batch(model: torch.nn.Module, name: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Token ids `[B, T]`, padded as the model pads, and their mask."""
     rng = np.random.default_rng(zlib.crc32(name.encode()) + 1)
@@ -127,6 +175,20 @@ def write_embedder(directory: Path, model: hf.PreTrainedModel) -> None:
     model.save_pretrained(directory)
     write_modules(directory, model.config.hidden_size, is_mean=is_mean)
     save_expected(directory, tokens=tokens, lengths=mask.sum(1), embeddings=pooled)
+
+
+def write_decoder(directory: Path, model: hf.PreTrainedModel) -> None:
+    """Save the model and its logits of one sequence, in float32 whatever the file's precision."""
+    if directory.name.endswith("bfloat16"):
+        model.to(torch.bfloat16)
+    model.save_pretrained(directory, max_shard_size=SHARD if directory.name.endswith("sharded") else "1GB")
+    rng = np.random.default_rng(zlib.crc32(directory.name.encode()) + 1)
+    tokens = torch.from_numpy(rng.integers(0, model.config.vocab_size, NUM_TOKENS))
+    # Read again: `model.float()` would keep the rotary frequencies that were rounded to bfloat16.
+    model = type(model).from_pretrained(directory, dtype=torch.float32, **EAGER)
+    with torch.no_grad():
+        logits = model(input_ids=tokens[None]).logits[0]
+    save_expected(directory, tokens=tokens, logits=logits)
 
 
 def write_modules(directory: Path, width: int, *, is_mean: bool) -> None:
