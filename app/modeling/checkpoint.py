@@ -1,49 +1,84 @@
 """Hugging Face directories, in and out: `config.json`, safetensors, checked tensor by tensor.
 
-Shapes are checked against the layout before anything is compiled, so a wrong
-file is refused with the tensor's name instead of failing in the device.
+Names and shapes are checked against the layout, from the files' headers, before any
+tensor is read and anything is compiled, so a wrong file is refused with the tensor's
+name instead of failing in the device. What a layout stores fused or turned is taken
+apart here, once; faults are reported under the names that the file uses.
+
+Pickled weights (`pytorch_model.bin`) are never read: they may run code.
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ml_dtypes  # noqa: F401 - registers bfloat16 with NumPy, which safetensors needs
 import numpy as np
-from safetensors import SafetensorError
-from safetensors.numpy import load_file, save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
 
 from app.errors import ModelFormatError
 from app.modeling.decoder_config import DecoderConfig
 from app.modeling.encoder import EncoderConfig
+from app.modeling.layouts import LAYOUTS, TensorNames
 from app.modeling.registry import write_checksums
 from app.modeling.tokenizer import read_json
 
 WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
+DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safetensors' names to NumPy's
+
+Config = DecoderConfig | EncoderConfig
+Shapes = Mapping[str, tuple[int, ...]]
 
 
 @dataclass(frozen=True, slots=True)
 class Checkpoint:
-    """A model's sizes and its tensors by Hugging Face name."""
+    """A model's sizes and its tensors by our name.
 
-    config: DecoderConfig | EncoderConfig
+    Attributes:
+        weights: float32, whatever the files hold.
+        stored_dtype: what the files hold: float32, bfloat16 or float16.
+    """
+
+    config: Config
     weights: dict[str, np.ndarray]
+    stored_dtype: str = "float32"
+
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """One tensor of a file, as its header describes it."""
+
+    file: Path
+    name: str
+    shape: tuple[int, ...]
+    dtype: str
 
 
 def load(directory: Path) -> Checkpoint:
-    """Read a model directory.
+    """Read a model directory, of one weights file or several.
 
     Raises:
-        ModelFormatError: the layout is unknown, or a tensor is missing, left
-            over or of another shape; names it.
+        ModelFormatError: the layout is unknown, a file is missing, or a tensor is
+            missing, left over, or of another shape or type; names it.
     """
     raw = read_json(directory / "config.json")
-    config = read_config(raw)
-    weights = _read_tensors(directory)
-    _check(config.shapes, weights, directory)
-    return Checkpoint(config, {name: np.asarray(weights[name], np.float32) for name in config.shapes})
+    config, names = read_config(raw), tensor_names(raw)
+    wanted = _wanted(config.shapes, names)
+    stored = {name: tensor for name, tensor in _list_tensors(directory, names) if not names.is_ignored(name)}
+    _check(directory, names, wanted, stored, config.shapes)
+    weights: dict[str, np.ndarray] = {}
+    for file in sorted({tensor.file for tensor in stored.values()}):
+        with safe_open(file, framework="np") as tensors:
+            for in_file, parts in wanted.items():
+                if stored[in_file].file == file:
+                    whole = _upright(tensors.get_tensor(stored[in_file].name), names.is_transposed(in_file))
+                    weights |= _split(whole, {name: config.shapes[name] for name in parts})
+    first = names.in_file(next(iter(config.shapes)))
+    return Checkpoint(config, {name: weights[name] for name in config.shapes}, DTYPES[stored[first].dtype])
 
 
 def save(directory: Path, config: Mapping[str, Any], weights: Mapping[str, np.ndarray]) -> None:
@@ -55,42 +90,104 @@ def save(directory: Path, config: Mapping[str, Any], weights: Mapping[str, np.nd
     write_checksums(directory)
 
 
-def read_config(raw: Mapping[str, Any]) -> DecoderConfig | EncoderConfig:
+def read_config(raw: Mapping[str, Any]) -> Config:
     """The sizes that a `config.json` describes.
 
     Raises:
         ModelFormatError: the layout is unknown.
     """
-    if raw.get("model_type") == "llama":
-        return DecoderConfig.from_hf(raw)
     if raw.get("model_type") == "textcnn":
         return EncoderConfig.from_hf(raw)
-    raise ModelFormatError(f"config.json: model_type {raw.get('model_type')!r} is not supported")
+    return DecoderConfig.from_hf(raw)
 
 
-def _read_tensors(directory: Path) -> dict[str, np.ndarray]:
-    path = directory / WEIGHTS
-    if not path.is_file():
-        raise ModelFormatError(f"{directory} has no {WEIGHTS}")
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError) as error:
-        raise ModelFormatError(f"{path} is not a safetensors file: {error}") from None
+def tensor_names(raw: Mapping[str, Any]) -> TensorNames:
+    """How the files of a `config.json`'s layout name their tensors; as we do where nothing else is known."""
+    layout = LAYOUTS.get(raw.get("model_type", ""))
+    return layout.names if layout else TensorNames(prefix="")
 
 
-def _check(shapes: Mapping[str, tuple[int, ...]], weights: Mapping[str, np.ndarray], directory: Path) -> None:
-    missing = sorted(shapes.keys() - weights.keys())
+def _wanted(shapes: Shapes, names: TensorNames) -> dict[str, list[str]]:
+    """Every tensor of the file, without prefix, with those of ours that lie in it, in order."""
+    wanted: dict[str, list[str]] = {}
+    for name in shapes:
+        wanted.setdefault(names.in_file(name), []).append(name)
+    return wanted
+
+
+def _list_tensors(directory: Path, names: TensorNames) -> Iterator[tuple[str, Stored]]:
+    """What the headers say, by name without prefix."""
+    for file in _weight_files(directory):
+        try:
+            with safe_open(file, framework="np") as tensors:
+                for name in tensors.keys():  # noqa: SIM118 - not a mapping
+                    header = tensors.get_slice(name)
+                    yield (
+                        name.removeprefix(names.prefix),
+                        Stored(file, name, tuple(header.get_shape()), header.get_dtype()),
+                    )
+        except (SafetensorError, OSError) as error:
+            raise ModelFormatError(f"{file} is not a safetensors file: {error}") from None
+
+
+def _weight_files(directory: Path) -> list[Path]:
+    if (directory / WEIGHTS).is_file():
+        return [directory / WEIGHTS]
+    if not (directory / INDEX).is_file():
+        raise ModelFormatError(f"{directory} has no {WEIGHTS} and no {INDEX}")
+    shards = read_json(directory / INDEX).get("weight_map")
+    if not isinstance(shards, dict) or not shards:
+        raise ModelFormatError(f"{directory / INDEX} has no weight_map")
+    files = sorted({str(name) for name in shards.values()})
+    missing = [name for name in files if Path(name).name != name or not (directory / name).is_file()]
     if missing:
-        raise ModelFormatError(f"{directory / WEIGHTS} lacks {_names(missing)}")
-    left_over = sorted(name for name in weights.keys() - shapes.keys() if name != "lm_head.weight")
+        raise ModelFormatError(f"{directory} lacks {_some(missing)}, which {INDEX} names")
+    return [directory / name for name in files]
+
+
+def _check(
+    directory: Path,
+    names: TensorNames,
+    wanted: Mapping[str, list[str]],
+    stored: Mapping[str, Stored],
+    shapes: Shapes,
+) -> None:
+    missing = sorted(
+        in_file if in_file.startswith("lm_head") else names.prefix + in_file
+        for in_file in wanted
+        if in_file not in stored
+    )
+    if missing:
+        raise ModelFormatError(f"{directory} lacks {_some(missing)}")
+    # A tied model may carry its output head all the same.
+    left_over = sorted(t.name for in_file, t in stored.items() if in_file not in wanted and in_file != "lm_head.weight")
     if left_over:
-        raise ModelFormatError(f"{directory / WEIGHTS} has unknown tensors {_names(left_over)}")
-    for name, shape in shapes.items():
-        if weights[name].shape != shape:
+        raise ModelFormatError(f"{directory} has unknown tensors {_some(left_over)}")
+    for in_file, parts in wanted.items():
+        tensor, expected = stored[in_file], _shape_in_file([shapes[p] for p in parts], names.is_transposed(in_file))
+        if tensor.shape != expected:
             raise ModelFormatError(
-                f"{directory / WEIGHTS}: {name} has shape {list(weights[name].shape)}, expected {list(shape)}"
+                f"{tensor.file}: {tensor.name} has shape {list(tensor.shape)}, expected {list(expected)}"
             )
+        if tensor.dtype not in DTYPES:
+            raise ModelFormatError(f"{tensor.file}: {tensor.name} is {tensor.dtype}, not one of {', '.join(DTYPES)}")
 
 
-def _names(names: list[str]) -> str:
+def _shape_in_file(parts: list[tuple[int, ...]], is_transposed: bool) -> tuple[int, ...]:
+    whole = (sum(shape[0] for shape in parts), *parts[0][1:])
+    return whole[::-1] if is_transposed else whole
+
+
+def _upright(tensor: np.ndarray, is_transposed: bool) -> np.ndarray:
+    """Float32, `[out, in]`."""
+    return np.ascontiguousarray(tensor.T if is_transposed else tensor, np.float32)
+
+
+def _split(whole: np.ndarray, parts: Shapes) -> dict[str, np.ndarray]:
+    """The parts that lie one above the other in a tensor."""
+    ends = np.cumsum([shape[0] for shape in parts.values()])
+    return dict(zip(parts, np.split(whole, ends[:-1]), strict=True))
+
+
+def _some(names: list[str]) -> str:
     return ", ".join(names[:5]) + (f" and {len(names) - 5} more" if len(names) > 5 else "")

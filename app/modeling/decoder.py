@@ -1,9 +1,10 @@
-"""The Llama-layout decoder as pure functions over Hugging Face weights.
+"""The decoder as pure functions over named weights: Llama and its kin, and GPT-2.
 
 One definition serves training (`forward` over a whole batch) and serving
 (`prefill` of one slot, `decode` of all slots against a key/value cache), so the
-engine cannot drift from what was trained. Weights keep their Hugging Face names
-and layout `[out, in]`, which is also the layout that XLA multiplies fastest.
+engine cannot drift from what was trained. Weights have the names of the Llama
+layout, whatever their file calls them (`layouts.py`), and its order `[out, in]`,
+which is also what XLA multiplies fastest.
 
 It owns no variables and compiles nothing: callers wrap these functions in
 `tf.function`. Biases are applied where the checkpoint has them.
@@ -12,21 +13,28 @@ Letters in shapes: `B` rows, `T` tokens, `S` cache length, `C` context read,
 `N` query heads, `G` key/value heads, `H` head size, `D` width, `F` feed-forward
 width, `V` vocabulary.
 
-Sources: RMSNorm, Zhang & Sennrich 2019 eq. 4; rotary positions, Su et al. 2021
-sec. 3.4 in the half-split form of the published Llama weights; SwiGLU, Shazeer
-2020 sec. 2; grouped queries, Ainslie et al. 2023 sec. 2.
+Sources: RMSNorm, Zhang & Sennrich 2019 eq. 4; LayerNorm, Ba et al. 2016 eq. 4;
+SwiGLU, Shazeer 2020 sec. 2; grouped queries, Ainslie et al. 2023 sec. 2; windows,
+Beltagy et al. 2020 sec. 3.1; GPT-2, Radford et al. 2019 sec. 2.3.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 
 import tensorflow as tf
 
-from app.modeling import attention
+from app.modeling import attention, rotary
 from app.modeling.decoder_config import DecoderConfig
 from app.modeling.linear import Weights, linear
 
 Dropout = Callable[[tf.Tensor], tf.Tensor]
+
+ACTIVATIONS: Mapping[str, Callable[[tf.Tensor], tf.Tensor]] = {
+    "silu": tf.nn.silu,
+    "gelu_new": partial(tf.nn.gelu, approximate=True),
+    "gelu_pytorch_tanh": partial(tf.nn.gelu, approximate=True),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,14 +72,13 @@ def forward(config: DecoderConfig, weights: Weights, tokens: tf.Tensor, dropout:
     Returns:
         `[B, T, V]` float32.
     """
-    length = tf.shape(tokens)[1]
-    angles = _rotary_angles(config, tf.range(length))  # [T, H/2]
-    visible = tf.linalg.band_part(tf.ones((length, length), tf.bool), -1, 0)  # [T, T]
+    positions = tf.range(tf.shape(tokens)[1])
+    angles = rotary.angles(config, positions)  # [T, H/2]
 
-    def attend(_: int, q: tf.Tensor, k: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
-        return attention.attend(q, k, v, visible)
+    def attend(layer: int, q: tf.Tensor, k: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
+        return attention.attend(q, k, v, _visible(config.window(layer), positions[:, tf.newaxis], positions))  # [T, T]
 
-    x = dropout(tf.gather(weights["model.embed_tokens.weight"], tokens))  # [B, T, D]
+    x = dropout(_embed(config, weights, tokens, positions))  # [B, T, D]
     for layer in range(config.num_layers):
         x = _block(config, weights, layer, x, angles, attend, dropout)
     return _head(config, weights, x)
@@ -124,8 +131,7 @@ def prefill_states(
     """As `prefill`, but every position's state before the output head, `[1, T, D]`."""
     num_tokens = tf.shape(tokens)[1]
     positions = start + tf.range(num_tokens)  # [T]
-    angles = _rotary_angles(config, positions)
-    visible = tf.range(context)[tf.newaxis, :] <= positions[:, tf.newaxis]  # [T, C]
+    angles = rotary.angles(config, positions)
     heads = tf.range(config.num_kv_heads)
     where = tf.stack(
         [
@@ -141,9 +147,10 @@ def prefill_states(
         cache.values[layer].scatter_nd_update(where, v[0])
         seen_k = tf.gather(cache.keys[layer], slot)[tf.newaxis, :, :context]  # [1, G, C, H]
         seen_v = tf.gather(cache.values[layer], slot)[tf.newaxis, :, :context]
+        visible = _visible(config.window(layer), positions[:, tf.newaxis], tf.range(context))  # [T, C]
         return attention.attend(q, seen_k, seen_v, visible)
 
-    x = tf.gather(weights["model.embed_tokens.weight"], tokens)  # [1, T, D]
+    x = _embed(config, weights, tokens, positions)  # [1, T, D]
     for layer in range(config.num_layers):
         x = _block(config, weights, layer, x, angles, attend)
     return x
@@ -180,17 +187,18 @@ def decode(
         `[B, V]` float32.
     """
     num_rows = tokens.shape[0]
-    angles = _rotary_angles(config, positions)[:, tf.newaxis, tf.newaxis]  # [B, 1, 1, H/2]
-    visible = (tf.range(context)[tf.newaxis, :] <= positions[:, tf.newaxis])[:, tf.newaxis, tf.newaxis, tf.newaxis]
+    angles = rotary.angles(config, positions)[:, tf.newaxis, tf.newaxis]  # [B, 1, 1, H/2]
+    queries = tf.reshape(positions, (-1, 1, 1, 1, 1))
     rows, heads = tf.meshgrid(tf.range(num_rows), tf.range(config.num_kv_heads), indexing="ij")
     where = tf.stack([rows, heads, tf.repeat(positions[:, tf.newaxis], config.num_kv_heads, axis=1)], axis=-1)
 
     def attend(layer: int, q: tf.Tensor, k: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
         cache.keys[layer].scatter_nd_update(where, k[:, :, 0])
         cache.values[layer].scatter_nd_update(where, v[:, :, 0])
+        visible = _visible(config.window(layer), queries, tf.range(context))  # [B, 1, 1, 1, C]
         return attention.attend(q, cache.keys[layer][:, :, :context], cache.values[layer][:, :, :context], visible)
 
-    x = tf.gather(weights["model.embed_tokens.weight"], tokens)[:, tf.newaxis]  # [B, 1, D]
+    x = _embed(config, weights, tokens, positions)[:, tf.newaxis]  # [B, 1, D]
     for layer in range(config.num_layers):
         x = _block(config, weights, layer, x, angles, attend)
     return _head(config, weights, x)[:, 0]
@@ -207,44 +215,60 @@ def _block(
 ) -> tf.Tensor:
     """One pre-norm layer over `[B, T, D]`; `attend` decides where keys and values live."""
     prefix = f"model.layers.{layer}."
-    h = _rms_norm(x, weights[prefix + "input_layernorm.weight"], config.norm_eps)
+    h = _norm(config, weights, prefix + "input_layernorm", x)
     q = _split_heads(linear(weights, prefix + "self_attn.q_proj", h), config.num_heads)
     k = _split_heads(linear(weights, prefix + "self_attn.k_proj", h), config.num_kv_heads)
     v = _split_heads(linear(weights, prefix + "self_attn.v_proj", h), config.num_kv_heads)
-    mixed = attend(layer, _rotate(q, angles), _rotate(k, angles), v)  # [B, T, N * H]
+    if config.has_qk_norm:
+        q, k = (_norm(config, weights, f"{prefix}self_attn.{name}_norm", y) for name, y in (("q", q), ("k", k)))
+    if config.positions == "rotary":
+        q, k = rotary.rotate(q, angles), rotary.rotate(k, angles)
+    mixed = attend(layer, q, k, v)  # [B, T, N * H]
     x = x + dropout(linear(weights, prefix + "self_attn.o_proj", mixed))
-    h = _rms_norm(x, weights[prefix + "post_attention_layernorm.weight"], config.norm_eps)
-    gate = tf.nn.silu(linear(weights, prefix + "mlp.gate_proj", h))  # [B, T, F]
+    h = _norm(config, weights, prefix + "post_attention_layernorm", x)
+    return x + dropout(linear(weights, prefix + "mlp.down_proj", _inner(config, weights, prefix, h)))
+
+
+def _inner(config: DecoderConfig, weights: Weights, prefix: str, h: tf.Tensor) -> tf.Tensor:
+    """The wide middle of the feed-forward layer, `[B, T, F]`, gated or not."""
+    activate = ACTIVATIONS[config.activation]
     up = linear(weights, prefix + "mlp.up_proj", h)
-    return x + dropout(linear(weights, prefix + "mlp.down_proj", gate * up))
+    if not config.is_gated:
+        return activate(up)
+    return activate(linear(weights, prefix + "mlp.gate_proj", h)) * up
+
+
+def _embed(config: DecoderConfig, weights: Weights, tokens: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
+    """States `[..., D]` of tokens `[...]`; positions broadcast against them."""
+    x = tf.gather(weights["model.embed_tokens.weight"], tokens)
+    if config.positions == "learned":
+        x += tf.gather(weights["model.embed_positions.weight"], positions)
+    return x
+
+
+def _visible(window: int | None, queries: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
+    """Which keys a query sees: none after it, and none further back than the window; broadcasts."""
+    visible = keys <= queries
+    return visible if window is None else visible & (keys > queries - window)
 
 
 def _head(config: DecoderConfig, weights: Weights, x: tf.Tensor) -> tf.Tensor:
-    x = _rms_norm(x, weights["model.norm.weight"], config.norm_eps)
+    x = _norm(config, weights, "model.norm", x)
     name = "model.embed_tokens" if config.tie_embeddings else "lm_head"
     return tf.cast(linear(weights, name, x), tf.float32)
 
 
-def _rms_norm(x: tf.Tensor, weight: tf.Tensor, eps: float) -> tf.Tensor:
+def _norm(config: DecoderConfig, weights: Weights, name: str, x: tf.Tensor) -> tf.Tensor:
+    """RMSNorm or LayerNorm over the last axis, in float32 whatever the precision of `x`."""
     x32 = tf.cast(x, tf.float32)
-    scale = tf.math.rsqrt(tf.reduce_mean(tf.square(x32), axis=-1, keepdims=True) + eps)
-    return tf.cast(x32 * scale, x.dtype) * weight
+    if config.norm == "layer":
+        x32 -= tf.reduce_mean(x32, axis=-1, keepdims=True)
+    scale = tf.math.rsqrt(tf.reduce_mean(tf.square(x32), axis=-1, keepdims=True) + config.norm_eps)
+    normed = tf.cast(x32 * scale, x.dtype) * weights[name + ".weight"]
+    return normed + weights[name + ".bias"] if config.norm == "layer" else normed
 
 
 def _split_heads(x: tf.Tensor, num_heads: int) -> tf.Tensor:
     """`[B, T, N * H]` to `[B, N, T, H]`."""
     shape = tf.shape(x)
     return tf.transpose(tf.reshape(x, (shape[0], shape[1], num_heads, x.shape[-1] // num_heads)), (0, 2, 1, 3))
-
-
-def _rotary_angles(config: DecoderConfig, positions: tf.Tensor) -> tf.Tensor:
-    """Angles `[..., H/2]` of integer positions `[...]`."""
-    exponents = tf.range(0, config.head_dim, 2, dtype=tf.float32) / config.head_dim
-    return tf.cast(positions, tf.float32)[..., tf.newaxis] * tf.pow(config.rope_theta, -exponents)
-
-
-def _rotate(x: tf.Tensor, angles: tf.Tensor) -> tf.Tensor:
-    """Rotate `[B, N, T, H]` by angles that broadcast against `[B, N, T, H/2]`."""
-    cos, sin = tf.cast(tf.cos(angles), x.dtype), tf.cast(tf.sin(angles), x.dtype)
-    first, second = tf.split(x, 2, axis=-1)
-    return tf.concat([first * cos - second * sin, second * cos + first * sin], axis=-1)

@@ -22,7 +22,16 @@ log = get_logger(__name__)
 CHECKSUMS = "SHA256SUMS"
 SETTINGS = "tollgate.json"
 # What a model's behaviour depends on; cards and evaluations may change without a new digest.
-SERVED_FILES = ("*.safetensors", "config.json", "generation_config.json", "tokenizer*.json", "chat_template.jinja")
+SERVED_FILES = (
+    "*.safetensors",
+    "model.safetensors.index.json",
+    "config.json",
+    "generation_config.json",
+    "tokenizer*.json",
+    "chat_template.jinja",
+)
+CONTEXT_FIELD = "max_position_embeddings"
+CONTEXT_FIELDS = {"gpt2": "n_positions"}  # by model_type, where it is called otherwise
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +114,7 @@ def read_card(directory: Path) -> ModelCard:
         kind=kind,
         path=directory,
         digest=_digest(directory),
-        context_length=_integer(config, "max_position_embeddings", directory),
+        context_length=_integer(config, CONTEXT_FIELDS.get(config.get("model_type", ""), CONTEXT_FIELD), directory),
         vocab_size=_integer(config, "vocab_size", directory),
         labels=_labels(config, directory) if kind == "classification" else (),
         bos_token_id=config.get("bos_token_id"),
