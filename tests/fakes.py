@@ -10,11 +10,11 @@ from pathlib import Path
 
 from app.engine.engine import GenerationEngine
 from app.engine.host import Host
-from app.engine.runner import Classifier, Result, Runner, Scores
+from app.engine.runner import Encoder, Result, Runner, Vectors
 from app.engine.scheduler import Step
 from app.engine.sequence import Token
 from app.engine.server import EngineServer
-from app.engine.stub import StubClassifier, StubRunner
+from app.engine.stub import StubEncoder, StubRunner
 from app.modeling.registry import ModelCard
 from app.rpc.client import EngineClient
 
@@ -61,8 +61,8 @@ class FaultyRunner(StubRunner):
         return replace(result, tokens=(*result.tokens, *self.surplus))
 
 
-class FaultyClassifier(StubClassifier):
-    """A classifier that remembers its batches, raises while `fault` is set, and gives `surplus` rows."""
+class FaultyEncoder(StubEncoder):
+    """An encoder that remembers its batches, raises while `fault` is set, and gives `surplus` rows."""
 
     fault: Exception | None = None
     surplus: tuple[tuple[float, ...], ...] = ()
@@ -71,13 +71,13 @@ class FaultyClassifier(StubClassifier):
         super().__init__(num_labels, max_batch=max_batch)
         self.batches: list[int] = []
 
-    def classify(self, texts: list[tuple[int, ...]]) -> Scores:
+    def encode(self, texts: list[tuple[int, ...]]) -> Vectors:
         """Raise the fault, or do as the stub does."""
         self.batches.append(len(texts))
         if self.fault is not None:
             raise self.fault
-        scores = super().classify(texts)
-        return replace(scores, rows=(*scores.rows, *self.surplus))
+        rows = super().encode(texts)
+        return replace(rows, rows=(*rows.rows, *self.surplus))
 
 
 def make_card(name: str = "sums", kind: str = "generation", eos_token_ids: tuple[int, ...] = ()) -> ModelCard:
@@ -91,6 +91,7 @@ def make_card(name: str = "sums", kind: str = "generation", eos_token_ids: tuple
         context_length=4096,
         vocab_size=256,
         labels=labels,
+        embedding_size=3 if kind == "embedding" else 0,
         bos_token_id=None,
         eos_token_ids=eos_token_ids,
         chat_template=None,
@@ -119,7 +120,7 @@ async def running(
 
 @asynccontextmanager
 async def serving(
-    load: Callable[[ModelCard], Runner | Classifier],
+    load: Callable[[ModelCard], Runner | Encoder],
     *cards: ModelCard,
     queue_capacity: int = 8,
     address: str = "127.0.0.1:0",

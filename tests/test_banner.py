@@ -17,6 +17,7 @@ def card(name: str, kind: str) -> ModelCard:
         context_length=64,
         vocab_size=64,
         labels=(),
+        embedding_size=0,
         bos_token_id=None,
         eos_token_ids=(),
         chat_template=None,

@@ -1,4 +1,4 @@
-"""Classification by dynamic batching: what arrived while the device was busy goes next, together.
+"""Dynamic batching of texts to classify or embed: what arrived while the device was busy goes next, together.
 
 No timer: an idle device takes a lone text at once, a busy one finds a full batch
 waiting. Texts of one request may go in different batches, and those of different
@@ -12,7 +12,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass
 
 from app.engine.limits import check_texts
-from app.engine.runner import LOST, Classifier, DeviceLost, Scores
+from app.engine.runner import LOST, DeviceLost, Encoder, Vectors
 from app.errors import DeadlineExceeded, EngineUnavailable, InternalError, Overloaded
 from app.telemetry import get_logger
 
@@ -23,8 +23,8 @@ RETRY_AFTER_S = 1.0
 
 
 @dataclass(frozen=True, slots=True)
-class Classified:
-    """Scores of every label for each text, in the order of the texts, and their share of device time."""
+class Encoded:
+    """A row, of scores or an embedding, for each text in the order of the texts, and their share of device time."""
 
     rows: tuple[tuple[float, ...], ...]
     accelerator_ms: float
@@ -36,12 +36,12 @@ class _Text:
     result: "asyncio.Future[tuple[tuple[float, ...], float]]"
 
 
-class ClassificationEngine:
-    """One classification model, its queue and its loop.
+class EncoderEngine:
+    """One encoder, its queue and its loop.
 
     Args:
         name: for the log.
-        classifier: the model on its device.
+        encoder: the model on its device.
         executor: the device's one thread.
         queue_capacity: requests that may wait or be under way.
         on_lost: called once when the device is given up.
@@ -50,13 +50,13 @@ class ClassificationEngine:
     def __init__(
         self,
         name: str,
-        classifier: Classifier,
+        encoder: Encoder,
         executor: Executor,
         *,
         queue_capacity: int = 128,
         on_lost: Callable[[], None] = lambda: None,
     ) -> None:
-        self.classifier = classifier
+        self.encoder = encoder
         self.queue_capacity = queue_capacity
         self.queue_depth = 0
         self.accelerator_s = 0.0
@@ -82,8 +82,8 @@ class ClassificationEngine:
             await asyncio.wait([self._task])
         self._end((*self._batch, *self._waiting), EngineUnavailable("The engine is shutting down."))
 
-    async def classify(self, texts: list[tuple[int, ...]], timeout_s: float) -> Classified:
-        """Score some texts.
+    async def encode(self, texts: list[tuple[int, ...]], timeout_s: float) -> Encoded:
+        """Read some texts.
 
         Raises:
             BadRequest, ContextLengthExceeded: the model cannot do this.
@@ -91,7 +91,7 @@ class ClassificationEngine:
             DeadlineExceeded: `timeout_s` seconds passed.
             InternalError: the batch failed.
         """
-        check_texts(texts, self.classifier.max_length, self.classifier.vocab_size)
+        check_texts(texts, self.encoder.max_length, self.encoder.vocab_size)
         if self._is_lost:
             raise EngineUnavailable(LOST)
         if self.queue_depth >= self.queue_capacity:
@@ -105,12 +105,12 @@ class ClassificationEngine:
             async with asyncio.timeout(timeout_s):
                 results = await asyncio.gather(*(text.result for text in waiting))
         except TimeoutError:
-            raise DeadlineExceeded("The texts were not classified within the deadline.") from None
+            raise DeadlineExceeded("The texts were not read within the deadline.") from None
         finally:
             self.queue_depth -= 1
             for text in waiting:
                 text.result.cancel()
-        return Classified(tuple(scores for scores, _ in results), sum(ms for _, ms in results))
+        return Encoded(tuple(row for row, _ in results), sum(ms for _, ms in results))
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -121,7 +121,7 @@ class ClassificationEngine:
                 await self._work.wait()
                 continue
             tokens = [text.tokens for text in self._batch]
-            await self._settle(self._batch, loop.run_in_executor(self._executor, self.classifier.classify, tokens))
+            await self._settle(self._batch, loop.run_in_executor(self._executor, self.encoder.encode, tokens))
 
     def _give_up(self, loop: "asyncio.Task[None]") -> None:
         """The loop ended: by `aclose`, with the device, or by a fault of its own, after which nobody may wait."""
@@ -136,15 +136,15 @@ class ClassificationEngine:
     def _next_batch(self) -> list[_Text]:
         """The longest waiting texts that somebody still wants."""
         batch: list[_Text] = []
-        while self._waiting and len(batch) < self.classifier.max_batch:
+        while self._waiting and len(batch) < self.encoder.max_batch:
             text = self._waiting.popleft()
             if not text.result.done():
                 batch.append(text)
         return batch
 
-    async def _settle(self, batch: list[_Text], running: "asyncio.Future[Scores]") -> None:
+    async def _settle(self, batch: list[_Text], running: "asyncio.Future[Vectors]") -> None:
         try:
-            scores = await running
+            rows = await running
         except DeviceLost:
             log.exception("engine.device_lost", model=self._name)
             self._is_lost = True
@@ -154,14 +154,14 @@ class ClassificationEngine:
             log.exception("engine.step_failed", model=self._name, texts=len(batch))
             self._failures += 1
             self._is_lost = self._failures >= MAX_FAILURES_IN_A_ROW
-            self._end(batch, InternalError("The model failed to score this text."))
+            self._end(batch, InternalError("The model failed to read this text."))
             return
         self._failures = 0
-        self.accelerator_s += scores.device_s
+        self.accelerator_s += rows.device_s
         # Paired before the first is answered: rows too many or too few may be anybody's.
-        for text, row in [*zip(batch, scores.rows, strict=True)]:
+        for text, row in [*zip(batch, rows.rows, strict=True)]:
             if not text.result.done():
-                text.result.set_result((row, scores.device_s * 1000 / len(batch)))
+                text.result.set_result((row, rows.device_s * 1000 / len(batch)))
 
     def _end(self, texts: Iterable[_Text], error: Exception) -> None:
         for text in texts:

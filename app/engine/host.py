@@ -10,9 +10,9 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import InitVar, dataclass, field
 from typing import Literal
 
-from app.engine.batcher import ClassificationEngine, Classified
+from app.engine.batcher import Encoded, EncoderEngine
 from app.engine.engine import Chunk, GenerationEngine
-from app.engine.runner import Classifier, Runner
+from app.engine.runner import Encoder, Runner
 from app.engine.sequence import Request
 from app.errors import EngineUnavailable, NotFound, TollgateError
 from app.modeling.registry import ModelCard
@@ -23,7 +23,7 @@ log = get_logger(__name__)
 # Compiling is not Python's work, so it gains from threads; building a runner is, and does not.
 WARM_UP_THREADS = 4
 
-Load = Callable[[ModelCard], Runner | Classifier]
+Load = Callable[[ModelCard], Runner | Encoder]
 
 
 @dataclass(slots=True)
@@ -31,7 +31,7 @@ class Model:
     """A model by its card; `engine` is None until it is loaded, and stays so if it is broken."""
 
     card: ModelCard
-    engine: GenerationEngine | ClassificationEngine | None = None
+    engine: GenerationEngine | EncoderEngine | None = None
     is_broken: bool = False
 
     @property
@@ -103,24 +103,30 @@ class Host:
             raise NotFound(f"The model '{name}' does not generate text.")
         return engine.generate(request, timeout_s or self.default_timeout_s)
 
-    async def classify(self, name: str, texts: list[tuple[int, ...]], timeout_s: float) -> Classified:
-        """As `ClassificationEngine.classify`.
+    async def classify(self, name: str, texts: list[tuple[int, ...]], timeout_s: float) -> Encoded:
+        """Scores of each text, as `EncoderEngine.encode`.
 
         Raises:
             NotFound: no classification model has this name.
             EngineUnavailable: it is not ready, or the process drains.
         """
-        engine = self._engine(name)
-        if not isinstance(engine, ClassificationEngine):
-            raise NotFound(f"The model '{name}' does not classify.")
-        return await engine.classify(texts, timeout_s or self.default_timeout_s)
+        return await self._encoder(name, "classification").encode(texts, timeout_s or self.default_timeout_s)
+
+    async def embed(self, name: str, texts: list[tuple[int, ...]], timeout_s: float) -> Encoded:
+        """A vector for each text, as `EncoderEngine.encode`.
+
+        Raises:
+            NotFound: no embedding model has this name.
+            EngineUnavailable: it is not ready, or the process drains.
+        """
+        return await self._encoder(name, "embedding").encode(texts, timeout_s or self.default_timeout_s)
 
     def eos_token_ids(self, name: str) -> tuple[int, ...]:
         """The model's own end tokens; none for a name that is not served."""
         model = self.models.get(name)
         return () if model is None else model.card.eos_token_ids
 
-    def _engine(self, name: str) -> GenerationEngine | ClassificationEngine:
+    def _engine(self, name: str) -> GenerationEngine | EncoderEngine:
         model = self.models.get(name)
         if model is None:
             raise NotFound(f"The model '{name}' is not served here.")
@@ -130,9 +136,15 @@ class Host:
             raise EngineUnavailable(f"The model '{name}' is not ready.", retry_after_s=5.0)
         return model.engine
 
+    def _encoder(self, name: str, kind: str) -> EncoderEngine:
+        engine = self._engine(name)
+        if not isinstance(engine, EncoderEngine) or self.models[name].card.kind != kind:
+            raise NotFound(f"The model '{name}' is no {kind} model.")
+        return engine
+
     async def _build(
         self, model: Model, loop: asyncio.AbstractEventLoop, threads: ThreadPoolExecutor
-    ) -> Runner | Classifier | None:
+    ) -> Runner | Encoder | None:
         try:
             return await loop.run_in_executor(threads, self.load, model.card)
         except TollgateError as error:
@@ -146,7 +158,7 @@ class Host:
     async def _serve(
         self,
         model: Model,
-        runner: Runner | Classifier,
+        runner: Runner | Encoder,
         loop: asyncio.AbstractEventLoop,
         threads: ThreadPoolExecutor,
     ) -> None:
@@ -162,8 +174,8 @@ class Host:
         model.engine.start()
         log.info("model.ready", model=model.card.name, warm_up_s=round(loop.time() - started, 3))
 
-    def _wrap(self, name: str, runner: Runner | Classifier) -> GenerationEngine | ClassificationEngine:
+    def _wrap(self, name: str, runner: Runner | Encoder) -> GenerationEngine | EncoderEngine:
         on_lost = self.lost.set
-        if isinstance(runner, Classifier):
-            return ClassificationEngine(name, runner, self._device, queue_capacity=self.queue_capacity, on_lost=on_lost)
+        if isinstance(runner, Encoder):
+            return EncoderEngine(name, runner, self._device, queue_capacity=self.queue_capacity, on_lost=on_lost)
         return GenerationEngine(name, runner, self._device, queue_capacity=self.queue_capacity, on_lost=on_lost)

@@ -9,7 +9,7 @@ import math
 from app.engine.sequence import MAX_LOGIT_BIAS, MAX_LOGPROBS, MAX_STOP_TOKENS, Request, Sampling
 from app.errors import BadRequest, ContextLengthExceeded
 
-MAX_CLASSIFY_INPUTS = 256
+MAX_INPUTS = 256
 
 
 def check_request(request: Request, context_length: int, vocab_size: int) -> None:
@@ -35,13 +35,13 @@ def check_request(request: Request, context_length: int, vocab_size: int) -> Non
 
 
 def check_texts(texts: list[tuple[int, ...]], max_length: int, vocab_size: int) -> None:
-    """Refuse classification inputs that this model cannot score.
+    """Refuse texts that this encoder cannot read.
 
     Raises:
         ContextLengthExceeded: a text is longer than the model reads.
         BadRequest: none or too many of them, or a token that does not exist.
     """
-    _require(0 < len(texts) <= MAX_CLASSIFY_INPUTS, f"inputs must be 1 to {MAX_CLASSIFY_INPUTS} texts")
+    _require(0 < len(texts) <= MAX_INPUTS, f"inputs must be 1 to {MAX_INPUTS} texts")
     for text in texts:
         check_tokens(text, vocab_size)
         if len(text) > max_length:

@@ -6,21 +6,21 @@ imported on the first call, so that a stub never pays for it.
 
 from app.config import Settings
 from app.engine.device import start_tensorflow
-from app.engine.runner import Classifier, Runner
-from app.engine.stub import StubClassifier, StubRunner
+from app.engine.runner import Encoder, Runner
+from app.engine.stub import StubEncoder, StubRunner
 from app.modeling.registry import ModelCard
 
 CACHE_DIR = "xla-cache"
 
 
-def load_model(settings: Settings, card: ModelCard) -> Runner | Classifier:
+def load_model(settings: Settings, card: ModelCard) -> Runner | Encoder:
     """Read and place one model; not for two threads at once.
 
     Raises:
         ModelFormatError: the directory cannot be served; says why.
     """
     start_tensorflow(settings.data_dir / CACHE_DIR, settings.engine_threads)
-    from app.engine.classifier_runner import EncoderRunner
+    from app.engine.encoder_runner import EncoderRunner
     from app.engine.model_runner import DecoderRunner
     from app.modeling import checkpoint
     from app.modeling.encoder import EncoderConfig
@@ -31,8 +31,8 @@ def load_model(settings: Settings, card: ModelCard) -> Runner | Classifier:
     return DecoderRunner(loaded.config, loaded.weights, settings.engine_slots)
 
 
-def load_stub(settings: Settings, card: ModelCard, step_s: float) -> Runner | Classifier:
+def load_stub(settings: Settings, card: ModelCard, step_s: float) -> Runner | Encoder:
     """A hand-computable runner of the card's sizes."""
-    if card.kind == "classification":
-        return StubClassifier(len(card.labels), card.vocab_size, card.context_length, step_s=step_s)
+    if card.kind != "generation":
+        return StubEncoder(len(card.labels) or card.embedding_size, card.vocab_size, card.context_length, step_s=step_s)
     return StubRunner(settings.engine_slots, card.vocab_size, card.context_length, step_s)

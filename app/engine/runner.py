@@ -36,8 +36,8 @@ class Result:
 
 
 @dataclass(frozen=True, slots=True)
-class Scores:
-    """Softmax over the labels of each text `[B][L]`, and the seconds it took."""
+class Vectors:
+    """What an encoder says of each text, scores of the labels or an embedding `[B][F]`, and the seconds it took."""
 
     rows: tuple[tuple[float, ...], ...]
     device_s: float = 0.0
@@ -69,8 +69,8 @@ class Runner(Protocol):
 
 
 @runtime_checkable
-class Classifier(Protocol):
-    """A classification model on a device."""
+class Encoder(Protocol):
+    """A model that reads a text in one pass, to classify or to embed it, on a device."""
 
     max_length: int
     vocab_size: int
@@ -85,8 +85,8 @@ class Classifier(Protocol):
         """Compile every shape that will ever be asked for."""
         ...
 
-    def classify(self, texts: list[tuple[int, ...]]) -> Scores:
-        """Score at most `max_batch` texts of 1 to `max_length` tokens.
+    def encode(self, texts: list[tuple[int, ...]]) -> Vectors:
+        """Read at most `max_batch` texts of 1 to `max_length` tokens.
 
         Raises:
             DeviceLost: this process cannot go on.

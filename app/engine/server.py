@@ -7,6 +7,7 @@ NOT_SERVING, refuses new calls and lets those in flight finish.
 
 import asyncio
 import importlib.metadata
+from collections.abc import Awaitable, Callable
 from contextlib import aclosing
 from types import MappingProxyType
 from typing import Any
@@ -15,6 +16,7 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
+from app.engine.batcher import Encoded
 from app.engine.engine import Chunk, GenerationEngine
 from app.engine.host import Host, Model
 from app.engine.sequence import Request, Sampling, Token
@@ -46,6 +48,7 @@ _STATUS: MappingProxyType[type[AppError], grpc.StatusCode] = MappingProxyType(
     }
 )
 
+Read = Callable[[str, list[tuple[int, ...]], float], Awaitable[Encoded]]
 Context = Any  # grpc.aio.ServicerContext is generic for type checkers only
 
 
@@ -85,18 +88,28 @@ class EngineService(engine_pb2_grpc.EngineServicer):
 
     async def Classify(self, request: pb.ClassifyRequest, context: Context) -> pb.ClassifyResponse:  # noqa: N802
         """Score every label of each text."""
+        read = await self._read(self._host.classify, request, context)
+        return pb.ClassifyResponse(
+            results=[pb.LabelScores(scores=row) for row in read.rows], accelerator_ms=read.accelerator_ms
+        )
+
+    async def Embed(self, request: pb.EmbedRequest, context: Context) -> pb.EmbedResponse:  # noqa: N802
+        """A vector for each text."""
+        read = await self._read(self._host.embed, request, context)
+        return pb.EmbedResponse(
+            results=[pb.Embedding(values=row) for row in read.rows], accelerator_ms=read.accelerator_ms
+        )
+
+    async def _read(self, read: Read, request: pb.ClassifyRequest | pb.EmbedRequest, context: Context) -> Encoded:
         try:
             texts = [tuple(text.ids) for text in request.inputs]
-            classified = await self._host.classify(request.model, texts, request.deadline_ms / 1000)
+            return await read(request.model, texts, request.deadline_ms / 1000)
         except AppError as error:
             await _refuse(context, error)
         except Exception:
             log.exception("engine.request_failed", request_id=request.request_id)
             await context.abort(grpc.StatusCode.INTERNAL, "internal error")
-        return pb.ClassifyResponse(
-            results=[pb.LabelScores(scores=row) for row in classified.rows],
-            accelerator_ms=classified.accelerator_ms,
-        )
+        raise AssertionError("abort raises")
 
 
 class EngineServer:
@@ -208,7 +221,7 @@ def _status(model: Model) -> pb.ModelStatus:
         status.compilations_after_warm_up = model.engine.runner.compilations
     elif model.engine is not None:
         status.queue_depth, status.queue_capacity = model.engine.queue_depth, model.engine.queue_capacity
-        status.compilations_after_warm_up = model.engine.classifier.compilations
+        status.compilations_after_warm_up = model.engine.encoder.compilations
     if model.engine is not None:
         status.accelerator_seconds = model.engine.accelerator_s
     return status

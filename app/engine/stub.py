@@ -9,7 +9,7 @@ runs: it needs no weights and no TensorFlow.
 import math
 import threading
 
-from app.engine.runner import Result, Scores
+from app.engine.runner import Result, Vectors
 from app.engine.scheduler import Decode, Prefill, Step
 from app.engine.sequence import Sequence, Token
 
@@ -75,8 +75,8 @@ class StubRunner:
         return Token(token, logprob, tuple((i, logprob) for i in range(count)))
 
 
-class StubClassifier:
-    """Classification by sums."""
+class StubEncoder:
+    """Scores, or embeddings, by sums."""
 
     compilations = 0
 
@@ -97,11 +97,11 @@ class StubClassifier:
     def warm_up(self) -> None:
         """There is nothing to compile."""
 
-    def classify(self, texts: list[tuple[int, ...]]) -> Scores:
+    def encode(self, texts: list[tuple[int, ...]]) -> Vectors:
         """Score each text's sum, and take a step's time."""
         if self._step_s:
             _wait(self._step_s)
-        return Scores(tuple(self._scores(text) for text in texts), self._step_s)
+        return Vectors(tuple(self._scores(text) for text in texts), self._step_s)
 
     def _scores(self, text: tuple[int, ...]) -> tuple[float, ...]:
         winner = sum(text) % self._num_labels

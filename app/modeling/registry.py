@@ -42,6 +42,7 @@ class ModelCard:
         context_length: tokens of prompt and output together; for classification
             the longest input.
         labels: names of the classes, in the order of the scores.
+        embedding_size: numbers in a vector; 0 unless it embeds.
         created: Unix time of publication, seconds.
     """
 
@@ -52,6 +53,7 @@ class ModelCard:
     context_length: int
     vocab_size: int
     labels: tuple[str, ...]
+    embedding_size: int
     bos_token_id: int | None
     eos_token_ids: tuple[int, ...]
     chat_template: str | None
@@ -117,6 +119,7 @@ def read_card(directory: Path) -> ModelCard:
         context_length=_integer(config, CONTEXT_FIELDS.get(config.get("model_type", ""), CONTEXT_FIELD), directory),
         vocab_size=_integer(config, "vocab_size", directory),
         labels=_labels(config, directory) if kind == "classification" else (),
+        embedding_size=_embedding_size(config, directory) if kind == "embedding" else 0,
         bos_token_id=config.get("bos_token_id"),
         eos_token_ids=token_ids(generation.get("eos_token_id", config.get("eos_token_id"))),
         chat_template=read_chat_template(directory),
@@ -177,8 +180,10 @@ def _kind(config: Mapping[str, Any], directory: Path) -> str:
         return "classification"
     if architecture.endswith(("ForCausalLM", "LMHeadModel")):
         return "generation"
+    if architecture.endswith("Model"):
+        return "embedding"
     raise ModelFormatError(
-        f"{directory / 'config.json'}: architecture {architecture!r} is neither generation nor classification"
+        f"{directory / 'config.json'}: architecture {architecture!r} neither generates, classifies nor embeds"
     )
 
 
@@ -188,6 +193,10 @@ def _labels(config: Mapping[str, Any], directory: Path) -> tuple[str, ...]:
     if len(labels) < 2:
         raise ModelFormatError(f"{directory / 'config.json'}: id2label names fewer than two labels")
     return labels
+
+
+def _embedding_size(config: Mapping[str, Any], directory: Path) -> int:
+    return _integer(config, "dim" if config.get("model_type") == "distilbert" else "hidden_size", directory)
 
 
 def _integer(config: Mapping[str, Any], field: str, directory: Path) -> int:

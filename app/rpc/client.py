@@ -125,6 +125,15 @@ class EngineClient:
         """
         return await _translated(self._stub.Classify(request, timeout=_timeout_s(request.deadline_ms)))
 
+    async def embed(self, request: pb.EmbedRequest) -> pb.EmbedResponse:
+        """A vector for each input.
+
+        Raises:
+            NotFound, BadRequest, Overloaded, DeadlineExceeded, EngineUnavailable:
+                as for `generate`.
+        """
+        return await _translated(self._stub.Embed(request, timeout=_timeout_s(request.deadline_ms)))
+
     async def aclose(self) -> None:
         """Close the channel; calls in flight end with `EngineUnavailable`."""
         await self._channel.close()

@@ -83,6 +83,7 @@ class ScriptedEngine(engine_pb2_grpc.EngineServicer):
 
     answer: Generate = field(default=lambda request: say("Hello", finish="length"))
     classify: Callable[[pb.ClassifyRequest], Awaitable[pb.ClassifyResponse]] | None = None
+    embed: Callable[[pb.EmbedRequest], Awaitable[pb.EmbedResponse]] | None = None
     requests: list[pb.GenerateRequest] = field(default_factory=list)
     cancelled: asyncio.Event = field(default_factory=asyncio.Event)
     started: asyncio.Event = field(default_factory=asyncio.Event)
@@ -123,6 +124,19 @@ class ScriptedEngine(engine_pb2_grpc.EngineServicer):
             raise
         results = [pb.LabelScores(scores=[0.25, 0.5, 0.25]) for _ in request.inputs]
         return pb.ClassifyResponse(results=results, accelerator_ms=2.0)
+
+    async def Embed(self, request: pb.EmbedRequest, context: Any) -> pb.EmbedResponse:  # noqa: N802
+        self.started.set()
+        try:
+            if self.embed is not None:
+                return await self.embed(request)
+        except Refusal as refusal:
+            await context.abort(refusal.status, refusal.message, (("tollgate-code", "refused"),))
+        except asyncio.CancelledError:
+            self.cancelled.set()
+            raise
+        results = [pb.Embedding(values=[0.5, len(text.ids), -0.25]) for text in request.inputs]
+        return pb.EmbedResponse(results=results, accelerator_ms=2.0)
 
 
 class Refusal(Exception):

@@ -6,7 +6,7 @@ from threading import Event
 
 import pytest
 
-from app.engine.batcher import ClassificationEngine
+from app.engine.batcher import EncoderEngine
 from app.engine.runner import DeviceLost
 from app.engine.stub import WINNING_SCORE
 from app.errors import (
@@ -17,20 +17,18 @@ from app.errors import (
     InternalError,
     Overloaded,
 )
-from tests.fakes import FaultyClassifier, until
+from tests.fakes import FaultyEncoder, until
 
 SOON_S = 30.0
 
 
 @asynccontextmanager
-async def batching(
-    classifier: FaultyClassifier, queue_capacity: int = 64
-) -> AsyncIterator[tuple[ClassificationEngine, Event]]:
+async def batching(encoder: FaultyEncoder, queue_capacity: int = 64) -> AsyncIterator[tuple[EncoderEngine, Event]]:
     """A started batcher and a gate: the device is busy until the gate is set."""
     gate = Event()
     with ThreadPoolExecutor(1) as device:
         device.submit(gate.wait)
-        engine = ClassificationEngine("sums", classifier, device, queue_capacity=queue_capacity)
+        engine = EncoderEngine("sums", encoder, device, queue_capacity=queue_capacity)
         engine.start()
         try:
             yield engine, gate
@@ -39,7 +37,7 @@ async def batching(
             await engine.aclose()
 
 
-async def everybody_waits(engine: ClassificationEngine, count: int) -> None:
+async def everybody_waits(engine: EncoderEngine, count: int) -> None:
     async def holds() -> bool:
         return engine.queue_depth == count
 
@@ -53,73 +51,73 @@ def winner(scores: tuple[float, ...]) -> int:
 
 
 async def test_each_text_gets_its_own_scores_in_order() -> None:
-    async with batching(FaultyClassifier()) as (engine, gate):
+    async with batching(FaultyEncoder()) as (engine, gate):
         gate.set()
-        classified = await engine.classify([(1,), (2, 3), (1, 1), (3,)], SOON_S)
-    assert [winner(row) for row in classified.rows] == [1, 2, 2, 0]
+        encoded = await engine.encode([(1,), (2, 3), (1, 1), (3,)], SOON_S)
+    assert [winner(row) for row in encoded.rows] == [1, 2, 2, 0]
 
 
 async def test_what_arrives_while_the_device_is_busy_goes_together() -> None:
-    classifier = FaultyClassifier(max_batch=8)
-    async with batching(classifier) as (engine, gate):
-        waiting = [asyncio.create_task(engine.classify([(i + 1,)], SOON_S)) for i in range(11)]
+    encoder = FaultyEncoder(max_batch=8)
+    async with batching(encoder) as (engine, gate):
+        waiting = [asyncio.create_task(engine.encode([(i + 1,)], SOON_S)) for i in range(11)]
         await everybody_waits(engine, 11)
         gate.set()
         results = await asyncio.gather(*waiting)
     assert [winner(r.rows[0]) for r in results] == [(i + 1) % 3 for i in range(11)]
-    assert max(classifier.batches) == 8
-    assert sum(classifier.batches) == 11
+    assert max(encoder.batches) == 8
+    assert sum(encoder.batches) == 11
 
 
 async def test_texts_of_a_request_that_left_are_not_computed() -> None:
-    classifier = FaultyClassifier(max_batch=4)
-    async with batching(classifier) as (engine, gate):
-        waiting = [asyncio.create_task(engine.classify([(i + 1,)] * 4, SOON_S)) for i in range(3)]
+    encoder = FaultyEncoder(max_batch=4)
+    async with batching(encoder) as (engine, gate):
+        waiting = [asyncio.create_task(engine.encode([(i + 1,)] * 4, SOON_S)) for i in range(3)]
         await everybody_waits(engine, 3)
         waiting[1].cancel()
         await asyncio.wait([waiting[1]])
         gate.set()
         await asyncio.gather(waiting[0], waiting[2])
         assert engine.queue_depth == 0
-    assert sum(classifier.batches) == 8
+    assert sum(encoder.batches) == 8
 
 
 async def test_full_queue_is_refused() -> None:
-    async with batching(FaultyClassifier(), queue_capacity=1) as (engine, gate):
-        first = asyncio.create_task(engine.classify([(1,)], SOON_S))
+    async with batching(FaultyEncoder(), queue_capacity=1) as (engine, gate):
+        first = asyncio.create_task(engine.encode([(1,)], SOON_S))
         await asyncio.sleep(0)
         with pytest.raises(Overloaded):
-            await engine.classify([(1,)], SOON_S)
+            await engine.encode([(1,)], SOON_S)
         gate.set()
         await first
 
 
 async def test_deadline_ends_a_request_that_waits() -> None:
-    async with batching(FaultyClassifier()) as (engine, _):
+    async with batching(FaultyEncoder()) as (engine, _):
         with pytest.raises(DeadlineExceeded):
-            await engine.classify([(1,)], 0.01)
+            await engine.encode([(1,)], 0.01)
 
 
 async def test_failed_batch_ends_its_texts_and_the_loop_goes_on() -> None:
-    classifier = FaultyClassifier()
-    async with batching(classifier) as (engine, gate):
+    encoder = FaultyEncoder()
+    async with batching(encoder) as (engine, gate):
         gate.set()
-        classifier.fault = ValueError("secret detail")
+        encoder.fault = ValueError("secret detail")
         with pytest.raises(InternalError) as failed:
-            await engine.classify([(1,)], SOON_S)
+            await engine.encode([(1,)], SOON_S)
         assert "secret" not in failed.value.message
-        classifier.fault = None
-        assert winner((await engine.classify([(1,)], SOON_S)).rows[0]) == 1
+        encoder.fault = None
+        assert winner((await engine.encode([(1,)], SOON_S)).rows[0]) == 1
 
 
 async def test_lost_device_ends_this_and_every_later_request() -> None:
-    classifier = FaultyClassifier()
-    classifier.fault = DeviceLost("gone")
-    async with batching(classifier) as (engine, gate):
+    encoder = FaultyEncoder()
+    encoder.fault = DeviceLost("gone")
+    async with batching(encoder) as (engine, gate):
         gate.set()
         for _ in range(2):
             with pytest.raises(EngineUnavailable):
-                await engine.classify([(1,)], SOON_S)
+                await engine.encode([(1,)], SOON_S)
 
 
 @pytest.mark.parametrize(
@@ -133,24 +131,24 @@ async def test_lost_device_ends_this_and_every_later_request() -> None:
     ],
 )
 async def test_what_the_model_cannot_read_is_refused(texts: list[tuple[int, ...]], error: type[BadRequest]) -> None:
-    async with batching(FaultyClassifier()) as (engine, _):
+    async with batching(FaultyEncoder()) as (engine, _):
         with pytest.raises(error):
-            await engine.classify(texts, SOON_S)
+            await engine.encode(texts, SOON_S)
 
 
 async def test_loop_that_ends_by_a_fault_leaves_nobody_waiting() -> None:
-    classifier = FaultyClassifier()
-    classifier.surplus = ((1.0,),)
-    async with batching(classifier) as (engine, gate):
+    encoder = FaultyEncoder()
+    encoder.surplus = ((1.0,),)
+    async with batching(encoder) as (engine, gate):
         gate.set()
         for _ in range(2):
             with pytest.raises(EngineUnavailable):
-                await engine.classify([(1,)], SOON_S)
+                await engine.encode([(1,)], SOON_S)
 
 
 async def test_closing_ends_the_batch_under_way_with_an_error() -> None:
-    async with batching(FaultyClassifier()) as (engine, _):
-        under_way = asyncio.create_task(engine.classify([(1,)], SOON_S))
+    async with batching(FaultyEncoder()) as (engine, _):
+        under_way = asyncio.create_task(engine.encode([(1,)], SOON_S))
         await everybody_waits(engine, 1)
         await asyncio.sleep(0)  # the loop has taken it
         await engine.aclose()

@@ -9,7 +9,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from app.config import Settings
 from app.engine.command import _serve
-from app.engine.runner import Classifier, Runner
+from app.engine.runner import Encoder, Runner
 from app.errors import EngineUnavailable, ModelFormatError
 from app.modeling.registry import ModelCard
 from app.rpc.client import EngineClient
@@ -18,7 +18,7 @@ from tests.modeling.checkpoints import write_decoder
 
 
 async def test_engine_without_a_model_stays_to_say_which_are_broken_and_takes_no_work(tmp_path: Path) -> None:
-    def load(card: ModelCard) -> Runner | Classifier:
+    def load(card: ModelCard) -> Runner | Encoder:
         raise ModelFormatError(f"{card.name} has no weights")
 
     async def is_loaded() -> bool:

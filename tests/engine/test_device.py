@@ -4,8 +4,8 @@ from pathlib import Path
 import pytest
 import tensorflow as tf
 
-from app.engine.classifier_runner import EncoderRunner
 from app.engine.device import CACHE_MAX_AGE_S, cache_folder, losses_translated
+from app.engine.encoder_runner import EncoderRunner
 from app.engine.model_runner import DecoderRunner
 from app.engine.runner import DeviceLost
 from app.engine.scheduler import Prefill
@@ -51,7 +51,7 @@ def test_both_runners_tell_when_their_device_is_lost() -> None:
     with pytest.raises(DeviceLost):
         decoder.run(Prefill(Sequence(Request("r", (1, 2), 1)), 0, 0, 2))
     with pytest.raises(DeviceLost):
-        encoder.classify([(1, 2)])
+        encoder.encode([(1, 2)])
 
 
 def test_compiled_code_that_no_start_asked_for_in_a_month_goes(tmp_path: Path) -> None:

@@ -3,11 +3,11 @@ from pathlib import Path
 import pytest
 
 from app.config import Settings
-from app.engine.classifier_runner import EncoderRunner
 from app.engine.device import align_function_numbers, device_name, start_tensorflow
+from app.engine.encoder_runner import EncoderRunner
 from app.engine.loader import load_model, load_stub
 from app.engine.model_runner import DecoderRunner
-from app.engine.stub import StubClassifier, StubRunner
+from app.engine.stub import StubEncoder, StubRunner
 from app.errors import ModelFormatError
 from app.modeling.registry import read_card
 from tests.modeling.checkpoints import write_decoder, write_encoder
@@ -43,8 +43,8 @@ def test_stub_has_the_sizes_of_the_card(settings: Settings) -> None:
     judge = load_stub(settings, read_card(settings.models_dir / "judge"), step_s=0)
     assert isinstance(writer, StubRunner)
     assert (writer.num_slots, writer.vocab_size, writer.context_length) == (2, 300, 64)
-    assert isinstance(judge, StubClassifier)
-    assert len(judge.classify([(1,)]).rows[0]) == 2
+    assert isinstance(judge, StubEncoder)
+    assert len(judge.encode([(1,)]).rows[0]) == 2
 
 
 def test_device_has_a_name_and_a_second_start_is_harmless(tmp_path: Path) -> None:

@@ -15,9 +15,9 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from app.config import Settings
 from app.engine.host import Host
-from app.engine.runner import Classifier, Runner
+from app.engine.runner import Encoder, Runner
 from app.engine.server import SERVICE
-from app.engine.stub import StubClassifier, StubRunner
+from app.engine.stub import StubEncoder, StubRunner
 from app.errors import (
     BadRequest,
     ContextLengthExceeded,
@@ -75,7 +75,7 @@ async def test_end_tokens_of_the_model_and_of_the_request_both_end() -> None:
 
 
 async def test_classification_keeps_the_order_of_the_inputs() -> None:
-    async with serving(lambda _: StubClassifier(), make_card("c", "classification")) as (client, _, _):
+    async with serving(lambda _: StubEncoder(), make_card("c", "classification")) as (client, _, _):
         inputs = [pb.TokenIds(ids=[i]) for i in range(1, 80)]
         answer = await client.classify(pb.ClassifyRequest(model="c", inputs=inputs))
     winners = [max(range(3), key=list(result.scores).__getitem__) for result in answer.results]
@@ -260,7 +260,7 @@ async def test_drain_lets_the_running_answer_finish_and_refuses_new_ones() -> No
 
 
 async def test_broken_model_leaves_the_others_served() -> None:
-    def load(card: ModelCard) -> Runner | Classifier:
+    def load(card: ModelCard) -> Runner | Encoder:
         if card.name == "broken":
             raise ModelFormatError("model.safetensors lacks model.norm.weight")
         return StubRunner()
@@ -408,3 +408,20 @@ async def test_sigterm_drains_and_ends_cleanly(tmp_path: Path) -> None:
             rest = [chunk async for chunk in stream]
         assert rest[-1].finish_reason == "length"
         assert await asyncio.to_thread(process.wait, 30) == 0
+
+
+async def test_embedding_keeps_the_order_of_the_inputs() -> None:
+    async with serving(lambda _: StubEncoder(), make_card("e", "embedding")) as (client, _, _):
+        inputs = [pb.TokenIds(ids=[2]), pb.TokenIds(ids=[0, 0]), pb.TokenIds(ids=[1])]
+        answer = await client.embed(pb.EmbedRequest(model="e", inputs=inputs))
+    assert [list(row.values).index(max(row.values)) for row in answer.results] == [2, 0, 1]
+
+
+async def test_classifier_does_not_embed_and_an_embedding_model_does_not_classify() -> None:
+    cards = [make_card("c", "classification"), make_card("e", "embedding")]
+    async with serving(lambda _: StubEncoder(), *cards) as (client, _, _):
+        inputs = [pb.TokenIds(ids=[1])]
+        with pytest.raises(NotFound):
+            await client.embed(pb.EmbedRequest(model="c", inputs=inputs))
+        with pytest.raises(NotFound):
+            await client.classify(pb.ClassifyRequest(model="e", inputs=inputs))

@@ -14,7 +14,7 @@ import numpy as np
 import tensorflow as tf
 
 from app.engine.device import losses_translated
-from app.engine.runner import Scores
+from app.engine.runner import Vectors
 from app.modeling import encoder
 from app.modeling.encoder import PAD_ID, EncoderConfig
 
@@ -49,10 +49,10 @@ class EncoderRunner:
 
     def warm_up(self) -> None:
         """Run once all that `classify` may need."""
-        self.classify([(PAD_ID,)])
+        self.encode([(PAD_ID,)])
         self._traces_at_warm_up = self.compilations
 
-    def classify(self, texts: list[tuple[int, ...]]) -> Scores:
+    def encode(self, texts: list[tuple[int, ...]]) -> Vectors:
         """Score at most `max_batch` texts of 1 to `max_length` tokens."""
         started = time.perf_counter()
         lengths = np.array([len(text) for text in texts], np.int32)
@@ -61,7 +61,7 @@ class EncoderRunner:
             tokens[row, : len(text)] = text
         with losses_translated():
             scores = self._scores(tokens, lengths).numpy()  # [B, L]
-        return Scores(tuple(map(tuple, scores.tolist())), time.perf_counter() - started)
+        return Vectors(tuple(map(tuple, scores.tolist())), time.perf_counter() - started)
 
     def _bucket(self, length: int) -> int:
         return next((bucket for bucket in LENGTH_BUCKETS if bucket >= length), length)

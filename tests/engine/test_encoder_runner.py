@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from app.engine.classifier_runner import EncoderRunner
+from app.engine.encoder_runner import EncoderRunner
 from app.modeling import encoder
 from tests.modeling.checkpoints import encoder_config, random_weights
 
@@ -20,7 +20,7 @@ def runner() -> EncoderRunner:
 
 def test_scores_are_the_softmax_of_each_text_alone(runner: EncoderRunner) -> None:
     weights = {name: tf.constant(array) for name, array in WEIGHTS.items()}
-    rows = runner.classify(TEXTS).rows
+    rows = runner.encode(TEXTS).rows
     for text, row in zip(TEXTS, rows, strict=True):
         logits = encoder.classify(CONFIG, weights, tf.constant([text]), tf.constant([len(text)]))
         assert row == pytest.approx(tf.nn.softmax(logits)[0].numpy().tolist(), abs=1e-5)
@@ -30,5 +30,5 @@ def test_scores_are_the_softmax_of_each_text_alone(runner: EncoderRunner) -> Non
 
 def test_nothing_is_compiled_after_warm_up(runner: EncoderRunner) -> None:
     for count in (1, 2, 4):
-        runner.classify(TEXTS[:count])
+        runner.encode(TEXTS[:count])
     assert runner.compilations == 0
