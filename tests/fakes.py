@@ -67,13 +67,20 @@ class FaultyEncoder(StubEncoder):
     fault: Exception | None = None
     surplus: tuple[tuple[float, ...], ...] = ()
 
-    def __init__(self, num_labels: int = 3, max_batch: int = 32) -> None:
+    def __init__(self, num_labels: int = 3, max_batch: int = 32, bucket_step: int = 512) -> None:
         super().__init__(num_labels, max_batch=max_batch)
         self.batches: list[int] = []
+        self.lengths: list[set[int]] = []
+        self._bucket_step = bucket_step
+
+    def bucket(self, length: int) -> int:
+        """Texts of about the same length go together."""
+        return -(-length // self._bucket_step)
 
     def encode(self, texts: list[tuple[int, ...]]) -> Vectors:
         """Raise the fault, or do as the stub does."""
         self.batches.append(len(texts))
+        self.lengths.append({len(text) for text in texts})
         if self.fault is not None:
             raise self.fault
         rows = super().encode(texts)

@@ -2,7 +2,8 @@
 
 No timer: an idle device takes a lone text at once, a busy one finds a full batch
 waiting. Texts of one request may go in different batches, and those of different
-requests in the same one.
+requests in the same one: whatever is of one length bucket. The bucket of the text
+that has waited longest goes next.
 """
 
 import asyncio
@@ -10,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Iterable
 from concurrent.futures import Executor
 from dataclasses import dataclass
+from itertools import chain, count
 
 from app.engine.limits import check_texts
 from app.engine.runner import LOST, DeviceLost, Encoder, Vectors
@@ -32,6 +34,7 @@ class Encoded:
 
 @dataclass(frozen=True, slots=True, eq=False)
 class _Text:
+    number: int
     tokens: tuple[int, ...]
     result: "asyncio.Future[tuple[tuple[float, ...], float]]"
 
@@ -63,7 +66,8 @@ class EncoderEngine:
         self._name = name
         self._executor = executor
         self._on_lost = on_lost
-        self._waiting: deque[_Text] = deque()
+        self._waiting: dict[int, deque[_Text]] = {}
+        self._numbers = count()
         self._batch: list[_Text] = []
         self._work = asyncio.Event()
         self._failures = 0
@@ -80,7 +84,7 @@ class EncoderEngine:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
-        self._end((*self._batch, *self._waiting), EngineUnavailable("The engine is shutting down."))
+        self._end(self._open, EngineUnavailable("The engine is shutting down."))
 
     async def encode(self, texts: list[tuple[int, ...]], timeout_s: float) -> Encoded:
         """Read some texts.
@@ -97,10 +101,11 @@ class EncoderEngine:
         if self.queue_depth >= self.queue_capacity:
             raise Overloaded("The model's queue is full.", retry_after_s=RETRY_AFTER_S)
         loop = asyncio.get_running_loop()
-        waiting = [_Text(tokens, loop.create_future()) for tokens in texts]
+        waiting = [_Text(next(self._numbers), tokens, loop.create_future()) for tokens in texts]
         self.queue_depth += 1
         try:
-            self._waiting.extend(waiting)
+            for text in waiting:
+                self._waiting.setdefault(self.encoder.bucket(len(text.tokens)), deque()).append(text)
             self._work.set()
             async with asyncio.timeout(timeout_s):
                 results = await asyncio.gather(*(text.result for text in waiting))
@@ -111,6 +116,10 @@ class EncoderEngine:
             for text in waiting:
                 text.result.cancel()
         return Encoded(tuple(row for row, _ in results), sum(ms for _, ms in results))
+
+    @property
+    def _open(self) -> list[_Text]:
+        return [*self._batch, *chain.from_iterable(self._waiting.values())]
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -130,17 +139,17 @@ class EncoderEngine:
         if loop.exception() is not None:
             log.error("engine.loop_failed", model=self._name, exc_info=loop.exception())
         self._is_lost = True
-        self._end((*self._batch, *self._waiting), EngineUnavailable(LOST))
+        self._end(self._open, EngineUnavailable(LOST))
         self._on_lost()
 
     def _next_batch(self) -> list[_Text]:
-        """The longest waiting texts that somebody still wants."""
-        batch: list[_Text] = []
-        while self._waiting and len(batch) < self.encoder.max_batch:
-            text = self._waiting.popleft()
-            if not text.result.done():
-                batch.append(text)
-        return batch
+        """Of the texts that somebody still wants: the one that waits longest, and those that fit with it."""
+        wanted = {bucket: deque(t for t in texts if not t.result.done()) for bucket, texts in self._waiting.items()}
+        self._waiting = {bucket: texts for bucket, texts in wanted.items() if texts}
+        if not self._waiting:
+            return []
+        bucket, texts = min(self._waiting.items(), key=lambda item: item[1][0].number)
+        return [texts.popleft() for _ in range(self.encoder.num_to_take(bucket, len(texts)))]
 
     async def _settle(self, batch: list[_Text], running: "asyncio.Future[Vectors]") -> None:
         try:

@@ -23,10 +23,11 @@ def load_model(settings: Settings, card: ModelCard) -> Runner | Encoder:
     from app.engine.encoder_runner import EncoderRunner
     from app.engine.model_runner import DecoderRunner
     from app.modeling import checkpoint
+    from app.modeling.bert_config import BertConfig
     from app.modeling.encoder import EncoderConfig
 
     loaded = checkpoint.load(card.path)
-    if isinstance(loaded.config, EncoderConfig):
+    if isinstance(loaded.config, EncoderConfig | BertConfig):
         return EncoderRunner(loaded.config, loaded.weights)
     return DecoderRunner(loaded.config, loaded.weights, settings.engine_slots)
 

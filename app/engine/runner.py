@@ -74,7 +74,6 @@ class Encoder(Protocol):
 
     max_length: int
     vocab_size: int
-    max_batch: int
 
     @property
     def compilations(self) -> int:
@@ -85,8 +84,16 @@ class Encoder(Protocol):
         """Compile every shape that will ever be asked for."""
         ...
 
+    def bucket(self, length: int) -> int:
+        """Which texts go together: those of one bucket."""
+        ...
+
+    def num_to_take(self, bucket: int, num_waiting: int) -> int:
+        """How many of at least one waiting texts of a bucket go next."""
+        ...
+
     def encode(self, texts: list[tuple[int, ...]]) -> Vectors:
-        """Read at most `max_batch` texts of 1 to `max_length` tokens.
+        """Read texts of 1 to `max_length` tokens, of one bucket, as many as `num_to_take` said.
 
         Raises:
             DeviceLost: this process cannot go on.

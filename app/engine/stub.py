@@ -97,6 +97,14 @@ class StubEncoder:
     def warm_up(self) -> None:
         """There is nothing to compile."""
 
+    def bucket(self, length: int) -> int:
+        """All texts go together."""
+        return 0
+
+    def num_to_take(self, bucket: int, num_waiting: int) -> int:
+        """As many as there are, up to `max_batch`."""
+        return min(num_waiting, self.max_batch)
+
     def encode(self, texts: list[tuple[int, ...]]) -> Vectors:
         """Score each text's sum, and take a step's time."""
         if self._step_s:

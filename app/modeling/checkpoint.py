@@ -20,6 +20,8 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from app.errors import ModelFormatError
+from app.modeling import bert_config
+from app.modeling.bert_config import BertConfig
 from app.modeling.decoder_config import DecoderConfig
 from app.modeling.encoder import EncoderConfig
 from app.modeling.layouts import LAYOUTS, TensorNames
@@ -30,7 +32,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safetensors' names to NumPy's
 
-Config = DecoderConfig | EncoderConfig
+Config = DecoderConfig | EncoderConfig | BertConfig
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -66,7 +68,7 @@ def load(directory: Path) -> Checkpoint:
             missing, left over, or of another shape or type; names it.
     """
     raw = read_json(directory / "config.json")
-    config, names = read_config(raw), tensor_names(raw)
+    config, names = read_config(raw, directory), tensor_names(raw)
     wanted = _wanted(config.shapes, names)
     stored = {name: tensor for name, tensor in _list_tensors(directory, names) if not names.is_ignored(name)}
     _check(directory, names, wanted, stored, config.shapes)
@@ -90,19 +92,23 @@ def save(directory: Path, config: Mapping[str, Any], weights: Mapping[str, np.nd
     write_checksums(directory)
 
 
-def read_config(raw: Mapping[str, Any]) -> Config:
-    """The sizes that a `config.json` describes.
+def read_config(raw: Mapping[str, Any], directory: Path) -> Config:
+    """The sizes that a `config.json`, and what lies beside it, describes.
 
     Raises:
         ModelFormatError: the layout is unknown.
     """
     if raw.get("model_type") == "textcnn":
         return EncoderConfig.from_hf(raw)
+    if raw.get("model_type") in bert_config.LAYOUTS:
+        return BertConfig.from_hf(raw, directory)
     return DecoderConfig.from_hf(raw)
 
 
 def tensor_names(raw: Mapping[str, Any]) -> TensorNames:
     """How the files of a `config.json`'s layout name their tensors; as we do where nothing else is known."""
+    if raw.get("model_type") in bert_config.LAYOUTS:
+        return bert_config.tensor_names(raw)
     layout = LAYOUTS.get(raw.get("model_type", ""))
     return layout.names if layout else TensorNames(prefix="")
 
@@ -152,11 +158,7 @@ def _check(
     stored: Mapping[str, Stored],
     shapes: Shapes,
 ) -> None:
-    missing = sorted(
-        in_file if in_file.startswith("lm_head") else names.prefix + in_file
-        for in_file in wanted
-        if in_file not in stored
-    )
+    missing = sorted(names.full(in_file) for in_file in wanted if in_file not in stored)
     if missing:
         raise ModelFormatError(f"{directory} lacks {_some(missing)}")
     # A tied model may carry its output head all the same.

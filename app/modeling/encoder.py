@@ -20,13 +20,22 @@ from typing import Any
 import tensorflow as tf
 
 from app.errors import ModelFormatError
+from app.modeling.bert_config import MULTI_LABEL
+from app.modeling.registry import THRESHOLDS
 
 PAD_ID = 0
+# A product of fewer rows takes other ways through the libraries, with other roundings.
+MIN_ROWS = 16
 
 
 @dataclass(frozen=True, slots=True)
 class EncoderConfig:
-    """The sizes of a convolutional encoder and its labels, in the order of the scores."""
+    """The sizes of a convolutional encoder and its labels, in the order of the scores.
+
+    Attributes:
+        thresholds: from which probability on each label holds, where any number of
+            them may; empty where exactly one does.
+    """
 
     vocab_size: int
     hidden_size: int
@@ -34,6 +43,12 @@ class EncoderConfig:
     kernel_sizes: tuple[int, ...]
     context_length: int
     labels: tuple[str, ...]
+    thresholds: tuple[float, ...] = ()
+
+    @property
+    def is_multi_label(self) -> bool:
+        """Whether each label has a probability of its own, and a threshold from which on it holds."""
+        return bool(self.thresholds)
 
     @classmethod
     def from_hf(cls, config: Mapping[str, Any]) -> "EncoderConfig":
@@ -44,13 +59,16 @@ class EncoderConfig:
         """
         try:
             by_id: Mapping[str, str] = config["id2label"]
+            labels = tuple(by_id[i] for i in sorted(by_id, key=int))
+            by_label: Mapping[str, float] = config.get(THRESHOLDS) or {}
             return cls(
                 vocab_size=int(config["vocab_size"]),
                 hidden_size=int(config["hidden_size"]),
                 num_filters=int(config["num_filters"]),
                 kernel_sizes=tuple(int(size) for size in config["kernel_sizes"]),
                 context_length=int(config["max_position_embeddings"]),
-                labels=tuple(by_id[i] for i in sorted(by_id, key=int)),
+                labels=labels,
+                thresholds=tuple(by_label[label] for label in labels) if by_label else (),
             )
         except KeyError as missing:
             raise ModelFormatError(f"config.json has no field {missing}") from None
@@ -69,7 +87,12 @@ class EncoderConfig:
             "id2label": {str(i): label for i, label in enumerate(self.labels)},
             "label2id": {label: i for i, label in enumerate(self.labels)},
             "torch_dtype": "float32",
-        }
+        } | (self._multi_label_fields if self.is_multi_label else {})
+
+    @property
+    def _multi_label_fields(self) -> dict[str, Any]:
+        by_label = dict(zip(self.labels, self.thresholds, strict=True))
+        return {"problem_type": MULTI_LABEL, THRESHOLDS: by_label}
 
     @property
     def shapes(self) -> dict[str, tuple[int, ...]]:
@@ -108,7 +131,15 @@ def classify(
     x = dropout(x)  # [B, T, D]
     pooled = [_strongest(weights, size, x, lengths) for size in config.kernel_sizes]
     features = dropout(tf.concat(pooled, axis=-1))  # [B, F * kernel sizes]
-    return tf.matmul(features, weights["classifier.weight"], transpose_b=True) + weights["classifier.bias"]
+    num_rows = tf.shape(features)[0]
+    enough = tf.pad(features, [[0, tf.maximum(0, MIN_ROWS - num_rows)], [0, 0]])
+    return (tf.matmul(enough, weights["classifier.weight"], transpose_b=True) + weights["classifier.bias"])[:num_rows]
+
+
+def scores(config: EncoderConfig, weights: Mapping[str, Any], tokens: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
+    """`[B, L]` probabilities: over all labels, or of a multi-label model each label's own."""
+    logits = classify(config, weights, tokens, lengths)
+    return tf.sigmoid(logits) if config.is_multi_label else tf.nn.softmax(logits)
 
 
 def _strongest(weights: Mapping[str, Any], size: int, x: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:

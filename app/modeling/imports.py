@@ -7,18 +7,20 @@ name and shape, and one run of the network. Nothing of it is changed.
 import json
 import shutil
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
 import tensorflow as tf
 
 from app.errors import ConfigError, ModelFormatError
-from app.modeling import checkpoint, decoder, encoder, registry
+from app.modeling import bert, checkpoint, decoder, encoder, registry
+from app.modeling.bert_config import BertConfig
 from app.modeling.decoder_config import DecoderConfig
 from app.modeling.tokenizer import Tokenizer
 
 SMOKE_TOKENS = 8
+SMOKE_NUMBERS = 3
 
 
 @dataclass(frozen=True, slots=True)
@@ -26,7 +28,7 @@ class SmokeRun:
     """What a model did with one short input.
 
     Attributes:
-        summary: the text that it continued with, or the label that it chose.
+        summary: the text that it continued with, the label that it chose, or how its vector begins.
         num_parameters: of all tensors.
     """
 
@@ -51,7 +53,9 @@ def import_model(source: Path, models_dir: Path, name: str) -> SmokeRun:
     partial.mkdir(parents=True)
     try:
         for file in registry.served_files(source):
-            shutil.copy2(file, partial / file.name)
+            copy = partial / file.relative_to(source)
+            copy.parent.mkdir(exist_ok=True)
+            shutil.copy2(file, copy)
         result = smoke_run(partial)
         settings = {
             "enabled": True,
@@ -78,8 +82,12 @@ def smoke_run(directory: Path) -> SmokeRun:
     if tokenizer.vocab_size > card.vocab_size:
         raise ModelFormatError(f"tokenizer.json has {tokenizer.vocab_size} tokens, config.json only {card.vocab_size}")
     model = checkpoint.load(directory)
-    weights = {name: tf.constant(value) for name, value in model.weights.items()}
     num_parameters = sum(int(value.size) for value in model.weights.values())
+    if isinstance(model.config, BertConfig):
+        model = replace(model, weights=bert.prepare(model.config, model.weights))
+    weights = {name: tf.constant(value) for name, value in model.weights.items()}
+    if isinstance(model.config, BertConfig):
+        return SmokeRun(_read(model.config, weights, tokenizer), num_parameters)
     if isinstance(model.config, encoder.EncoderConfig):
         return SmokeRun(_classify(model.config, weights, tokenizer), num_parameters)
     return SmokeRun(_generate(model.config, weights, tokenizer, card), num_parameters)
@@ -89,6 +97,16 @@ def _classify(config: encoder.EncoderConfig, weights: dict[str, tf.Tensor], toke
     ids = tokenizer.encode("Hello")[: config.context_length] or [encoder.PAD_ID]
     logits = encoder.classify(config, weights, tf.constant([ids]), tf.constant([len(ids)]))
     return config.labels[int(np.argmax(_finite(logits)))]
+
+
+def _read(config: BertConfig, weights: dict[str, tf.Tensor], tokenizer: Tokenizer) -> str:
+    """The chosen label, or the beginning of an embedding."""
+    ids = tokenizer.encode("Hello")[: config.context_length] or [0]
+    run = bert.embed if config.pooling else bert.classify
+    row = _finite(run(config, weights, tf.constant([ids]), tf.constant([len(ids)])))[0]
+    if config.pooling is None:
+        return config.labels[int(np.argmax(row))]
+    return " ".join(f"{value:.3f}" for value in row[:SMOKE_NUMBERS]) + " …"
 
 
 def _generate(

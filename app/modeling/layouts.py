@@ -27,6 +27,7 @@ class TensorNames:
             theirs lie one above the other along the outputs.
         transposed: modules of the file whose weights are stored `[in, out]`.
         ignored: patterns of what a file may hold besides; constants of its own library.
+        unprefixed: modules of the file that never carry the prefix: heads.
     """
 
     prefix: str = "model."
@@ -34,6 +35,7 @@ class TensorNames:
     modules: Mapping[str, str] = field(default_factory=dict)
     transposed: frozenset[str] = frozenset()
     ignored: tuple[str, ...] = (r".*rotary_emb\.inv_freq",)
+    unprefixed: tuple[str, ...] = ("lm_head",)
 
     def in_file(self, name: str) -> str:
         """Our name of a tensor as the file has it, without its prefix."""
@@ -42,6 +44,10 @@ class TensorNames:
         if layer is None:
             return f"{self.modules.get(module, module)}.{kind}"
         return f"{self.layers}.{layer[1]}.{self.modules.get(layer[2], layer[2])}.{kind}"
+
+    def full(self, in_file: str) -> str:
+        """A tensor's name in the file with its prefix, where that has one."""
+        return in_file if in_file.startswith(self.unprefixed) else self.prefix + in_file
 
     def is_transposed(self, in_file: str) -> bool:
         """Whether a tensor of the file, named without its prefix, is stored `[in, out]`."""

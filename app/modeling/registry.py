@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from app.errors import ModelFormatError, NotFound
+from app.modeling import bert_config
 from app.modeling.tokenizer import read_chat_template, read_json
 from app.telemetry import get_logger
 
@@ -29,8 +30,14 @@ SERVED_FILES = (
     "generation_config.json",
     "tokenizer*.json",
     "chat_template.jinja",
+    bert_config.MODULES,
+    bert_config.POOLING,
+    bert_config.LENGTHS,
 )
 CONTEXT_FIELD = "max_position_embeddings"
+THRESHOLDS = "label_thresholds"  # of config.json, by label; ours
+DIMENSIONS = "matryoshka_dimensions"  # of config.json, as models trained to be cut say it
+DEFAULT_THRESHOLD = 0.5
 CONTEXT_FIELDS = {"gpt2": "n_positions"}  # by model_type, where it is called otherwise
 
 
@@ -43,6 +50,9 @@ class ModelCard:
             the longest input.
         labels: names of the classes, in the order of the scores.
         embedding_size: numbers in a vector; 0 unless it embeds.
+        is_multi_label: scores are each label's own probability.
+        thresholds: from which probability on each label of a multi-label model holds.
+        dimensions: to how few numbers a vector may be cut; none: it may not.
         created: Unix time of publication, seconds.
     """
 
@@ -61,6 +71,9 @@ class ModelCard:
     license: str | None
     description: str
     enabled: bool
+    is_multi_label: bool = False
+    thresholds: tuple[float, ...] = ()
+    dimensions: tuple[int, ...] = ()
 
 
 class Registry:
@@ -111,14 +124,16 @@ def read_card(directory: Path) -> ModelCard:
     generation = read_json(directory / "generation_config.json")
     settings = read_json(directory / SETTINGS)
     kind = _kind(config, directory)
+    labels = _labels(config, directory) if kind == "classification" else ()
+    is_multi_label = kind == "classification" and config.get("problem_type") == bert_config.MULTI_LABEL
     return ModelCard(
         name=directory.name,
         kind=kind,
         path=directory,
         digest=_digest(directory),
-        context_length=_integer(config, CONTEXT_FIELDS.get(config.get("model_type", ""), CONTEXT_FIELD), directory),
+        context_length=_context_length(config, directory),
         vocab_size=_integer(config, "vocab_size", directory),
-        labels=_labels(config, directory) if kind == "classification" else (),
+        labels=labels,
         embedding_size=_embedding_size(config, directory) if kind == "embedding" else 0,
         bos_token_id=config.get("bos_token_id"),
         eos_token_ids=token_ids(generation.get("eos_token_id", config.get("eos_token_id"))),
@@ -127,6 +142,9 @@ def read_card(directory: Path) -> ModelCard:
         license=settings.get("license"),
         description=str(settings.get("description", "")),
         enabled=bool(settings.get("enabled", True)),
+        is_multi_label=is_multi_label,
+        thresholds=_thresholds(config, labels, directory) if is_multi_label else (),
+        dimensions=tuple(config.get(DIMENSIONS) or ()) if kind == "embedding" else (),
     )
 
 
@@ -159,7 +177,7 @@ def verify(directory: Path) -> list[str]:
 
 def checksums(directory: Path) -> dict[str, str]:
     """SHA-256 by name of every file that decides what the model answers."""
-    return {path.name: _sha256(path) for path in served_files(directory)}
+    return {path.relative_to(directory).as_posix(): _sha256(path) for path in served_files(directory)}
 
 
 def served_files(directory: Path) -> list[Path]:
@@ -193,6 +211,20 @@ def _labels(config: Mapping[str, Any], directory: Path) -> tuple[str, ...]:
     if len(labels) < 2:
         raise ModelFormatError(f"{directory / 'config.json'}: id2label names fewer than two labels")
     return labels
+
+
+def _thresholds(config: Mapping[str, Any], labels: tuple[str, ...], directory: Path) -> tuple[float, ...]:
+    by_label = config.get(THRESHOLDS) or {}
+    unknown = sorted(set(by_label) - set(labels))
+    if unknown:
+        raise ModelFormatError(f"{directory / 'config.json'}: {THRESHOLDS} names {', '.join(unknown)}, no labels")
+    return tuple(float(by_label.get(label, DEFAULT_THRESHOLD)) for label in labels)
+
+
+def _context_length(config: Mapping[str, Any], directory: Path) -> int:
+    if config.get("model_type") in bert_config.LAYOUTS:
+        return bert_config.context_length(config, directory)
+    return _integer(config, CONTEXT_FIELDS.get(config.get("model_type", ""), CONTEXT_FIELD), directory)
 
 
 def _embedding_size(config: Mapping[str, Any], directory: Path) -> int:

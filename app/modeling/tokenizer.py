@@ -202,6 +202,23 @@ def read_json(path: Path) -> dict[str, Any]:
     return value
 
 
+def read_json_list(path: Path) -> list[dict[str, Any]]:
+    """The list of objects in a JSON file, empty where there is no such file.
+
+    Raises:
+        ModelFormatError: the file does not hold one.
+    """
+    if not path.is_file():
+        return []
+    try:
+        value = json.loads(path.read_text("utf-8"))
+    except ValueError as error:
+        raise ModelFormatError(f"{path} is not valid JSON: {error}") from None
+    if not isinstance(value, list) or not all(isinstance(item, dict) for item in value):
+        raise ModelFormatError(f"{path} does not hold a list of JSON objects")
+    return value
+
+
 def read_chat_template(directory: Path) -> str | None:
     """The model's template: `chat_template.jinja`, or the field of `tokenizer_config.json`."""
     path = directory / "chat_template.jinja"

@@ -14,6 +14,7 @@ from rich.console import Console
 from tokenizers import Tokenizer
 
 from app.errors import ConfigError
+from app.modeling.bert_config import BertConfig
 from app.modeling.encoder import EncoderConfig
 from app.training.baselines import linear_svm_predictions, majority_accuracy
 from app.training.classifier import (
@@ -99,7 +100,10 @@ def train_classification(
 
 
 def evaluate_examples(
-    predict: Callable[[Tokens], tf.Tensor], tokenizer: Tokenizer, config: EncoderConfig, examples: tuple[Example, ...]
+    predict: Callable[[Tokens], tf.Tensor],
+    tokenizer: Tokenizer,
+    config: EncoderConfig | BertConfig,
+    examples: tuple[Example, ...],
 ) -> dict[str, float]:
     """Accuracy, macro-F1, calibration error and loss of a calibrated model on labelled texts."""
     inputs = encode_texts(tokenizer, [example.text for example in examples], config.context_length)
@@ -229,7 +233,7 @@ def _artefact(
     )
 
 
-def _classes(config: EncoderConfig, examples: tuple[Example, ...]) -> np.ndarray:
+def _classes(config: EncoderConfig | BertConfig, examples: tuple[Example, ...]) -> np.ndarray:
     place = {label: index for index, label in enumerate(config.labels)}
     return np.array([place[example.label] for example in examples], np.int64)
 

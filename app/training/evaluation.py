@@ -5,8 +5,9 @@ from pathlib import Path
 import tensorflow as tf
 from tokenizers import Tokenizer
 
-from app.errors import DataError
-from app.modeling import checkpoint, decoder, encoder
+from app.errors import DataError, ModelFormatError
+from app.modeling import bert, checkpoint, decoder, encoder
+from app.modeling.bert_config import BertConfig
 from app.training.classification import evaluate_examples
 from app.training.corpus import read_corpus
 from app.training.examples import Example, read_examples
@@ -22,8 +23,16 @@ def evaluate_model(directory: Path, data: Path, text_field: str, label_field: st
     """
     model = checkpoint.load(directory)
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
-    weights = {name: tf.constant(value) for name, value in model.weights.items()}
-    config = model.config
+    config, arrays = model.config, model.weights
+    if isinstance(config, BertConfig):
+        arrays = bert.prepare(config, arrays)
+    weights = {name: tf.constant(value) for name, value in arrays.items()}
+    if isinstance(config, BertConfig):
+        if config.pooling is not None:
+            raise ModelFormatError(f"{directory.name} gives embeddings, which have no labels to compare with")
+        examples = read_examples(data, text_field, label_field).examples
+        _refuse_unknown_labels(config, examples, data)
+        return evaluate_examples(lambda x: bert.classify(config, weights, *x), tokenizer, config, examples)
     if isinstance(config, encoder.EncoderConfig):
         examples = read_examples(data, text_field, label_field).examples
         _refuse_unknown_labels(config, examples, data)
@@ -35,7 +44,9 @@ def evaluate_model(directory: Path, data: Path, text_field: str, label_field: st
     return evaluate_documents(predict, tokenizer, documents, config.context_length)
 
 
-def _refuse_unknown_labels(config: encoder.EncoderConfig, examples: tuple[Example, ...], data: Path) -> None:
+def _refuse_unknown_labels(
+    config: encoder.EncoderConfig | BertConfig, examples: tuple[Example, ...], data: Path
+) -> None:
     unknown = sorted({example.label for example in examples} - set(config.labels))
     if unknown:
         raise DataError(f"has labels that the model does not know: {', '.join(unknown[:5])}", data)

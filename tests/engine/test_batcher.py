@@ -69,6 +69,21 @@ async def test_what_arrives_while_the_device_is_busy_goes_together() -> None:
     assert sum(encoder.batches) == 11
 
 
+async def test_texts_of_one_length_bucket_go_together_and_answers_keep_their_order() -> None:
+    encoder = FaultyEncoder(bucket_step=2)
+    texts: list[tuple[int, ...]] = [(1,), (1, 1, 1), (2, 0), (1, 1, 2, 0), (0, 0, 0, 1, 1)]
+    async with batching(encoder) as (engine, gate):
+        other = asyncio.create_task(engine.encode([(2, 0)], SOON_S))
+        waiting = asyncio.create_task(engine.encode(texts, SOON_S))
+        await everybody_waits(engine, 2)
+        gate.set()
+        read, other_read = await waiting, await other
+    assert [winner(row) for row in read.rows] == [1, 0, 2, 1, 2]
+    assert winner(other_read.rows[0]) == 2
+    # The first went when nothing else was there yet; then whoever has waited longest, and its likes.
+    assert encoder.lengths in ([{2}, {1, 2}, {3, 4}, {5}], [{1, 2}, {3, 4}, {5}])
+
+
 async def test_texts_of_a_request_that_left_are_not_computed() -> None:
     encoder = FaultyEncoder(max_batch=4)
     async with batching(encoder) as (engine, gate):

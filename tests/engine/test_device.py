@@ -47,7 +47,7 @@ def test_both_runners_tell_when_their_device_is_lost() -> None:
     config, classes = decoder_config(), encoder_config()
     decoder = DecoderRunner(config, random_weights(config.shapes, seed=1), num_slots=1)
     encoder = EncoderRunner(classes, random_weights(classes.shapes, seed=1))
-    decoder._states = encoder._scores = fail
+    decoder._states = encoder._any = fail
     with pytest.raises(DeviceLost):
         decoder.run(Prefill(Sequence(Request("r", (1, 2), 1)), 0, 0, 2))
     with pytest.raises(DeviceLost):

@@ -1,10 +1,12 @@
 """Tiny random models in Hugging Face layout, made on the spot."""
 
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 
 from app.modeling import checkpoint
+from app.modeling.bert_config import BertConfig
 from app.modeling.decoder_config import DecoderConfig
 from app.modeling.encoder import EncoderConfig
 from app.training.vocabulary import train_classification_tokenizer, train_generation_tokenizer
@@ -31,6 +33,26 @@ def decoder_config(*, tied: bool = True, context_length: int = 64) -> DecoderCon
 def encoder_config() -> EncoderConfig:
     return EncoderConfig(
         vocab_size=300, hidden_size=16, num_filters=8, kernel_sizes=(1, 3), context_length=32, labels=("no", "yes")
+    )
+
+
+def bert_config(pooling: Literal["mean", "cls"] | None = None) -> BertConfig:
+    """Wide enough that products take the ways they take in real models."""
+    return BertConfig(
+        vocab_size=300,
+        hidden_size=128,
+        intermediate_size=256,
+        num_layers=2,
+        num_heads=4,
+        num_positions=40,
+        first_position=0,
+        num_token_types=2,
+        context_length=40,
+        norm_eps=1e-12,
+        activation="gelu",
+        head_activation="tanh",
+        labels=() if pooling else ("no", "yes"),
+        pooling=pooling,
     )
 
 
