@@ -1,0 +1,133 @@
+"""Load on a server: a closed loop of callers, or an open loop of arrivals.
+
+A closed loop sends a caller's next request when the last one is answered, so a slow
+server is asked less. An open loop sends at its times whatever happens, and counts
+latency from them: what a queue costs shows.
+"""
+
+import asyncio
+import json
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+from itertools import islice
+
+from app.bench.answers import Answered, read
+from app.bench.http import Exchange, HttpClient
+from app.bench.workload import Lengths, Prompt, poisson_arrivals, prompts
+from app.errors import ConfigError
+
+ROUTE = "/completions"
+
+
+@dataclass(frozen=True, slots=True)
+class Load:
+    """How to load a server.
+
+    Attributes:
+        concurrency: Callers of a closed loop; with a rate, nothing.
+        rate: Mean requests a second of an open loop; None: a closed one.
+        num_requests: Measured requests; None: as many as fit into the duration.
+        duration_s: No request is started after it; None: no end but the number.
+        num_warm_up: Requests before, which do not count.
+        options: Fields added to every request body.
+    """
+
+    model: str
+    input_len: Lengths
+    output_len: Lengths
+    concurrency: int = 1
+    rate: float | None = None
+    num_requests: int | None = None
+    duration_s: float | None = None
+    num_warm_up: int = 1
+    seed: int = 0
+    vocab_size: int = 256
+    shared_prefix: int = 0
+    is_streamed: bool = True
+    fills_output: bool = False
+    options: tuple[tuple[str, object], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuse a load without an end."""
+        if self.num_requests is None and self.duration_s is None:
+            raise ConfigError("say how much: --requests, --duration or both")
+        if self.rate is not None and self.rate <= 0:
+            raise ConfigError("--rate must be above 0")
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """A load and its answers.
+
+    Attributes:
+        wall_s: From the first request to the last answer.
+        client_cpu_s: Processor time of the load generator itself.
+    """
+
+    load: Load
+    answers: tuple[Answered, ...]
+    wall_s: float
+    client_cpu_s: float
+
+
+async def run(client: HttpClient, load: Load) -> Measured:
+    """Warm up, load, and read the answers when all of them are there."""
+    requests = prompts(load.seed, load.input_len, load.output_len, load.vocab_size, load.shared_prefix)
+    bodies = (request_body(load, prompt) for prompt in requests)
+    await asyncio.gather(*(client.post(ROUTE, body) for body in islice(bodies, load.num_warm_up)))
+    measured: Iterator[bytes] = islice(bodies, load.num_requests)
+    if load.num_requests is not None:
+        measured = iter(list(measured))  # drawn before the clock runs
+    started, cpu_started = time.perf_counter(), time.process_time()
+    if load.rate is None:
+        exchanges = await _closed_loop(client, load, measured, started)
+    else:
+        exchanges = await _open_loop(client, load, measured, started)
+    cpu_s = time.process_time() - cpu_started
+    ended = max((exchange.ended_at for exchange in exchanges), default=started)
+    return Measured(load, tuple(read(exchange) for exchange in exchanges), ended - started, cpu_s)
+
+
+def request_body(load: Load, prompt: Prompt) -> bytes:
+    """The JSON of one request: greedy, as long as the prompt says."""
+    body: dict[str, object] = {
+        "model": load.model,
+        "prompt": prompt.tokens,
+        "max_tokens": prompt.max_tokens,
+        "temperature": 0,
+    }
+    if load.fills_output:
+        body["min_tokens"] = prompt.max_tokens
+    if load.is_streamed:
+        body |= {"stream": True, "stream_options": {"include_usage": True}}
+    return json.dumps(body | dict(load.options)).encode()
+
+
+async def _closed_loop(client: HttpClient, load: Load, bodies: Iterator[bytes], started: float) -> list[Exchange]:
+    exchanges: list[Exchange] = []
+
+    async def caller() -> None:
+        for body in bodies:
+            if load.duration_s is not None and time.perf_counter() - started >= load.duration_s:
+                return
+            exchanges.append(await client.post(ROUTE, body))
+
+    await asyncio.gather(*(caller() for _ in range(load.concurrency)))
+    return exchanges
+
+
+async def _open_loop(client: HttpClient, load: Load, bodies: Iterator[bytes], started: float) -> list[Exchange]:
+    assert load.rate is not None
+    exchanges: list[Exchange] = []
+
+    async def send(body: bytes, due_at: float) -> None:
+        exchanges.append(await client.post(ROUTE, body, due_at))
+
+    async with asyncio.TaskGroup() as sending:
+        for at_s, body in zip(poisson_arrivals(load.seed, load.rate), bodies, strict=False):
+            if load.duration_s is not None and at_s >= load.duration_s:
+                break
+            await asyncio.sleep(started + at_s - time.perf_counter())
+            sending.create_task(send(body, started + at_s))
+    return exchanges
