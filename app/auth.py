@@ -33,7 +33,7 @@ from app.errors import AuthenticationFailed, BadRequest, Conflict, NotFound, Per
 from app.tables import ROLES, ApiKey, Membership, Org, PortalSession, RateBucket, User, new_id
 
 KEY_PREFIX = "tg_live_"
-SCOPES = ("generation", "classification", "usage")
+SCOPES = ("generation", "classification", "embedding", "usage")
 """What a key may be limited to; a key without a choice has all of them."""
 SESSION_LIFETIME = timedelta(days=7)
 MAX_NAME_LENGTH = 100

@@ -81,6 +81,9 @@ def example(address: str, models: Sequence[ModelCard], key: str) -> str:
     if card.kind == "generation":
         path = "/v1/completions"
         body |= {"prompt": PROMPTS.get(card.name, "Once upon a time"), "max_tokens": 80}
+    elif card.kind == "embedding":
+        path = "/v1/embeddings"
+        body |= {"input": CLASSIFICATION_INPUT}
     else:
         path = "/v1/classifications"
         body |= {"input": CLASSIFICATION_INPUT, "top_k": 3}

@@ -20,7 +20,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from uvicorn.supervisors import Multiprocess
 
-from app.api import catalog, chat, classifications, completions, docs, health, openapi, usage
+from app.api import catalog, chat, classifications, completions, docs, embeddings, health, openapi, usage
 from app.api.failures import answer_app_error, answer_http_exception, answer_query_error
 from app.api.middleware import RequestMiddleware
 from app.api.running import RunningRequests
@@ -72,7 +72,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.settings = settings
     app.state.requests = RunningRequests()
     app.add_middleware(RequestMiddleware, requests=app.state.requests)
-    for router in (completions.router, chat.router, classifications.router, catalog.router, usage.router):
+    posts = (completions.router, chat.router, classifications.router, embeddings.router)
+    for router in (*posts, catalog.router, usage.router):
         app.include_router(router)
     for router in (health.router, docs.router, pages.router):
         app.include_router(router)

@@ -22,7 +22,7 @@ from app.db import Database
 from app.tables import UsageEvent
 from app.telemetry import TOKENS, USAGE_ROWS
 
-Kind = Literal["generation", "classification"]
+Kind = Literal["generation", "classification", "embedding"]
 MONTHS_AHEAD = 3
 
 

@@ -31,7 +31,7 @@ from app.db import metadata
 
 ORG_STATUSES = ("active", "suspended")
 ROLES = ("owner", "admin", "billing", "developer", "viewer")
-USAGE_KINDS = ("generation", "classification")
+USAGE_KINDS = ("generation", "classification", "embedding")
 USAGE_STATES = ("final", "recovered")
 
 

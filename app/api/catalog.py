@@ -46,7 +46,13 @@ async def get_model(
 
 
 def _model(card: ModelCard) -> Model:
-    return Model(
+    # What a kind does not have is not set, and so is not in the answer.
+    more: dict[str, object] = {}
+    if card.is_multi_label:
+        more["thresholds"] = dict(zip(card.labels, card.thresholds, strict=True))
+    if card.embedding_size:
+        more["embedding_size"] = card.embedding_size
+    known = Model(
         id=card.name,
         object="model",
         created=card.created,
@@ -57,3 +63,4 @@ def _model(card: ModelCard) -> Model:
         description=card.description,
         license=card.license,
     )
+    return known.model_copy(update=more)

@@ -1,27 +1,22 @@
-"""POST /v1/classifications: texts get labels with probabilities."""
+"""POST /v1/classifications: texts get labels with probabilities.
 
-import asyncio
-from collections.abc import Sequence
+Of a single-label model the scores of a text sum to one and the best one is its
+label; of a multi-label model each label has a probability of its own, and every
+label at or above its threshold holds.
+"""
 
 from fastapi import APIRouter, Response
-from starlette.types import Receive
 
 from app.api.answers import ABORTED, json_response
 from app.api.call import Call, RequiredCall
 from app.api.openapi import body_of, responses
-from app.api.schemas import (
-    Classification,
-    ClassificationBody,
-    ClassificationList,
-    ClassificationUsage,
-    LabelScore,
-)
 from app.api.served import ServedModel
-from app.errors import BadRequest, ContextLengthExceeded
+from app.api.text_schemas import Classification, ClassificationBody, ClassificationList, LabelScore, TextUsage
+from app.api.texts import FINISHED, token_ids, unless_gone
+from app.errors import BadRequest
+from app.modeling.registry import ModelCard
 from app.rpc import engine_pb2 as pb
 from app.telemetry import CLIENTS_GONE
-
-FINISHED = "stop"
 
 router = APIRouter(tags=["classification"])
 
@@ -32,11 +27,19 @@ async def create_classification(call: RequiredCall) -> Response:
     call.key.require("classification")
     body = await call.body(ClassificationBody)
     served = await call.services.models.get(body.model, "classification")
-    inputs = await _inputs(body, served)
-    num_tokens = sum(len(ids) for ids in inputs)
+    _check(body, served)
+    texts = [body.input] if isinstance(body.input, str) else body.input
+    inputs = await token_ids(served, texts, is_list=not isinstance(body.input, str))
+    num_tokens = sum(map(len, inputs))
     await call.admit(num_tokens, body.model)
     meter = call.meter(served, "classification", num_tokens)
-    answer = await _classify(call, served, inputs)
+    request = pb.ClassifyRequest(
+        request_id=call.id.hex,
+        model=served.card.name,
+        inputs=[pb.TokenIds(ids=ids) for ids in inputs],
+        deadline_ms=int(call.timeout_s * 1000),
+    )
+    answer = await unless_gone(call, call.services.engine.classify(request))
     if answer is None:
         CLIENTS_GONE.labels(body.model).inc()
         await meter.settle(call.services.database, ABORTED)
@@ -46,69 +49,40 @@ async def create_classification(call: RequiredCall) -> Response:
     return json_response(_rendered(call, body, served, answer, num_tokens))
 
 
-async def _inputs(body: ClassificationBody, served: ServedModel) -> list[list[int]]:
-    """Token ids of each text.
-
-    Raises:
-        BadRequest: A text holds no tokens.
-        ContextLengthExceeded: A text is longer than the model reads.
-    """
-    texts = [body.input] if isinstance(body.input, str) else body.input
-    longest = served.card.context_length
-    inputs = []
-    for index, text in enumerate(texts):
-        param = "input" if isinstance(body.input, str) else f"input[{index}]"
-        ids = await served.encode(text)
-        if not text.strip() or not ids:
-            raise BadRequest("The input is empty.", param=param)
-        if len(ids) > longest:
-            raise ContextLengthExceeded(
-                f"This model reads at most {longest} tokens, but the input has {len(ids)}. Please shorten it.",
-                param=param,
-            )
-        inputs.append(ids)
-    return inputs
-
-
-async def _classify(call: Call, served: ServedModel, inputs: Sequence[Sequence[int]]) -> pb.ClassifyResponse | None:
-    """The engine's scores; None if the client left before they were there."""
-    request = pb.ClassifyRequest(
-        request_id=call.id.hex,
-        model=served.card.name,
-        inputs=[pb.TokenIds(ids=ids) for ids in inputs],
-        deadline_ms=int(call.timeout_s * 1000),
-    )
-    work = asyncio.ensure_future(call.services.engine.classify(request))
-    gone = asyncio.create_task(_client_gone(call.request.receive))
-    try:
-        await asyncio.wait({work, gone}, return_when=asyncio.FIRST_COMPLETED)
-        return work.result() if work.done() else None
-    finally:
-        for task in (work, gone):
-            task.cancel()
-        await asyncio.gather(work, gone, return_exceptions=True)
-
-
-async def _client_gone(receive: Receive) -> None:
-    while (await receive())["type"] != "http.disconnect":
-        pass
+def _check(body: ClassificationBody, served: ServedModel) -> None:
+    if body.threshold is not None and not served.card.is_multi_label:
+        raise BadRequest(
+            f"'{served.card.name}' gives each text one label; 'threshold' is for multi-label models.", param="threshold"
+        )
 
 
 def _rendered(
     call: Call, body: ClassificationBody, served: ServedModel, answer: pb.ClassifyResponse, num_tokens: int
 ) -> ClassificationList:
-    results = [_one(index, result, served, body.top_k) for index, result in enumerate(answer.results)]
     return ClassificationList(
         id=f"clas-{call.id.hex}",
         object="list",
         model=served.card.name,
-        data=results,
-        usage=ClassificationUsage(prompt_tokens=num_tokens, total_tokens=num_tokens),
+        data=[_one(index, result, served.card, body) for index, result in enumerate(answer.results)],
+        usage=TextUsage(prompt_tokens=num_tokens, total_tokens=num_tokens),
     )
 
 
-def _one(index: int, result: pb.LabelScores, served: ServedModel, top_k: int | None) -> Classification:
+def _one(index: int, result: pb.LabelScores, card: ModelCard, body: ClassificationBody) -> Classification:
     """The labels by falling score; of equal scores the model's first label wins."""
-    ranked = sorted(zip(served.card.labels, result.scores, strict=True), key=lambda pair: -pair[1])
-    scores = [LabelScore(label=label, score=score) for label, score in ranked[:top_k]]
-    return Classification(index=index, label=scores[0].label, score=scores[0].score, scores=scores)
+    ranked = sorted(zip(card.labels, result.scores, strict=True), key=lambda pair: -pair[1])
+    label, score = ranked[0]
+    abstained = body.abstain_below is not None and score < body.abstain_below
+    # What was not asked for is not set, and so is not in the answer.
+    more: dict[str, object] = {} if body.abstain_below is None else {"abstained": abstained}
+    if card.is_multi_label:
+        more["labels"] = [] if abstained else _holding(ranked, card, body.threshold)
+    scores = [LabelScore(label=label, score=score) for label, score in ranked[: body.top_k]]
+    return Classification.model_validate(
+        {"index": index, "label": None if abstained else label, "score": score, **more, "scores": scores}
+    )
+
+
+def _holding(ranked: list[tuple[str, float]], card: ModelCard, threshold: float | None) -> list[str]:
+    own = dict(zip(card.labels, card.thresholds, strict=True))
+    return [label for label, score in ranked if score >= (own[label] if threshold is None else threshold)]

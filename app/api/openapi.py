@@ -11,10 +11,11 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
-from app.api.schemas import ChatBody, ClassificationBody, CompletionBody, ErrorBody
+from app.api.schemas import ChatBody, CompletionBody, ErrorBody
+from app.api.text_schemas import ClassificationBody, EmbeddingBody
 
 _REF = "#/components/schemas/{model}"
-_BODIES: tuple[type[BaseModel], ...] = (CompletionBody, ChatBody, ClassificationBody)
+_BODIES: tuple[type[BaseModel], ...] = (CompletionBody, ChatBody, ClassificationBody, EmbeddingBody)
 _ERRORS: dict[int, tuple[str, dict[str, str | None]]] = {
     400: (
         "A parameter is wrong, unknown, or does not fit the model.",

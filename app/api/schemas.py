@@ -13,7 +13,6 @@ from pydantic_core import PydanticCustomError
 
 MAX_PROMPTS = 64
 MAX_SEQUENCES = 128
-MAX_INPUTS = 256
 MAX_CHOICES = 8
 MAX_CANDIDATES = 16
 MAX_STOPS = 4
@@ -215,22 +214,6 @@ class ChatBody(GenerationBody):
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
 
 
-class ClassificationBody(Body):
-    """POST /v1/classifications."""
-
-    model_config = ConfigDict(
-        json_schema_extra={
-            "examples": [{"model": "banking-intents", "input": "My card has not arrived yet.", "top_k": 3}]
-        }
-    )
-
-    model: ModelName = Field(description="Id of a classification model, as GET /v1/models lists it.")
-    input: str | Annotated[list[str], Field(min_length=1, max_length=MAX_INPUTS)] = Field(
-        description="A text, or a list of at most 256 texts."
-    )
-    top_k: int | None = Field(None, ge=1, le=100_000, description="Only the k best labels in `scores`. Default: all.")
-
-
 class Answer(BaseModel):
     """A response body."""
 
@@ -361,39 +344,6 @@ class ChatChunk(Answer):
     usage: Usage | None = None
 
 
-class LabelScore(Answer):
-    """A label and its probability."""
-
-    label: str
-    score: float
-
-
-class Classification(Answer):
-    """The best label of one input, and the labels by falling score."""
-
-    index: int
-    label: str
-    score: float
-    scores: list[LabelScore]
-
-
-class ClassificationUsage(Answer):
-    """What the answer is billed for."""
-
-    prompt_tokens: int
-    total_tokens: int
-
-
-class ClassificationList(Answer):
-    """Answer of POST /v1/classifications."""
-
-    id: str
-    object: Literal["list"]
-    model: str
-    data: list[Classification]
-    usage: ClassificationUsage
-
-
 class Model(Answer):
     """A model that may be named in requests."""
 
@@ -401,9 +351,11 @@ class Model(Answer):
     object: Literal["model"]
     created: int
     owned_by: str
-    kind: Literal["generation", "classification"]
+    kind: Literal["generation", "classification", "embedding"]
     context_length: int
     labels: list[str] | None = None
+    thresholds: dict[str, float] | None = None
+    embedding_size: int | None = None
     description: str
     license: str | None
 

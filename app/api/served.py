@@ -19,7 +19,16 @@ from app.modeling.tokenizer import Tokenizer
 _MAX_AGE_S = 10.0
 # Below this, encoding takes less than a hand-over to a thread.
 _INLINE_CHARACTERS = 4_000
-_ROUTES = {"generation": "/v1/completions or /v1/chat/completions", "classification": "/v1/classifications"}
+_KINDS: dict[str, Kind] = {
+    "generation": "generation",
+    "classification": "classification",
+    "embedding": "embedding",
+}
+_ROUTES: dict[str, str] = {
+    "generation": "/v1/completions or /v1/chat/completions",
+    "classification": "/v1/classifications",
+    "embedding": "/v1/embeddings",
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +62,7 @@ class ServedModel:
 
 def kind_of(card: ModelCard) -> Kind:
     """What the model does, as usage rows and prices name it."""
-    return "classification" if card.kind == "classification" else "generation"
+    return _KINDS[card.kind]
 
 
 class ServedModels:
@@ -96,7 +105,7 @@ class ServedModels:
         card = await self.card(name)
         if kind_of(card) != kind:
             raise BadRequest(
-                f"'{name}' is a {card.kind} model; use it with {_ROUTES[card.kind]}.",
+                f"'{name}' is for {card.kind}; use it with {_ROUTES[card.kind]}.",
                 param="model",
                 code="wrong_model_kind",
             )

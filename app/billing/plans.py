@@ -46,6 +46,7 @@ PRICES: Mapping[tuple[int, str], Price] = MappingProxyType(
     {
         (1, "generation"): Price(input=150_000, cached=75_000, output=600_000),
         (1, "classification"): Price(input=100_000, cached=100_000, output=0),
+        (1, "embedding"): Price(input=20_000, cached=20_000, output=0),
     }
 )
 """By version and kind of usage event."""

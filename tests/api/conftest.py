@@ -6,15 +6,17 @@ import pytest
 
 from app.config import Settings
 from app.db import Database
-from tests.api.world import LABELS, World, serving, write_model
+from tests.api.world import LABELS, THRESHOLDS, World, serving, write_model
 from tests.factories import make_key
 
 
 @pytest.fixture
 async def world(settings: Settings, database: Database) -> AsyncIterator[World]:
-    """A generation model ``bytes``, a classifier ``labels``, and a key with every scope."""
+    """A generation model, two classifiers (the second multi-label), an embedding model, and a key with every scope."""
     write_model(settings.models_dir)
     write_model(settings.models_dir, "labels", labels=LABELS)
+    write_model(settings.models_dir, "topics", labels=LABELS, thresholds=THRESHOLDS)
+    write_model(settings.models_dir, "vectors", embedding_size=3)
     async with serving(settings, database) as running:
         running.key = await make_key(database, settings)
         yield running

@@ -10,6 +10,7 @@ CALLS = {
     ("POST", "/v1/completions"): {"model": "bytes", "prompt": "a"},
     ("POST", "/v1/chat/completions"): {"model": "bytes", "messages": [{"role": "user", "content": "a"}]},
     ("POST", "/v1/classifications"): {"model": "labels", "input": "a"},
+    ("POST", "/v1/embeddings"): {"model": "vectors", "input": "a"},
     ("GET", "/v1/models"): None,
     ("GET", "/v1/models/bytes"): None,
     ("GET", "/v1/usage"): None,

@@ -13,11 +13,13 @@ from tests.api.world import LABELS, World, error_of, write_model
 
 async def test_models_are_listed_with_what_they_do(world: World) -> None:
     listed = {model.id: model async for model in await world.openai().models.list()}
-    assert set(listed) == {"bytes", "labels"}
+    assert set(listed) == {"bytes", "labels", "topics", "vectors"}
     raw = (await world.get("/v1/models")).json()["data"]
     assert [(model["id"], model["kind"], model["labels"]) for model in raw] == [
         ("bytes", "generation", None),
         ("labels", "classification", list(LABELS)),
+        ("topics", "classification", list(LABELS)),
+        ("vectors", "embedding", None),
     ]
 
 

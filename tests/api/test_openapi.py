@@ -7,10 +7,12 @@ import pytest
 
 from tests.api.world import World
 
+MODELS = {"/v1/classifications": "labels", "/v1/embeddings": "vectors"}
 ROUTES = {
     "/v1/completions",
     "/v1/chat/completions",
     "/v1/classifications",
+    "/v1/embeddings",
     "/v1/models",
     "/v1/models/{model_id}",
     "/v1/usage",
@@ -61,7 +63,7 @@ async def test_the_examples_of_requests_are_accepted(world: World) -> None:
             continue
         schema = operations["post"]["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
         for example in document["components"]["schemas"][schema]["examples"]:
-            response = await world.post(path, {**example, "model": "labels" if "classif" in path else "bytes"})
+            response = await world.post(path, {**example, "model": MODELS.get(path, "bytes")})
             assert response.status_code == 200, response.text
 
 

@@ -6,13 +6,15 @@ from typing import Any
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from app.api.schemas import Body, ChatBody, ClassificationBody, CompletionBody
+from app.api.schemas import Body, ChatBody, CompletionBody
+from app.api.text_schemas import ClassificationBody, EmbeddingBody
 from tests.api.world import World, error_of
 
 PATHS: dict[str, tuple[type[Body], dict[str, Any]]] = {
     "/v1/completions": (CompletionBody, {"model": "bytes", "prompt": "a"}),
     "/v1/chat/completions": (ChatBody, {"model": "bytes", "messages": [{"role": "user", "content": "a"}]}),
     "/v1/classifications": (ClassificationBody, {"model": "labels", "input": "a"}),
+    "/v1/embeddings": (EmbeddingBody, {"model": "vectors", "input": "a"}),
 }
 TEXT = st.text(max_size=8) | st.sampled_from(
     ["", "\0", "\u2028", "bytes", "labels", "..", "user", "text", "0", "9999999999"]

@@ -29,11 +29,18 @@ from app.rpc import engine_pb2_grpc
 CONTEXT = 128
 BOS = 256
 LABELS = ("card", "cash", "loan")
+THRESHOLDS = {"card": 0.2, "cash": 0.6}  # and 0.5 for the loan
 MS_A_TOKEN = 0.25
 
 
 def write_model(
-    models_dir: Path, name: str = "bytes", *, labels: tuple[str, ...] = (), **tokenizer_config: Any
+    models_dir: Path,
+    name: str = "bytes",
+    *,
+    labels: tuple[str, ...] = (),
+    thresholds: dict[str, float] | None = None,
+    embedding_size: int = 0,
+    **tokenizer_config: Any,
 ) -> None:
     """A model directory whose tokenizer has one token per byte."""
     folder = models_dir / name
@@ -52,6 +59,10 @@ def write_model(
         "bos_token_id": BOS,
         "eos_token_id": BOS,
     }
+    if embedding_size:
+        config |= {"architectures": ["BertModel"], "hidden_size": embedding_size, "matryoshka_dimensions": [2]}
+    if thresholds is not None:
+        config |= {"problem_type": "multi_label_classification", "label_thresholds": thresholds}
     if labels:
         config["id2label"] = {str(index): label for index, label in enumerate(labels)}
     (folder / "config.json").write_text(json.dumps(config))
