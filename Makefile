@@ -14,7 +14,7 @@ PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Two are the cores of a small machine; each worker of the tests loads TensorFlow.
 TEST_WORKERS ?= 2
 UV_LOCK := $(BIN)/uv pip compile --quiet pyproject.toml --universal --python-version 3.11 --generate-hashes \
-	--no-emit-index-url --custom-compile-command "make lock"
+	--no-strip-extras --no-emit-index-url --custom-compile-command "make lock"
 
 .PHONY: help up install test check fmt lint types arch e2e proto train bench lock clean
 

@@ -1,25 +1,55 @@
-"""What is added to the logits of each row: logit bias, penalties, forbidden end tokens.
+"""What is added to the logits of each row: logit bias, penalties, and what must not come next.
 
-Kept on the host, as few requests use any of it: while no row does, the device
-adds one constant array of zeros. Letters: `B` rows, `V` vocabulary.
+End tokens are forbidden before `min_tokens`, and whatever would leave a grammar at
+any time. Kept on the host, as few requests use any of it: while no row does, the
+device adds one constant array of zeros. Letters: `B` rows, `V` vocabulary.
 """
+
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
-from app.engine.sequence import Request
+from app.engine.grammar import Grammars, Matcher
+from app.engine.sequence import Request, Token
+from app.telemetry import get_logger
+
+log = get_logger(__name__)
 
 # As the sampler's: below every finite logit, and finite itself.
 FORBIDDEN = np.float32(-1e30)
 
 
-class Bias:
-    """The additive rows `[B, V]` float32 of a batch, by slot."""
+@dataclass(slots=True)
+class _Row:
+    """One biased row.
 
-    def __init__(self, num_slots: int, vocab_size: int) -> None:
+    Attributes:
+        plain: `[V]` float32, logit bias and penalties: the row without what is forbidden.
+        ends: token ids that end the sequence.
+        is_end_banned: fewer tokens than `min_tokens` are there.
+    """
+
+    request: Request
+    plain: np.ndarray
+    ends: list[int]
+    matcher: Matcher | None
+    is_end_banned: bool
+    seen: set[int] = field(default_factory=set)
+
+
+class Bias:
+    """The additive rows `[B, V]` float32 of a batch, by slot.
+
+    Args:
+        num_slots: `B`.
+        vocab_size: `V`.
+        grammars: of the model; without it no request may have one.
+    """
+
+    def __init__(self, num_slots: int, vocab_size: int, grammars: Grammars | None = None) -> None:
         self._rows = np.zeros((num_slots, vocab_size), np.float32)
-        self._biased: dict[int, Request] = {}
-        self._seen: dict[int, set[int]] = {}
-        self._banned: dict[int, np.ndarray] = {}
+        self._biased: dict[int, _Row] = {}
+        self._grammars = grammars
 
     @property
     def is_zero(self) -> bool:
@@ -35,29 +65,47 @@ class Bias:
         """Set a slot's row for the first token of a new request."""
         self.clear(slot)
         sampling = request.sampling
-        has_ban = request.min_tokens > 0 and request.end_token_ids
-        if not (sampling.logit_bias or sampling.has_penalties or has_ban):
+        has_ban = request.min_tokens > 0 and bool(request.end_token_ids)
+        if not (sampling.logit_bias or sampling.has_penalties or has_ban or request.grammar):
             return
-        self._biased[slot], self._seen[slot] = request, set()
-        row = self._rows[slot]
+        plain = np.zeros_like(self._rows[slot])
         for token, value in sampling.logit_bias.items():
-            row[token] = value
-        if has_ban:
-            banned = sorted(request.end_token_ids)
-            self._banned[slot] = row[banned].copy()
-            row[banned] = FORBIDDEN
+            plain[token] = value
+        matcher = None
+        if request.grammar is not None:
+            assert self._grammars is not None  # `Runner.prepare` refused it otherwise
+            matcher = self._grammars.matcher(request.grammar)
+        self._biased[slot] = _Row(request, plain, sorted(request.end_token_ids), matcher, has_ban)
+        self._write(slot)
+
+    def advance(self, slot: int, token: Token) -> Token:
+        """Follow a slot's grammar by the token just drawn, and say so where the answer ends with it."""
+        row = self._biased.get(slot)
+        if row is None or row.matcher is None:
+            return token
+        if token.id in row.request.end_token_ids:
+            return replace(token, finish_reason="stop" if row.matcher.is_complete else "length")
+        row.matcher.take(token.id)
+        if row.matcher.is_lost:
+            # A vocabulary without the only character that could follow, or a limit.
+            log.warning("grammar.lost", request_id=row.request.request_id)
+            return replace(token, finish_reason="length")
+        return replace(token, finish_reason="stop") if row.matcher.is_over else token
 
     def observe(self, slot: int, token: int, num_tokens: int) -> None:
         """Take in the newest of `num_tokens` generated tokens, before the next is drawn."""
-        request = self._biased.get(slot)
-        if request is None:
+        row = self._biased.get(slot)
+        if row is None:
             return
-        if request.sampling.has_penalties:
-            is_new = token not in self._seen[slot]
-            self._seen[slot].add(token)
-            self._rows[slot, token] -= request.sampling.frequency_penalty + is_new * request.sampling.presence_penalty
-        if num_tokens >= request.min_tokens and slot in self._banned:
-            self._rows[slot, sorted(request.end_token_ids)] = self._banned.pop(slot)
+        sampling = row.request.sampling
+        if sampling.has_penalties:
+            is_new = token not in row.seen
+            row.seen.add(token)
+            row.plain[token] -= sampling.frequency_penalty + is_new * sampling.presence_penalty
+        is_ban_over = row.is_end_banned and num_tokens >= row.request.min_tokens
+        row.is_end_banned &= not is_ban_over
+        if sampling.has_penalties or is_ban_over or row.matcher is not None:
+            self._write(slot)
 
     def keep(self, slots: set[int]) -> None:
         """Clear every row but these: their sequences ended."""
@@ -68,4 +116,15 @@ class Bias:
         """Make a slot's row zero."""
         if self._biased.pop(slot, None) is not None:
             self._rows[slot] = 0
-            self._banned.pop(slot, None)
+
+    def _write(self, slot: int) -> None:
+        row = self._biased[slot]
+        if row.matcher is None:
+            self._rows[slot] = row.plain
+        else:
+            allowed = row.matcher.allowed.copy()
+            # One that is text as well may come as either.
+            allowed[row.ends] |= row.matcher.is_complete
+            self._rows[slot] = np.where(allowed, row.plain, FORBIDDEN)
+        if row.is_end_banned:
+            self._rows[slot, row.ends] = FORBIDDEN

@@ -18,7 +18,7 @@ from dataclasses import dataclass, field
 from app.engine.limits import check_request
 from app.engine.runner import LOST, DeviceLost, Result, Runner
 from app.engine.scheduler import Prefill, QueueFull, Scheduler, Step
-from app.engine.sequence import Request, Sequence, Token
+from app.engine.sequence import Grammar, Request, Sequence, Token
 from app.errors import AppError, DeadlineExceeded, EngineUnavailable, InternalError, Overloaded
 from app.telemetry import get_logger
 
@@ -151,6 +151,8 @@ class GenerationEngine:
         check_request(request, self.runner.context_length, self.runner.vocab_size)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
+        if request.grammar is not None:
+            await self._prepare(request.grammar, deadline)
         stream = self._enqueue(request)
         try:
             while True:
@@ -185,6 +187,13 @@ class GenerationEngine:
         self._is_lost = True
         self._end_all(EngineUnavailable(LOST))
         self._on_lost()
+
+    async def _prepare(self, grammar: Grammar, deadline: float) -> None:
+        try:
+            async with asyncio.timeout_at(deadline):
+                await asyncio.to_thread(self.runner.prepare, grammar)
+        except TimeoutError:
+            raise DeadlineExceeded("The grammar was not compiled within the deadline.") from None
 
     def _enqueue(self, request: Request) -> _Stream:
         if self._is_lost:

@@ -21,6 +21,7 @@ def load_model(settings: Settings, card: ModelCard) -> Runner | Encoder:
     """
     start_tensorflow(settings.data_dir / CACHE_DIR, settings.engine_threads)
     from app.engine.encoder_runner import EncoderRunner
+    from app.engine.grammar import Grammars
     from app.engine.model_runner import DecoderRunner
     from app.modeling import checkpoint
     from app.modeling.bert_config import BertConfig
@@ -29,7 +30,7 @@ def load_model(settings: Settings, card: ModelCard) -> Runner | Encoder:
     loaded = checkpoint.load(card.path)
     if isinstance(loaded.config, EncoderConfig | BertConfig):
         return EncoderRunner(loaded.config, loaded.weights)
-    return DecoderRunner(loaded.config, loaded.weights, settings.engine_slots)
+    return DecoderRunner(loaded.config, loaded.weights, settings.engine_slots, Grammars.of(card))
 
 
 def load_stub(settings: Settings, card: ModelCard, step_s: float) -> Runner | Encoder:

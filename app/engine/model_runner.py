@@ -26,9 +26,11 @@ import tensorflow as tf
 from app.engine import sampler
 from app.engine.bias import Bias
 from app.engine.device import align_function_numbers, losses_translated
-from app.engine.runner import Result
+from app.engine.grammar import Grammars
+from app.engine.runner import NO_GRAMMARS, Result
 from app.engine.scheduler import Decode, Prefill, Step
-from app.engine.sequence import Token
+from app.engine.sequence import Grammar, Token
+from app.errors import BadRequest
 from app.modeling import decoder
 from app.modeling.decoder_config import DecoderConfig
 
@@ -44,16 +46,24 @@ class DecoderRunner:
         config: sizes.
         weights: arrays by Hugging Face name, float32.
         num_slots: rows of the batch.
+        grammars: of the model's tokenizer; None refuses them all.
     """
 
-    def __init__(self, config: DecoderConfig, weights: Mapping[str, np.ndarray], num_slots: int) -> None:
+    def __init__(
+        self,
+        config: DecoderConfig,
+        weights: Mapping[str, np.ndarray],
+        num_slots: int,
+        grammars: Grammars | None = None,
+    ) -> None:
         self.num_slots = num_slots
         self.vocab_size = config.vocab_size
         self.context_length = config.context_length
         self._config = config
         self._weights = {name: tf.constant(array) for name, array in weights.items()}
         self._cache = decoder.init_cache(config, num_slots, config.context_length)
-        self._bias = Bias(num_slots, config.vocab_size)
+        self._grammars = grammars
+        self._bias = Bias(num_slots, config.vocab_size, grammars)
         self._no_bias = tf.zeros((num_slots, config.vocab_size))
         # Where a row without a live token may write: its prompt overwrites it next.
         self._next_write = np.zeros(num_slots, np.int32)
@@ -85,6 +95,12 @@ class DecoderRunner:
         for function in self._decodes.values():
             function(*_idle_rows(self.num_slots), self._no_bias)
         self._traces_at_warm_up = self._num_traces
+
+    def prepare(self, grammar: Grammar) -> None:
+        """Compile a grammar; blocks, but not the device."""
+        if self._grammars is None:
+            raise BadRequest(NO_GRAMMARS, param="grammar")
+        self._grammars.prepare(grammar)
 
     def run(self, step: Step) -> Result:
         """Do one step; blocks until its result is on the host."""
@@ -118,7 +134,7 @@ class DecoderRunner:
         floats[0], ints[0, 2:] = sampler.row_parameters(request.sampling, request.logprobs)
         ints[0, 1] = step.end - 1
         packed = self._first(states, ints, floats, self._bias.rows[step.slot : step.slot + 1]).numpy()
-        return (sampler.unpack(packed, 0, request.logprobs),), scored
+        return (self._bias.advance(step.slot, sampler.unpack(packed, 0, request.logprobs)),), scored
 
     def _decode(self, step: Decode) -> tuple[tuple[Token, ...], tuple[Token, ...]]:
         ints, floats = _idle_rows(self.num_slots)
@@ -134,7 +150,8 @@ class DecoderRunner:
         decode = next(function for context, function in self._decodes.items() if context > longest)
         bias = self._no_bias if self._bias.is_zero else tf.constant(self._bias.rows)
         packed = decode(ints, floats, bias).numpy()
-        return tuple(sampler.unpack(packed, row.slot, row.sequence.request.logprobs) for row in step.rows), ()
+        drawn = ((row.slot, sampler.unpack(packed, row.slot, row.sequence.request.logprobs)) for row in step.rows)
+        return tuple(self._bias.advance(slot, token) for slot, token in drawn), ()
 
     def _read_chunk(self, tokens: tf.Tensor, slot: int, start: int) -> tf.Tensor:
         return self._states(tokens, tf.constant(slot), tf.constant(start))

@@ -9,10 +9,11 @@ from dataclasses import dataclass
 from typing import Protocol, runtime_checkable
 
 from app.engine.scheduler import Step
-from app.engine.sequence import Token
+from app.engine.sequence import Grammar, Token
 
 # What callers are told then, and after any other end of an engine's loop.
 LOST = "The accelerator failed; the engine restarts."
+NO_GRAMMARS = "This model follows no grammar."
 
 
 class DeviceLost(Exception):
@@ -57,6 +58,14 @@ class Runner(Protocol):
 
     def warm_up(self) -> None:
         """Compile every shape that will ever be asked for."""
+        ...
+
+    def prepare(self, grammar: Grammar) -> None:
+        """Make a grammar ready for the requests that have it; called on any thread but the device's.
+
+        Raises:
+            BadRequest: it is wrong, or this model follows none.
+        """
         ...
 
     def run(self, step: Step) -> Result:

@@ -7,6 +7,7 @@ a device. It holds token ids and numbers only.
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Literal
 
 MAX_LOGPROBS = 20
 MAX_LOGIT_BIAS = 300
@@ -53,6 +54,18 @@ class Sampling:
 
 
 @dataclass(frozen=True, slots=True)
+class Grammar:
+    """What an answer must look like; `app.engine.grammar` compiles it.
+
+    Attributes:
+        texts: of a choice, the answers; else one: the JSON Schema as JSON, or the regex.
+    """
+
+    kind: Literal["json_schema", "regex", "choice"]
+    texts: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
 class Request:
     """What a caller asks of a generation model.
 
@@ -63,6 +76,7 @@ class Request:
         logprobs: None, or with how many alternatives log-probabilities are given.
         prompt_logprobs: with `logprobs`, the prompt's too.
         start_index: tokens below this index are not delivered again.
+        grammar: only a whole sentence of it ends with "stop"; None: anything goes.
     """
 
     request_id: str
@@ -74,6 +88,12 @@ class Request:
     logprobs: int | None = None
     prompt_logprobs: bool = False
     start_index: int = 0
+    grammar: Grammar | None = None
+
+    @property
+    def needs_host(self) -> bool:
+        """Whether each token decides, on the host, what may or will follow it."""
+        return self.sampling.has_penalties or self.min_tokens > 0 or self.grammar is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,11 +104,13 @@ class Token:
         logprob: natural logarithm of its probability under the model itself,
             before temperature, penalties and bias; None when not asked for.
         alternatives: the most probable tokens with theirs, best first.
+        finish_reason: "stop" or "length" where a grammar says that the answer ends with it.
     """
 
     id: int
     logprob: float | None = None
     alternatives: tuple[tuple[int, float], ...] = ()
+    finish_reason: str | None = None
 
 
 @dataclass(slots=True, eq=False)
@@ -129,10 +151,11 @@ class Sequence:
         return len(self.request.prompt) + len(self.output) - 1
 
     def accept(self, token: Token) -> None:
-        """Take a sampled token and end where it, or the budget, says so."""
+        """Take a sampled token and end where it, the grammar, or the budget says so."""
         if token.id in self.request.end_token_ids:
-            self.finish_reason = "stop"
+            self.finish_reason = token.finish_reason or "stop"
             return
         self.output.append(token)
-        if len(self.output) >= self.request.max_tokens:
+        self.finish_reason = token.finish_reason
+        if self.finish_reason is None and len(self.output) >= self.request.max_tokens:
             self.finish_reason = "length"

@@ -19,16 +19,17 @@ from grpc_reflection.v1alpha import reflection
 from app.engine.batcher import Encoded
 from app.engine.engine import Chunk, GenerationEngine
 from app.engine.host import Host, Model
-from app.engine.sequence import Request, Sampling, Token
+from app.engine.sequence import Grammar, Request, Sampling, Token
 from app.errors import AppError, BadRequest, DeadlineExceeded, EngineUnavailable, NotFound, Overloaded
 from app.rpc import engine_pb2 as pb
 from app.rpc import engine_pb2_grpc
-from app.rpc.client import CODE_KEY, MAX_MESSAGE_BYTES, RETRY_AFTER_KEY
+from app.rpc.client import CODE_KEY, MAX_MESSAGE_BYTES, PARAM_KEY, RETRY_AFTER_KEY
 from app.telemetry import get_logger
 
 log = get_logger(__name__)
 
 SERVICE = "tollgate.engine.v1.Engine"
+ANY_OBJECT = '{"type": "object"}'
 SERVER_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     # Two engines on one address would each get some of the calls.
@@ -153,6 +154,8 @@ async def _refuse(context: Context, error: AppError) -> None:
     """End the call with an error that was raised on purpose."""
     status = next((s for kind, s in _STATUS.items() if isinstance(error, kind)), grpc.StatusCode.INTERNAL)
     trailers = [(CODE_KEY, error.code)]
+    if error.param is not None:
+        trailers.append((PARAM_KEY, error.param))
     if "retry-after-ms" in error.headers:
         trailers.append((RETRY_AFTER_KEY, error.headers["retry-after-ms"]))
     await context.abort(status, error.message, tuple(trailers))
@@ -181,7 +184,19 @@ def _request(message: pb.GenerateRequest, eos_token_ids: tuple[int, ...]) -> Req
         logprobs=message.logprobs if message.HasField("logprobs") else None,
         prompt_logprobs=message.prompt_logprobs,
         start_index=message.start_index,
+        grammar=_grammar(message.grammar),
     )
+
+
+def _grammar(message: pb.Grammar) -> Grammar | None:
+    form = message.WhichOneof("form")
+    if form is None:
+        return None
+    if form == "json_object":
+        return Grammar("json_schema", (ANY_OBJECT,)) if message.json_object else None
+    if form == "choice":
+        return Grammar("choice", tuple(message.choice.texts))
+    return Grammar(form, (getattr(message, form),))
 
 
 def _chunk(chunk: Chunk) -> pb.GenerateChunk:

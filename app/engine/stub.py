@@ -9,9 +9,10 @@ runs: it needs no weights and no TensorFlow.
 import math
 import threading
 
-from app.engine.runner import Result, Vectors
+from app.engine.runner import NO_GRAMMARS, Result, Vectors
 from app.engine.scheduler import Decode, Prefill, Step
-from app.engine.sequence import Sequence, Token
+from app.engine.sequence import Grammar, Sequence, Token
+from app.errors import BadRequest
 
 # The share of the winning label; the others divide the rest.
 WINNING_SCORE = 0.9
@@ -40,6 +41,10 @@ class StubRunner:
 
     def warm_up(self) -> None:
         """There is nothing to compile."""
+
+    def prepare(self, grammar: Grammar) -> None:
+        """Refuse: sums follow no grammar."""
+        raise BadRequest(NO_GRAMMARS, param="grammar")
 
     def run(self, step: Step) -> Result:
         """Add up, and take the step's time."""

@@ -112,7 +112,7 @@ class Tokenizer:
         token = self._tokenizer.id_to_token(token_id)
         if token is None:
             raise ValueError(f"no token {token_id} in a vocabulary of {self.vocab_size}")
-        if token_id in self._special_ids:
+        if token_id in self.special_token_ids:
             return str(token).encode()
         if self._is_byte_level:
             return bytes(BYTE_OF_CHARACTER[character] for character in token)
@@ -121,7 +121,8 @@ class Tokenizer:
         return str(token).replace("▁", " ").encode()
 
     @cached_property
-    def _special_ids(self) -> frozenset[int]:
+    def special_token_ids(self) -> frozenset[int]:
+        """Tokens that stand for no text."""
         return frozenset(i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special)
 
     @cached_property

@@ -31,8 +31,9 @@ from app.errors import (
 from app.rpc import engine_pb2 as pb
 from app.rpc import engine_pb2_grpc
 
-# Trailing metadata beside the status: our own error code, and when to come back.
+# Trailing metadata beside the status: our own error code, the field to blame, and when to come back.
 CODE_KEY = "tollgate-code"
+PARAM_KEY = "tollgate-param"
 RETRY_AFTER_KEY = "retry-after-ms"
 
 MAX_MESSAGE_BYTES = 4 * 2**20
@@ -181,6 +182,8 @@ def _app_error(status: grpc.StatusCode, message: str, trailers: dict[str, str]) 
         return Overloaded(message, retry_after_s=float(trailers.get(RETRY_AFTER_KEY, 1000)) / 1000)
     if status is grpc.StatusCode.INVALID_ARGUMENT and code == ContextLengthExceeded.default_code:
         return ContextLengthExceeded(message)
+    if status is grpc.StatusCode.INVALID_ARGUMENT:
+        return BadRequest(message, param=trailers.get(PARAM_KEY))
     refusal = _REFUSALS.get(status)
     return EngineUnavailable(_GONE) if refusal is None else refusal(message)
 
@@ -189,7 +192,6 @@ def _app_error(status: grpc.StatusCode, message: str, trailers: dict[str, str]) 
 _REFUSALS: MappingProxyType[grpc.StatusCode, type[AppError]] = MappingProxyType(
     {
         grpc.StatusCode.NOT_FOUND: NotFound,
-        grpc.StatusCode.INVALID_ARGUMENT: BadRequest,
         grpc.StatusCode.DEADLINE_EXCEEDED: DeadlineExceeded,
     }
 )
