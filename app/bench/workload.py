@@ -33,6 +33,11 @@ class Lengths:
             raise ConfigError(f"lengths {text!r} must rise and begin at {smallest} or above")
         return lengths
 
+    @classmethod
+    def of(cls, length: int) -> "Lengths":
+        """Always the same."""
+        return cls(length, length)
+
     def draw(self, rng: random.Random) -> int:
         """One length."""
         return rng.randint(self.low, self.high)

@@ -1,14 +1,24 @@
 """`tollgate bench`: how fast a running server, the engine alone, and others on the same weights are."""
 
 import json
+from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from app.cli.context import import_tensorflow, model_directory
 
 app = typer.Typer(no_args_is_help=True, help="Measure: a running server, the engine alone, others beside it.")
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of everything drawn.")]
+Layers = Annotated[int, typer.Option(min=1, help="Of the random model.")]
+Width = Annotated[int, typer.Option(min=8, help="Of the random model.")]
+FeedForward = Annotated[int, typer.Option(min=8, help="Inner width of its feed-forward layers.")]
+Heads = Annotated[int, typer.Option(min=1, help="Its query heads.")]
+KeyHeads = Annotated[int, typer.Option(min=1, help="Its key and value heads.")]
+Vocab = Annotated[int, typer.Option(min=2, help="Its tokens.")]
+Context = Annotated[int, typer.Option(min=2, help="Its longest prompt and answer together.")]
 
 
 @app.command(epilog="Example: tollgate bench serve --api-key KEY --model shakespeare --concurrency 8 --requests 64")
@@ -71,3 +81,115 @@ def serve(
     print(json.dumps(report.as_json()) if as_json else report.as_text())
     if report.errors:
         raise typer.Exit(1)
+
+
+@app.command(epilog="Example: tollgate bench engine --layers 12 --width 768 --batch 1 --batch 8")
+def engine(
+    model: Annotated[
+        str | None, typer.Option(help="A model below MODELS_DIR; without: random weights of the sizes below.")
+    ] = None,
+    prompt: Annotated[list[int] | None, typer.Option(help="Prompt lengths; default 16, 128 and 512.")] = None,
+    batch: Annotated[list[int] | None, typer.Option(help="Rows of a decode step; default 1, 8, 16 and 32.")] = None,
+    at: Annotated[list[int] | None, typer.Option(help="Context of a decode step, tokens; default 128.")] = None,
+    slots: Annotated[int, typer.Option(min=0, help="Of the engine; 0: as many as the largest batch.")] = 0,
+    steps: Annotated[int, typer.Option(min=1, help="Decode steps of which the quickest counts.")] = 24,
+    rounds: Annotated[int, typer.Option(min=1, help="Prompts of which the quickest counts.")] = 3,
+    weight_bytes: Annotated[float, typer.Option(help="Of a weight on the device: 4 float32, 1 int8.")] = 4.0,
+    layers: Layers = 12,
+    width: Width = 768,
+    feed_forward: FeedForward = 2048,
+    heads: Heads = 12,
+    key_heads: KeyHeads = 12,
+    vocab: Vocab = 32_000,
+    context: Context = 1024,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Measure the engine alone, in this process: prefill by length, decode by batch and context.
+
+    Beside each figure stands its share of what the device allows, which is measured
+    on the spot. Uses the GPU where TensorFlow finds one.
+    """
+    import tempfile
+
+    directory = None if model is None else model_directory(model)
+    with tempfile.TemporaryDirectory(prefix="tollgate-engine-") as folder:
+        from app.engine.device import start_tensorflow
+
+        start_tensorflow(Path(folder) / "xla-cache")
+        from app.bench import engine_bench
+        from app.bench.random_model import Sizes, write_random_model
+
+        if directory is None:
+            directory = Path(folder) / "random"
+            write_random_model(directory, Sizes(layers, width, feed_forward, heads, key_heads, vocab, context), seed)
+        plan = engine_bench.Plan(
+            model=directory,
+            data_dir=Path(folder),
+            prompts=tuple(prompt or (16, 128, 512)),
+            batches=tuple(batch or (1, 8, 16, 32)),
+            contexts=tuple(at or (128,)),
+            num_steps=steps,
+            rounds=rounds,
+            num_slots=slots,
+            weight_bytes=weight_bytes,
+            seed=seed,
+        )
+        report = engine_bench.measure(plan)
+    print(json.dumps(report.as_json()) if as_json else report.as_text())
+
+
+@app.command(epilog="Example: tollgate bench peers --python ~/peers/bin/python --quick")
+def peers(
+    python: Annotated[
+        Path | None, typer.Option(help="Python of the environment that the peers are installed in; without: no peer.")
+    ] = None,
+    peer: Annotated[
+        list[str] | None, typer.Option(help="One of transformers, llama.cpp, 'llama.cpp q8_0', keras-hub; default all.")
+    ] = None,
+    scenario: Annotated[
+        list[str] | None,
+        typer.Option(help="One of agreement, throughput, mixed, first-token, overhead; default all."),
+    ] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="A tiny model and short answers: does everything work?")
+    ] = False,
+    concurrency: Annotated[list[int] | None, typer.Option(help="Requests at once; default 1, 8 and 32.")] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Of which the quickest counts.")] = 3,
+    slots: Annotated[int, typer.Option(min=1, help="Of our engine.")] = 32,
+    mixed_batch: Annotated[int, typer.Option(min=1, help="Rows of a static batch.")] = 32,
+    int8: Annotated[str | None, typer.Option(help="NAME=VALUE that makes our engine use int8.")] = None,
+    layers: Layers = 12,
+    width: Width = 768,
+    feed_forward: FeedForward = 2048,
+    heads: Heads = 12,
+    key_heads: KeyHeads = 12,
+    vocab: Vocab = 32_000,
+    context: Context = 1024,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a whole installation with other ways to run the same weights.
+
+    Ours is asked over HTTP with key, admission and metering on. Sides take turns, the
+    quickest round of each counts, and targets stand beside the ratios.
+    """
+    import_tensorflow()
+    from app.bench import compare, scenarios
+    from app.bench.random_model import Sizes
+
+    sizes = Sizes(layers, width, feed_forward, heads, key_heads, vocab, context)
+    plan = compare.Plan(
+        python=python,
+        peers=tuple(peer or compare.PEERS),
+        scenarios=tuple(scenario or compare.SCENARIOS),
+        sizes=sizes,
+        concurrencies=tuple(concurrency or (1, 8, 32)),
+        rounds=rounds,
+        num_slots=slots,
+        mixed_batch=mixed_batch,
+        int8=int8,
+        seed=seed,
+    )
+    findings = list(compare.compare(compare.quick(plan) if quick else plan))
+    print(json.dumps([finding.as_json() for finding in findings]) if as_json else scenarios.report(findings))
