@@ -61,6 +61,10 @@ class Settings(BaseSettings):
     """How long a stopping process lets requests in flight finish."""
     engine_slots: int = Field(16, ge=1, le=256)
     """Sequences decoded together, per generation model."""
+    engine_precision: Literal["float32", "int8"] = "float32"
+    """Of generation models' weights, where a model's ``tollgate.json`` says nothing else."""
+    engine_prefix_cache_mib: int = Field(64, ge=0)
+    """Device memory for the beginnings of prompts, MiB per generation model; 0: none is kept."""
     engine_queue: int = Field(128, ge=1)
     """Requests waiting for a slot or a batch, per model; above it: 503."""
     engine_keepalive_s: float = Field(2.0, gt=0)

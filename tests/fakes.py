@@ -58,7 +58,7 @@ class FaultyRunner(StubRunner):
         if self.fault is not None:
             raise self.fault
         result = super().run(step)
-        return replace(result, tokens=(*result.tokens, *self.surplus))
+        return replace(result, tokens=(*result.tokens, *([self.surplus] if self.surplus else ())))
 
 
 class FaultyEncoder(StubEncoder):

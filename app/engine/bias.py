@@ -107,6 +107,14 @@ class Bias:
         if sampling.has_penalties or is_ban_over or row.matcher is not None:
             self._write(slot)
 
+    def move(self, source: int, target: int) -> None:
+        """Follow a sequence to another slot."""
+        self.clear(target)
+        row = self._biased.pop(source, None)
+        if row is not None:
+            self._biased[target] = row
+            self._rows[target], self._rows[source] = self._rows[source], 0
+
     def keep(self, slots: set[int]) -> None:
         """Clear every row but these: their sequences ended."""
         for slot in self._biased.keys() - slots:

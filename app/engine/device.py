@@ -55,21 +55,25 @@ EAGER_KERAS = "keras.src.optimizers"
 NUMBERS_A_FUNCTION = 20_000
 
 
-def start_tensorflow(cache_dir: Path, num_threads: int = 0) -> None:
-    """Import TensorFlow.
+def start_tensorflow(cache_dir: Path, num_threads: int = 0) -> Path:
+    """Import TensorFlow, once.
 
     Args:
         cache_dir: where compiled code is kept; created.
         num_threads: of the numeric kernels; 0: one per core.
+
+    Returns:
+        Where this machine's compiled code is kept.
     """
-    if "tensorflow" in sys.modules:
-        return
     folder = cache_folder(cache_dir, time.time())
+    if "tensorflow" in sys.modules:
+        return folder
     # putenv, not os.environ: these are read by TensorFlow's C++ half alone.
     os.putenv("TF_CPP_MIN_LOG_LEVEL", "3")
     os.putenv("TF_XLA_FLAGS", f"--tf_xla_persistent_cache_directory={folder}")
     tf = _import_without_keras()
     tf.config.threading.set_intra_op_parallelism_threads(num_threads)
+    return folder
 
 
 def cache_folder(cache_dir: Path, now_s: float) -> Path:
@@ -100,6 +104,11 @@ def device_name() -> str:
     for accelerator in tf.config.list_physical_devices("GPU"):
         return str(tf.config.experimental.get_device_details(accelerator).get("device_name", "gpu"))
     return "cpu"
+
+
+def is_accelerated() -> bool:
+    """Whether there is more than a CPU."""
+    return bool(importlib.import_module("tensorflow").config.list_physical_devices("GPU"))
 
 
 @contextmanager

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from app.engine.limits import check_request
 from app.engine.runner import LOST, DeviceLost, Result, Runner
-from app.engine.scheduler import Prefill, QueueFull, Scheduler, Step
+from app.engine.scheduler import Decode, Prefill, QueueFull, Scheduler, Step
 from app.engine.sequence import Grammar, Request, Sequence, Token
 from app.errors import AppError, DeadlineExceeded, EngineUnavailable, InternalError, Overloaded
 from app.telemetry import get_logger
@@ -30,6 +30,12 @@ log = get_logger(__name__)
 CHUNK_TOKENS = 4
 CHUNK_S = 0.02
 MAX_FAILURES_IN_A_ROW = 3
+# Longest decode call of several steps: what a newcomer waits for at most, and how often
+# somebody who left is noticed.
+MAX_CALL_S = 0.03
+SHORTEST_STEP_S = 1e-4
+# Weight of the newest decode step in the mean time of one.
+STEP_SMOOTHING = 0.3
 # Weight of the newest sequence in the mean time that one holds a slot.
 SMOOTHING = 0.1
 
@@ -42,6 +48,7 @@ class Chunk:
         index: place of `tokens[0]` in the output.
         prompt_tokens: first chunk: the prompt's log-probabilities, from its second token on.
         finish_reason: "stop" or "length" in the last chunk, else "".
+        cached_tokens: of the prompt, out of the prefix cache.
         accelerator_ms: this sequence's share of device time so far.
         queue_ms: first chunk: time until the device began with it.
     """
@@ -50,6 +57,7 @@ class Chunk:
     tokens: tuple[Token, ...]
     prompt_tokens: tuple[Token, ...] = ()
     finish_reason: str = ""
+    cached_tokens: int = 0
     accelerator_ms: float = 0.0
     queue_ms: float = 0.0
 
@@ -85,6 +93,7 @@ class _Stream:
             tokens=tuple(sequence.output[self.sent :]),
             prompt_tokens=tuple(sequence.prompt_tokens) if is_first else (),
             finish_reason=sequence.finish_reason or "",
+            cached_tokens=sequence.cached_tokens,
             accelerator_ms=sequence.accelerator_s * 1000,
             queue_ms=((self.started_at or now) - self.enqueued_at) * 1000 if is_first else 0.0,
         )
@@ -114,7 +123,7 @@ class GenerationEngine:
         on_lost: Callable[[], None] = lambda: None,
     ) -> None:
         self.runner = runner
-        self.scheduler = Scheduler(runner.num_slots, queue_capacity)
+        self.scheduler = Scheduler(runner.shapes, queue_capacity)
         self.accelerator_s = 0.0
         self._name = name
         self._executor = executor
@@ -124,6 +133,7 @@ class GenerationEngine:
         self._work = asyncio.Event()
         self._failures = 0
         self._slot_s = 1.0
+        self._step_s = MAX_CALL_S
         self._is_lost = False
         self._task: asyncio.Task[None] | None = None
 
@@ -170,7 +180,7 @@ class GenerationEngine:
 
     async def _run(self) -> None:
         while not self._is_lost:
-            step = self.scheduler.next_step()
+            step = self.scheduler.next_step(max_steps=int(MAX_CALL_S / self._step_s))
             if step is None:
                 self._publish()
                 await self._wait_for_work()
@@ -211,7 +221,7 @@ class GenerationEngine:
 
     def _retry_after_s(self) -> float:
         """When about half of those who wait will have had their turn."""
-        return self.scheduler.queue_depth / 2 * self._slot_s / self.runner.num_slots
+        return self.scheduler.queue_depth / 2 * self._slot_s / self.runner.shapes.num_slots
 
     async def _wait_for_work(self) -> None:
         # Nothing awaits between the scheduler's "nothing to do" and this line.
@@ -249,13 +259,16 @@ class GenerationEngine:
         for sequence in step.sequences:
             sequence.accelerator_s += result.device_s / len(step.sequences)
         if isinstance(step, Prefill):
-            step.sequence.prompt_tokens += result.prompt_tokens
+            step.sequences[0].prompt_tokens += result.prompt_tokens
+        if isinstance(step, Decode):
+            newest_s = max(SHORTEST_STEP_S, result.device_s / step.num_steps)
+            self._step_s += STEP_SMOOTHING * (newest_s - self._step_s)
 
     def _fail(self, step: Step) -> None:
         self._failures += 1
         self._is_lost = self._failures >= MAX_FAILURES_IN_A_ROW
+        self.scheduler.fail(step)
         for sequence in step.sequences:
-            self.scheduler.abort(sequence)
             self._end(sequence, InternalError("The model failed to compute this answer."))
 
     def _publish(self) -> None:

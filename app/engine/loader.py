@@ -19,18 +19,31 @@ def load_model(settings: Settings, card: ModelCard) -> Runner | Encoder:
     Raises:
         ModelFormatError: the directory cannot be served; says why.
     """
-    start_tensorflow(settings.data_dir / CACHE_DIR, settings.engine_threads)
+    folder = start_tensorflow(settings.data_dir / CACHE_DIR, settings.engine_threads)
     from app.engine.encoder_runner import EncoderRunner
     from app.engine.grammar import Grammars
     from app.engine.model_runner import DecoderRunner
-    from app.modeling import checkpoint
+    from app.engine.widths import CANDIDATES, agreeing_widths
+    from app.modeling import checkpoint, quantize
     from app.modeling.bert_config import BertConfig
     from app.modeling.encoder import EncoderConfig
 
     loaded = checkpoint.load(card.path)
-    if isinstance(loaded.config, EncoderConfig | BertConfig):
-        return EncoderRunner(loaded.config, loaded.weights)
-    return DecoderRunner(loaded.config, loaded.weights, settings.engine_slots, Grammars.of(card))
+    config, weights = loaded.config, loaded.weights
+    if isinstance(config, EncoderConfig | BertConfig):
+        return EncoderRunner(config, weights)
+    if (card.precision or settings.engine_precision) == "int8":
+        weights, widths = quantize.quantize(config, weights), CANDIDATES  # sums of integers agree for all
+    else:
+        widths = agreeing_widths(quantize.product_shapes(config), settings.engine_slots, folder)
+    return DecoderRunner(
+        config,
+        weights,
+        settings.engine_slots,
+        Grammars.of(card),
+        widths=widths,
+        cache_bytes=settings.engine_prefix_cache_mib * 2**20,
+    )
 
 
 def load_stub(settings: Settings, card: ModelCard, step_s: float) -> Runner | Encoder:

@@ -1,42 +1,52 @@
 """A decoder on a TensorFlow device: owns its arrays and its compiled functions.
 
-`decode`, which runs for every token, is compiled by XLA for a fixed number of
-rows and a few lengths of context. A prompt is read by one plain TensorFlow graph
-for any length: it needs no padding and takes nothing from start-up, and is a tenth
-(long prompts) to three quarters (16 tokens) slower than XLA's code on a CPU.
+XLA compiles one function for each shape of a call (`plan.py`): parts of prompts by
+their number, padded length and context, decode steps by rows and context. A decode
+call takes several steps in a loop on the device. What is known of prompts' beginnings
+is copied (`blocks.py`).
 
 Everything is traced in the constructor and compiled in `warm_up`; TensorFlow numbers
 functions as they are traced, and XLA's cache on disk knows them by that number, so
 build the models of a process one after the other and in the same order each time.
 Warm them up side by side.
 
+A row's answer is the same, bit for bit, in calls of any number of rows: their products
+have numbers of columns that agree (`widths.py`), and `warm_up` compares the calls and
+uses none that does not.
+
 What comes back from a step is one packed array, one copy to the host.
 
-Letters: `B` rows, `T` tokens of a chunk, `D` width, `V` vocabulary.
+Letters: `B` rows, `P` parts, `T` tokens of a part, `D` width, `V` vocabulary.
 """
 
 import time
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
+from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 
 from app.engine import sampler
 from app.engine.bias import Bias
-from app.engine.device import align_function_numbers, losses_translated
+from app.engine.blocks import BlockPool, block_bytes
+from app.engine.device import align_function_numbers, is_accelerated, losses_translated
 from app.engine.grammar import Grammars
+from app.engine.plan import make_plan
 from app.engine.runner import NO_GRAMMARS, Result
-from app.engine.scheduler import Decode, Prefill, Step
-from app.engine.sequence import Grammar, Token
+from app.engine.scheduler import STEPS, Decode, Part, Prefill, Restore, Step
+from app.engine.sequence import Grammar, Sampling, Token
+from app.engine.shapes import Shapes
 from app.errors import BadRequest
 from app.modeling import decoder
 from app.modeling.decoder_config import DecoderConfig
+from app.telemetry import get_logger
 
-# A row's answer may differ in its last bits between two lengths of context, so a
-# model of up to this many positions has one only.
-SMALLEST_CONTEXT = 512
+log = get_logger(__name__)
+
+COMPILE_THREADS = 4
 
 
 class DecoderRunner:
@@ -44,9 +54,11 @@ class DecoderRunner:
 
     Args:
         config: sizes.
-        weights: arrays by Hugging Face name, float32.
+        weights: arrays by Hugging Face name, as `quantize` leaves them where it was used.
         num_slots: rows of the batch.
         grammars: of the model's tokenizer; None refuses them all.
+        widths: numbers of columns that agree; none: every call has all rows.
+        cache_bytes: device memory for the beginnings of prompts.
     """
 
     def __init__(
@@ -55,32 +67,25 @@ class DecoderRunner:
         weights: Mapping[str, np.ndarray],
         num_slots: int,
         grammars: Grammars | None = None,
+        *,
+        widths: tuple[int, ...] = (),
+        cache_bytes: int = 0,
     ) -> None:
-        self.num_slots = num_slots
         self.vocab_size = config.vocab_size
         self.context_length = config.context_length
         self._config = config
         self._weights = {name: tf.constant(array) for name, array in weights.items()}
         self._cache = decoder.init_cache(config, num_slots, config.context_length)
+        self._plan = make_plan(num_slots, config.context_length, widths, is_accelerator=is_accelerated())
+        self.shapes = self._plan.shapes
+        self._pool = self._make_pool(cache_bytes)
         self._grammars = grammars
         self._bias = Bias(num_slots, config.vocab_size, grammars)
-        self._no_bias = tf.zeros((num_slots, config.vocab_size))
+        self._no_bias = {size: tf.zeros((size, config.vocab_size)) for size in {*self.shapes.rows, *self.shapes.parts}}
         # Where a row without a live token may write: its prompt overwrites it next.
         self._next_write = np.zeros(num_slots, np.int32)
         self._traces_at_warm_up = 0
-        state = (1, None, config.hidden_size)
-        self._states = _function(self._states_graph, _ints(1, None), _ints(), _ints())
-        self._first = _function(self._first_graph, _floats(*state), *_row_specs(1, config.vocab_size))
-        self._score = _function(self._score_graph, _floats(*state), _ints(None))
-        self._decodes = {
-            context: _function(
-                partial(self._decode_graph, context), *_row_specs(num_slots, config.vocab_size), jit_compile=True
-            )
-            for context in context_buckets(config.context_length)
-        }
-        for function in self._functions:
-            align_function_numbers()
-            function.get_concrete_function()
+        self._make_functions()
 
     @property
     def compilations(self) -> int:
@@ -88,12 +93,11 @@ class DecoderRunner:
         return self._num_traces - self._traces_at_warm_up
 
     def warm_up(self) -> None:
-        """Compile all that `run` may need, and run it once."""
-        states = self._read_chunk(tf.zeros((1, 1), tf.int32), 0, 0)
-        self._first(states, *_idle_rows(1), self._no_bias[:1])
-        self._score_chunk(states, (0,))
-        for function in self._decodes.values():
-            function(*_idle_rows(self.num_slots), self._no_bias)
+        """Compile all that `run` may need, and leave out what does not agree with the rest."""
+        with ThreadPoolExecutor(COMPILE_THREADS, "compile") as threads:
+            for _ in threads.map(lambda run: run(), self._trials()):
+                pass
+        self.shapes = self._agreeing(self.shapes)
         self._traces_at_warm_up = self._num_traces
 
     def prepare(self, grammar: Grammar) -> None:
@@ -105,87 +109,217 @@ class DecoderRunner:
     def run(self, step: Step) -> Result:
         """Do one step; blocks until its result is on the host."""
         started = time.perf_counter()
-        with losses_translated():
-            result = self._prefill(step) if isinstance(step, Prefill) else self._decode(step)
-        return Result(*result, device_s=time.perf_counter() - started)
-
-    @property
-    def _functions(self) -> tuple[Any, ...]:
-        return (self._states, self._first, self._score, *self._decodes.values())
-
-    @property
-    def _num_traces(self) -> int:
-        return sum(function.experimental_get_tracing_count() for function in self._functions)
-
-    def _prefill(self, step: Prefill) -> tuple[tuple[Token, ...], tuple[Token, ...]]:
-        request = step.sequence.request
-        chunk = tf.constant([request.prompt[step.start : step.end]], tf.int32)
-        states = self._read_chunk(chunk, step.slot, step.start)
-        self._next_write[step.slot] = step.end
         scored: tuple[Token, ...] = ()
-        if request.prompt_logprobs:
-            targets = request.prompt[step.start + 1 : step.end + 1]
-            packed = self._score_chunk(states, targets)
-            scored = tuple(sampler.unpack(packed, i, request.logprobs) for i in range(len(targets)))
-        if not step.is_last:
-            return (), scored
-        self._bias.assign(step.slot, request)
-        ints, floats = _idle_rows(1)
-        floats[0], ints[0, 2:] = sampler.row_parameters(request.sampling, request.logprobs)
-        ints[0, 1] = step.end - 1
-        packed = self._first(states, ints, floats, self._bias.rows[step.slot : step.slot + 1]).numpy()
-        return (self._bias.advance(step.slot, sampler.unpack(packed, 0, request.logprobs)),), scored
+        with losses_translated():
+            if isinstance(step, Restore):
+                tokens = self._restore(step)
+            elif isinstance(step, Prefill):
+                tokens, scored = self._prefill(step)
+            else:
+                tokens = self._decode(step)
+        return Result(tokens, scored, device_s=time.perf_counter() - started)
 
-    def _decode(self, step: Decode) -> tuple[tuple[Token, ...], tuple[Token, ...]]:
-        ints, floats = _idle_rows(self.num_slots)
-        ints[:, 1] = self._next_write
+    def _restore(self, step: Restore) -> tuple[tuple[Token, ...], ...]:
+        assert self._pool is not None
+        self._pool.restore(step.slot, step.places)
+        self._next_write[step.slot] = step.end
+        return ((),)
+
+    def _prefill(self, step: Prefill) -> tuple[tuple[tuple[Token, ...], ...], tuple[Token, ...]]:
+        parts = step.parts
+        length = self.shapes.length_bucket(max(part.end - part.start for part in parts))
+        tokens = np.zeros((len(parts), length), np.int32)
+        for row, part in enumerate(parts):
+            tokens[row, : part.end - part.start] = part.sequence.request.prompt[part.start : part.end]
+            self._next_write[part.slot] = part.end
+        places = np.array([(part.slot, part.start, part.end - part.start) for part in parts], np.int32)
+        context = self._plan.context(max(part.end for part in parts))
+        last, states = self._prefills[len(parts), length, context](tokens, places)
+        for part in parts:
+            if part.kept and self._pool is not None:
+                self._pool.keep(part.slot, part.first_kept, part.kept)
+        return self._sample_first(parts, last), self._score(parts[0], states)
+
+    def _sample_first(self, parts: tuple[Part, ...], last: tf.Tensor) -> tuple[tuple[Token, ...], ...]:
+        """The first token of each part that ends its prompt."""
+        if not any(part.is_last for part in parts):
+            return ((),) * len(parts)
+        ints, floats = _idle_rows(len(parts))
+        bias = np.zeros((len(parts), self.vocab_size), np.float32)
+        for row, part in enumerate(parts):
+            request = part.sequence.request
+            if part.is_last:
+                self._bias.assign(part.slot, request)
+                bias[row] = self._bias.rows[part.slot]
+            floats[row], ints[row, 2:] = sampler.row_parameters(request.sampling, request.logprobs)
+            ints[row, 1] = part.end - 1
+        packed = self._firsts[len(parts)](last, ints, floats, bias).numpy()
+        return tuple(
+            (self._bias.advance(part.slot, sampler.unpack(packed, row, part.sequence.request.logprobs)),)
+            if part.is_last
+            else ()
+            for row, part in enumerate(parts)
+        )
+
+    def _score(self, part: Part, states: tf.Tensor) -> tuple[Token, ...]:
+        """What the prompt's own tokens scored, each as the successor of the one before, where asked for."""
+        request = part.sequence.request
+        if not request.prompt_logprobs:
+            return ()
+        wanted = request.prompt[part.start + 1 : part.end + 1]
+        targets = np.zeros(self.shapes.chunk, np.int32)
+        targets[: len(wanted)] = wanted
+        padding = [[0, 0], [0, self.shapes.chunk - states.shape[1]]]
+        packed = self._scores(tf.pad(states, padding), targets).numpy()
+        return tuple(sampler.unpack(packed, i, request.logprobs) for i in range(len(wanted)))
+
+    def _decode(self, step: Decode) -> tuple[tuple[Token, ...], ...]:
+        for source, target in step.moves:
+            self._move(np.int32(source), np.int32(target))
+            self._bias.move(source, target)
+        size = self.shapes.row_bucket(1 + max(row.slot for row in step.rows))
+        ints, floats = _idle_rows(size)
+        ints[:, 1] = self._next_write[:size]
         self._bias.keep({row.slot for row in step.rows})
         for row in step.rows:
             request = row.sequence.request
             self._bias.observe(row.slot, row.token, row.position + 1 - len(request.prompt))
             ints[row.slot, :2] = row.token, row.position
             floats[row.slot], ints[row.slot, 2:] = sampler.row_parameters(request.sampling, request.logprobs)
-            self._next_write[row.slot] = row.position + 1
-        longest = max(row.position for row in step.rows)
-        decode = next(function for context, function in self._decodes.items() if context > longest)
-        bias = self._no_bias if self._bias.is_zero else tf.constant(self._bias.rows)
-        packed = decode(ints, floats, bias).numpy()
-        drawn = ((row.slot, sampler.unpack(packed, row.slot, row.sequence.request.logprobs)) for row in step.rows)
-        return tuple(self._bias.advance(slot, token) for slot, token in drawn), ()
+            self._next_write[row.slot] = row.position + step.num_steps
+        context = self._plan.context(max(row.position for row in step.rows) + step.num_steps)
+        bias = self._no_bias[size] if self._bias.is_zero else tf.constant(self._bias.rows[:size])
+        packed = self._decodes[size, context](ints, floats, bias, np.int32(step.num_steps)).numpy()
+        return tuple(
+            tuple(
+                self._bias.advance(row.slot, sampler.unpack(packed[i], row.slot, row.sequence.request.logprobs))
+                for i in range(step.num_steps)
+            )
+            for row in step.rows
+        )
 
-    def _read_chunk(self, tokens: tf.Tensor, slot: int, start: int) -> tf.Tensor:
-        return self._states(tokens, tf.constant(slot), tf.constant(start))
+    def _make_pool(self, cache_bytes: int) -> BlockPool | None:
+        chunk = self.shapes.chunk
+        num_blocks = cache_bytes // block_bytes(self._cache, chunk)
+        if num_blocks < 1:
+            return None
+        self.shapes = Shapes(self.shapes.rows, self.shapes.parts, self.shapes.lengths, num_blocks)
+        return BlockPool(self._cache, num_blocks, chunk)
 
-    def _score_chunk(self, states: tf.Tensor, targets: tuple[int, ...]) -> np.ndarray:
-        """Pack the given tokens, each as the successor of the state at its place."""
-        packed: np.ndarray = self._score(states[:, : len(targets)], tf.constant(targets, tf.int32)).numpy()
-        return packed
+    def _make_functions(self) -> None:
+        shapes, contexts, vocab_size = self.shapes, self._plan.contexts, self.vocab_size
+        width = self._config.hidden_size
+        self._move = _function(self._move_graph, _ints(), _ints())
+        self._prefills = {
+            (parts, length, context): _compiled(
+                partial(self._prefill_graph, context), _ints(parts, length), _ints(parts, 3)
+            )
+            for parts in shapes.parts
+            for length in shapes.lengths
+            for context in contexts
+            if context >= min(length, contexts[-1])
+        }
+        self._firsts = {
+            parts: _compiled(self._first_graph, _floats(width, parts), *_row_specs(parts, vocab_size))
+            for parts in shapes.parts
+        }
+        self._scores = _compiled(self._score_graph, _floats(width, shapes.chunk), _ints(shapes.chunk))
+        self._decodes = {
+            (rows, context): _compiled(partial(self._decode_graph, context), *_row_specs(rows, vocab_size), _ints())
+            for rows in shapes.rows
+            for context in contexts
+        }
+        for function in self._compiled_functions:
+            align_function_numbers()
+            function.get_concrete_function()
 
-    def _states_graph(self, tokens: tf.Tensor, slot: tf.Tensor, start: tf.Tensor) -> tf.Tensor:
-        context = start + tf.shape(tokens)[1]
-        return decoder.prefill_states(self._config, self._weights, self._cache, tokens, slot, start, context)
+    @property
+    def _compiled_functions(self) -> tuple[Any, ...]:
+        groups = (self._prefills, self._firsts, self._decodes)
+        return (self._scores, *(function for group in groups for function in group.values()))
 
-    def _first_graph(self, states: tf.Tensor, ints: tf.Tensor, floats: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
-        logits = decoder.head(self._config, self._weights, states[:, -1:])[:, 0]  # [1, V]
+    @property
+    def _num_traces(self) -> int:
+        return sum(function.experimental_get_tracing_count() for function in self._compiled_functions)
+
+    def _trials(self) -> list[Callable[[], Any]]:
+        """A call of each function, on slots that nobody owns yet; the largest first, so that none waits at the end."""
+        trials: list[Callable[[], Any]] = [
+            partial(function, *self._idle_call(rows)) for (rows, _), function in self._decodes.items()
+        ]
+        for (parts, length, _), function in self._prefills.items():
+            trials.append(partial(function, np.zeros((parts, length), np.int32), _first_slots(parts)))
+        width = self._config.hidden_size
+        for parts, function in self._firsts.items():
+            trials.append(partial(function, np.zeros((width, parts), np.float32), *self._idle_call(parts)[:3]))
+        chunk = self.shapes.chunk
+        trials.append(partial(self._scores, np.zeros((width, chunk), np.float32), np.zeros(chunk, np.int32)))
+        trials.append(partial(self._move, np.int32(0), np.int32(0)))
+        return trials
+
+    def _idle_call(self, size: int) -> tuple[Any, ...]:
+        return (*_idle_rows(size), self._no_bias[size], np.int32(1))
+
+    def _agreeing(self, shapes: Shapes) -> Shapes:
+        """Without the decode calls whose first row comes out otherwise than in the call of all rows."""
+        context = self._plan.contexts[0]
+        answers = {rows: self._probe(rows, context) for rows in shapes.rows}
+        rows = tuple(rows for rows in shapes.rows if np.array_equal(answers[rows], answers[shapes.num_slots]))
+        if rows != shapes.rows:
+            log.warning("runner.calls_disagree", dropped=sorted({*shapes.rows} - {*rows}))
+        return Shapes(rows, shapes.parts, shapes.lengths, shapes.num_blocks)
+
+    def _probe(self, rows: int, context: int) -> np.ndarray:
+        """What one step of the first slot samples, with log-probabilities."""
+        ints, floats = _idle_rows(rows)
+        floats[0], ints[0, 2:] = sampler.row_parameters(Sampling(temperature=1.0, top_p=0.9), logprobs=1)
+        answer: np.ndarray = self._decodes[rows, context](ints, floats, self._no_bias[rows], np.int32(1)).numpy()[0, 0]
+        return answer
+
+    def _move_graph(self, source: tf.Tensor, target: tf.Tensor) -> None:
+        for variable in (*self._cache.keys, *self._cache.values):
+            variable.scatter_update(tf.IndexedSlices(tf.gather(variable, [source]), [target]))
+
+    def _prefill_graph(self, context: int, tokens: tf.Tensor, places: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
+        """The states after each part's last real token `[D, P]`, and all of them `[D, P * T]`."""
+        slots, starts, lengths = tf.unstack(places, axis=1)
+        states = decoder.prefill(self._config, self._weights, self._cache, tokens, slots, starts, lengths, context)
+        num_parts, length = tokens.shape
+        return tf.gather(states, tf.range(num_parts) * length + lengths - 1, axis=1), states
+
+    def _first_graph(self, last: tf.Tensor, ints: tf.Tensor, floats: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
+        num_parts = last.shape[1]
+        columns = tf.pad(last, [[0, 0], [0, self._plan.padded(num_parts) - num_parts]])
+        logits = _turned(decoder.head(self._config, self._weights, columns))[:num_parts]  # [P, V]
         return sampler.sample(logits, bias, sampler.Rows(floats, ints[:, 2:], ints[:, 1] + 1))
 
     def _score_graph(self, states: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
-        return sampler.score(decoder.head(self._config, self._weights, states)[0], targets)
+        return sampler.score(_turned(decoder.head(self._config, self._weights, states)), targets)
 
-    def _decode_graph(self, context: int, ints: tf.Tensor, floats: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
-        tokens, positions = ints[:, 0], ints[:, 1]
-        logits = decoder.decode(self._config, self._weights, self._cache, tokens, positions, context)  # [B, V]
-        return sampler.sample(logits, bias, sampler.Rows(floats, ints[:, 2:], positions + 1))
+    def _decode_graph(
+        self, context: int, ints: tf.Tensor, floats: tf.Tensor, bias: tf.Tensor, num_steps: tf.Tensor
+    ) -> tf.Tensor:
+        """`num_steps` tokens of each row, packed, `[STEPS[-1], B, …]`; what lies behind them means nothing."""
+        num_rows = ints.shape[0]
+
+        def take_step(
+            i: tf.Tensor, tokens: tf.Tensor, positions: tf.Tensor, taken: tf.Tensor
+        ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+            columns = decoder.decode(
+                self._config, self._weights, self._cache, tokens, positions, context, self._plan.columns[num_rows]
+            )  # [V, B]
+            packed = sampler.sample(_turned(columns), bias, sampler.Rows(floats, ints[:, 2:], positions + 1))
+            taken = tf.tensor_scatter_nd_update(taken, [[i]], packed[tf.newaxis])
+            return i + 1, packed[:, 0], positions + 1, taken
+
+        nothing = tf.zeros((STEPS[-1], num_rows, sampler.packed_size(self.vocab_size)), tf.int32)
+        start = (tf.constant(0), ints[:, 0], ints[:, 1], nothing)
+        return tf.while_loop(lambda i, *_: i < num_steps, take_step, start)[3]
 
 
-def context_buckets(context_length: int) -> tuple[int, ...]:
-    """Lengths of cache that a decode step may read: doubling up to the whole context."""
-    buckets = []
-    length = SMALLEST_CONTEXT
-    while length < context_length:
-        buckets.append(length)
-        length *= 2
-    return (*buckets, context_length)
+def _turned(logits: tf.Tensor) -> tf.Tensor:
+    """`[V, M]` to `[M, V]`; without the barrier XLA computes a product of rows instead, slower and of other bits."""
+    return tf.transpose(gen_xla_ops.xla_optimization_barrier([logits])[0])
 
 
 def _idle_rows(count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -195,6 +329,11 @@ def _idle_rows(count: int) -> tuple[np.ndarray, np.ndarray]:
         `[B, 2 + 4]` int32, token, position and `Rows.ints`; `[B, 3]` float32, `Rows.floats`.
     """
     return np.zeros((count, 2 + sampler.NUM_INTS), np.int32), np.zeros((count, sampler.NUM_FLOATS), np.float32)
+
+
+def _first_slots(count: int) -> np.ndarray:
+    """Places of parts of one token at the beginning of the first slots, `[P, 3]`."""
+    return np.array([(slot, 0, 1) for slot in range(count)], np.int32)
 
 
 def _row_specs(count: int, vocab_size: int) -> tuple[tf.TensorSpec, ...]:
@@ -209,5 +348,9 @@ def _floats(*shape: int | None) -> tf.TensorSpec:
     return tf.TensorSpec(shape, tf.float32)
 
 
-def _function(graph: Callable[..., tf.Tensor], *signature: tf.TensorSpec, jit_compile: bool = False) -> Any:  # noqa: ANN401 - TensorFlow has no types
-    return tf.function(graph, input_signature=signature, autograph=False, jit_compile=jit_compile)
+def _compiled(graph: Callable[..., Any], *signature: tf.TensorSpec) -> Any:  # noqa: ANN401 - TensorFlow has no types
+    return tf.function(graph, input_signature=signature, autograph=False, jit_compile=True)
+
+
+def _function(graph: Callable[..., Any], *signature: tf.TensorSpec) -> Any:  # noqa: ANN401
+    return tf.function(graph, input_signature=signature, autograph=False)

@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 
 from app.engine.scheduler import Step
 from app.engine.sequence import Grammar, Token
+from app.engine.shapes import Shapes
 
 # What callers are told then, and after any other end of an engine's loop.
 LOST = "The accelerator failed; the engine restarts."
@@ -25,13 +26,14 @@ class Result:
     """What a step gave.
 
     Attributes:
-        tokens: one per sequence of the step; none after an inner prompt chunk.
-        prompt_tokens: of a chunk whose sequence asked for it: the tokens
+        tokens: for each sequence of the step those that were sampled, none after an inner
+            prompt chunk.
+        prompt_tokens: of a part whose sequence asked for it: the tokens
             `prompt[start + 1 : end + 1]` with their log-probabilities.
         device_s: seconds that the device was busy with it.
     """
 
-    tokens: tuple[Token, ...] = ()
+    tokens: tuple[tuple[Token, ...], ...] = ()
     prompt_tokens: tuple[Token, ...] = ()
     device_s: float = 0.0
 
@@ -47,9 +49,13 @@ class Vectors:
 class Runner(Protocol):
     """A generation model on a device."""
 
-    num_slots: int
     vocab_size: int
     context_length: int
+
+    @property
+    def shapes(self) -> Shapes:
+        """Of its calls; may narrow while it warms up."""
+        ...
 
     @property
     def compilations(self) -> int:

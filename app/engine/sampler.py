@@ -92,6 +92,11 @@ def score(logits: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
     return tf.concat([targets[:, tf.newaxis], _logprobs(logits, targets)], axis=1)
 
 
+def packed_size(vocab_size: int) -> int:
+    """How many numbers `sample` gives a row."""
+    return 2 + 2 * min(MAX_LOGPROBS, vocab_size)
+
+
 def unpack(packed: np.ndarray, row: int, logprobs: int | None) -> Token:
     """Read one row of what `sample` packed."""
     token = int(packed[row, 0])
@@ -118,7 +123,8 @@ def _filter(scaled: tf.Tensor, top_k: tf.Tensor, top_p: tf.Tensor, min_p: tf.Ten
     """Drop what top-k, then top-p, then min-p do not keep; a row without filters stays as it is."""
     keys = _ordered(scaled)
     kept = (top_k <= 0) | (keys >= _threshold(keys, tf.ones_like(scaled), tf.cast(top_k, tf.float32)))
-    probabilities = tf.nn.softmax(tf.where(kept, scaled, DROPPED))
+    powers = _powers(tf.where(kept, scaled, DROPPED))
+    probabilities = powers / _sum(powers)
     kept &= (top_p >= 1) | (keys >= _threshold(keys, probabilities, top_p))
     best = tf.reduce_max(probabilities, axis=-1, keepdims=True)
     kept &= probabilities >= min_p * best
@@ -148,7 +154,7 @@ def _threshold(keys: tf.Tensor, weights: tf.Tensor, target: tf.Tensor) -> tf.Ten
     def halve(count: tf.Tensor, low: tf.Tensor, high: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
         # The mean rounded down, without the overflow of (low + high).
         middle = (low & high) + tf.bitwise.right_shift(tf.bitwise.bitwise_xor(low, high), 1)
-        total = tf.reduce_sum(tf.where(keys >= middle, weights, 0.0), axis=-1, keepdims=True)
+        total = _sum(tf.where(keys >= middle, weights, 0.0))
         is_enough = total >= target
         return count + 1, tf.where(is_enough, middle, low), tf.where(is_enough, high, middle)
 
@@ -199,11 +205,23 @@ def _rotate_left(x: tf.Tensor, distance: tf.Tensor) -> tf.Tensor:
 
 def _logprobs(logits: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
     """`[B, 1 + 2 A]` int32: the tokens' log-probabilities, the best tokens, theirs."""
-    logprobs = tf.nn.log_softmax(logits)
+    shifted = logits - tf.reduce_max(logits, axis=-1, keepdims=True)
+    logprobs = shifted - tf.math.log(_sum(tf.exp(shifted)))
     chosen = tf.gather(logprobs, tokens, axis=1, batch_dims=1)[:, tf.newaxis]
     best, ids = tf.math.top_k(logprobs, _num_alternatives(logits))
     return tf.concat([tf.bitcast(chosen, tf.int32), ids, tf.bitcast(best, tf.int32)], axis=1)
 
 
+def _powers(logits: tf.Tensor) -> tf.Tensor:
+    """Probabilities `[B, V]` up to a factor for each row; the largest is 1."""
+    return tf.exp(logits - tf.reduce_max(logits, axis=-1, keepdims=True))
+
+
+def _sum(x: tf.Tensor) -> tf.Tensor:
+    """`[B, V]` to `[B, 1]`, each row as a product of its own: XLA's reductions add in an order that depends on `B`."""
+    ones = tf.ones_like(x)[:, :, tf.newaxis]  # [B, V, 1]
+    return tf.matmul(x[:, tf.newaxis], ones)[:, 0]
+
+
 def _num_alternatives(logits: tf.Tensor) -> int:
-    return min(MAX_LOGPROBS, int(logits.shape[-1]))
+    return (packed_size(int(logits.shape[-1])) - 2) // 2

@@ -77,6 +77,7 @@ class Request:
         prompt_logprobs: with `logprobs`, the prompt's too.
         start_index: tokens below this index are not delivered again.
         grammar: only a whole sentence of it ends with "stop"; None: anything goes.
+        cache_salt: beginnings of prompts are shared among equal salts; "": not at all.
     """
 
     request_id: str
@@ -89,6 +90,12 @@ class Request:
     prompt_logprobs: bool = False
     start_index: int = 0
     grammar: Grammar | None = None
+    cache_salt: str = ""
+
+    @property
+    def may_use_cache(self) -> bool:
+        """Whether a known beginning may be passed over; what it scores has to be read."""
+        return bool(self.cache_salt) and not self.prompt_logprobs
 
     @property
     def needs_host(self) -> bool:
@@ -119,6 +126,8 @@ class Sequence:
 
     Attributes:
         prefilled: prompt tokens whose keys and values are in the slot.
+        is_looked_up: the prefix cache was asked for its prompt.
+        cached_tokens: how many of those came out of the prefix cache.
         output: tokens sampled so far, without the end token.
         finish_reason: "stop" or "length" once it ended by itself.
         passed_over: prompt chunks of others that went first while this one waited.
@@ -129,6 +138,8 @@ class Sequence:
     state: State = State.WAITING
     slot: int | None = None
     prefilled: int = 0
+    is_looked_up: bool = False
+    cached_tokens: int = 0
     output: list[Token] = field(default_factory=list)
     prompt_tokens: list[Token] = field(default_factory=list)
     finish_reason: str | None = None
@@ -144,6 +155,11 @@ class Sequence:
     def remaining_prompt(self) -> int:
         """Prompt tokens that are not in the slot yet."""
         return len(self.request.prompt) - self.prefilled
+
+    @property
+    def remaining_output(self) -> int:
+        """Tokens that its budget still allows."""
+        return self.request.max_tokens - len(self.output)
 
     @property
     def next_position(self) -> int:

@@ -185,6 +185,7 @@ def _request(message: pb.GenerateRequest, eos_token_ids: tuple[int, ...]) -> Req
         prompt_logprobs=message.prompt_logprobs,
         start_index=message.start_index,
         grammar=_grammar(message.grammar),
+        cache_salt=message.cache_salt,
     )
 
 
@@ -206,6 +207,7 @@ def _chunk(chunk: Chunk) -> pb.GenerateChunk:
         logprobs=[_logprob(token) for token in chunk.tokens if token.logprob is not None],
         prompt_logprobs=[_logprob(token) for token in chunk.prompt_tokens],
         finish_reason=chunk.finish_reason,
+        cached_tokens=chunk.cached_tokens,
         accelerator_ms=chunk.accelerator_ms,
         queue_ms=chunk.queue_ms,
     )
@@ -234,6 +236,7 @@ def _status(model: Model) -> pb.ModelStatus:
         status.num_slots, status.free_slots = len(scheduler.slots), scheduler.slots.num_free
         status.queue_depth, status.queue_capacity = scheduler.queue_depth, scheduler.queue_capacity
         status.compilations_after_warm_up = model.engine.runner.compilations
+        status.cached_tokens = scheduler.cached_tokens
     elif model.engine is not None:
         status.queue_depth, status.queue_capacity = model.engine.queue_depth, model.engine.queue_capacity
         status.compilations_after_warm_up = model.engine.encoder.compilations

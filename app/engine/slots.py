@@ -45,6 +45,17 @@ class Slots:
         sequence.slot = slot
         return slot
 
+    def free_below(self, end: int) -> list[int]:
+        """Rows before `end` that nobody owns, rising."""
+        return [slot for slot, owner in enumerate(self._owners[:end]) if owner is None]
+
+    def move(self, sequence: Sequence, target: int) -> None:
+        """Give the sequence another row, which is free, for its own."""
+        assert self._owners[target] is None
+        self.release(sequence)
+        self._owners[target] = sequence
+        sequence.slot = target
+
     def release(self, sequence: Sequence) -> None:
         """Take the row back; harmless for a sequence that has none."""
         if sequence.slot is None:

@@ -8,14 +8,18 @@ runs: it needs no weights and no TensorFlow.
 
 import math
 import threading
+from dataclasses import replace
 
 from app.engine.runner import NO_GRAMMARS, Result, Vectors
-from app.engine.scheduler import Decode, Prefill, Step
+from app.engine.scheduler import Decode, Prefill, Restore, Step
 from app.engine.sequence import Grammar, Sequence, Token
+from app.engine.shapes import Shapes
 from app.errors import BadRequest
 
 # The share of the winning label; the others divide the rest.
 WINNING_SCORE = 0.9
+CHUNK = 256
+NUM_BLOCKS = 256
 
 
 class StubRunner:
@@ -33,11 +37,17 @@ class StubRunner:
     def __init__(
         self, num_slots: int = 16, vocab_size: int = 256, context_length: int = 4096, step_s: float = 0.0
     ) -> None:
-        self.num_slots = num_slots
+        self.shapes = Shapes(
+            rows=tuple(sorted({min(2**i, num_slots) for i in range(num_slots.bit_length() + 1)})),
+            parts=(1, 2),
+            lengths=(CHUNK,),
+            num_blocks=NUM_BLOCKS,
+        )
         self.vocab_size = vocab_size
         self.context_length = context_length
         self._step_s = step_s
         self._sums = [0] * num_slots
+        self._blocks = [0] * NUM_BLOCKS
 
     def warm_up(self) -> None:
         """There is nothing to compile."""
@@ -48,26 +58,40 @@ class StubRunner:
 
     def run(self, step: Step) -> Result:
         """Add up, and take the step's time."""
+        if isinstance(step, Restore):
+            self._sums[step.slot] = self._blocks[step.places[-1]]
+            return Result(tokens=((),))
+        num_steps = step.num_steps if isinstance(step, Decode) else 1
         if self._step_s:
-            _wait(self._step_s)
-        if isinstance(step, Prefill):
-            return self._prefill(step)
-        return Result(self._decode(step), device_s=self._step_s)
+            _wait(self._step_s * num_steps)
+        result = self._prefill(step) if isinstance(step, Prefill) else Result(self._decode(step))
+        return replace(result, device_s=self._step_s * num_steps)
 
     def _prefill(self, step: Prefill) -> Result:
-        request = step.sequence.request
-        before = self._sums[step.slot] if step.start else 0
-        self._sums[step.slot] = before + sum(request.prompt[step.start : step.end])
-        scored: tuple[Token, ...] = ()
-        if request.prompt_logprobs:
-            scored = tuple(self._token(step.sequence, t) for t in request.prompt[step.start + 1 : step.end + 1])
-        tokens = (self._next(step.sequence, step.slot),) if step.is_last else ()
-        return Result(tokens, scored, self._step_s)
+        tokens, scored = [], list[Token]()
+        for part in step.parts:
+            prompt = part.sequence.request.prompt
+            before = self._sums[part.slot] if part.start else 0
+            self._sums[part.slot] = before + sum(prompt[part.start : part.end])
+            if part.sequence.request.prompt_logprobs:
+                scored += (self._token(part.sequence, t) for t in prompt[part.start + 1 : part.end + 1])
+            for number, place in enumerate(part.kept, part.first_kept + 1):
+                self._blocks[place] = sum(prompt[: number * CHUNK])
+            tokens.append((self._next(part.sequence, part.slot),) if part.is_last else ())
+        return Result(tuple(tokens), tuple(scored))
 
-    def _decode(self, step: Decode) -> tuple[Token, ...]:
+    def _decode(self, step: Decode) -> tuple[tuple[Token, ...], ...]:
+        for source, target in step.moves:
+            self._sums[target] = self._sums[source]
+        tokens = []
         for row in step.rows:
-            self._sums[row.slot] += row.token
-        return tuple(self._next(row.sequence, row.slot) for row in step.rows)
+            newest, new = row.token, list[Token]()
+            for _ in range(step.num_steps):
+                self._sums[row.slot] += newest
+                new.append(self._next(row.sequence, row.slot))
+                newest = new[-1].id
+            tokens.append(tuple(new))
+        return tuple(tokens)
 
     def _next(self, sequence: Sequence, slot: int) -> Token:
         return self._token(sequence, self._sums[slot] % self.vocab_size)

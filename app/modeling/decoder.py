@@ -1,17 +1,20 @@
 """The decoder as pure functions over named weights: Llama and its kin, and GPT-2.
 
 One definition serves training (`forward` over a whole batch) and serving
-(`prefill` of one slot, `decode` of all slots against a key/value cache), so the
-engine cannot drift from what was trained. Weights have the names of the Llama
-layout, whatever their file calls them (`layouts.py`), and its order `[out, in]`,
-which is also what XLA multiplies fastest.
+(`prefill` of parts of prompts, `decode` of the slots against a key/value cache), so
+the engine cannot drift from what was trained. Weights have the names of the Llama
+layout, whatever their file calls them (`layouts.py`), and its order `[out, in]`.
+
+Activations are columns, `[D, M]` (`linear.py` says why). A column's result does not
+depend, bit for bit, on what stands in the others; nor on how many there are, where
+their number is one of those that `engine/widths.py` finds.
 
 It owns no variables and compiles nothing: callers wrap these functions in
 `tf.function`. Biases are applied where the checkpoint has them.
 
-Letters in shapes: `B` rows, `T` tokens, `S` cache length, `C` context read,
-`N` query heads, `G` key/value heads, `H` head size, `D` width, `F` feed-forward
-width, `V` vocabulary.
+Letters in shapes: `B` rows, `T` tokens, `M` columns (`B * T`), `S` cache length,
+`C` context read, `N` query heads, `G` key/value heads, `H` head size, `D` width,
+`F` feed-forward width, `V` vocabulary.
 
 Sources: RMSNorm, Zhang & Sennrich 2019 eq. 4; LayerNorm, Ba et al. 2016 eq. 4;
 SwiGLU, Shazeer 2020 sec. 2; grouped queries, Ainslie et al. 2023 sec. 2; windows,
@@ -26,9 +29,10 @@ import tensorflow as tf
 
 from app.modeling import attention, rotary
 from app.modeling.decoder_config import DecoderConfig
-from app.modeling.linear import Weights, linear
+from app.modeling.linear import Weights, linear, lookup
 
 Dropout = Callable[[tf.Tensor], tf.Tensor]
+Mix = Callable[[int, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
 
 ACTIVATIONS: Mapping[str, Callable[[tf.Tensor], tf.Tensor]] = {
     "silu": tf.nn.silu,
@@ -39,7 +43,7 @@ ACTIVATIONS: Mapping[str, Callable[[tf.Tensor], tf.Tensor]] = {
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """Keys and values of every layer, each a variable `[B, G, S, H]` updated in place."""
+    """Keys and values of every layer, each a variable `[slots, G, S, H]` updated in place."""
 
     keys: tuple[tf.Variable, ...]
     values: tuple[tf.Variable, ...]
@@ -72,16 +76,20 @@ def forward(config: DecoderConfig, weights: Weights, tokens: tf.Tensor, dropout:
     Returns:
         `[B, T, V]` float32.
     """
-    positions = tf.range(tf.shape(tokens)[1])
+    num_rows, length = tf.shape(tokens)[0], tf.shape(tokens)[1]
+    positions = tf.range(length)
+
     angles = rotary.angles(config, positions)  # [T, H/2]
 
-    def attend(layer: int, q: tf.Tensor, k: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
-        return attention.attend(q, k, v, _visible(config.window(layer), positions[:, tf.newaxis], positions))  # [T, T]
+    def mix(layer: int, q: tf.Tensor, k: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
+        q, k, v = _heads(config, num_rows, angles, q, k, v)
+        visible = _visible(config.window(layer), positions[:, tf.newaxis], positions)  # [T, T]
+        return _columns(attention.attend(q, k, v, visible))
 
-    x = dropout(_embed(config, weights, tokens, positions))  # [B, T, D]
+    x = dropout(_embed(config, weights, tokens, tf.broadcast_to(positions, tf.shape(tokens))))  # [D, M]
     for layer in range(config.num_layers):
-        x = _block(config, weights, layer, x, angles, attend, dropout)
-    return _head(config, weights, x)
+        x = _block(config, weights, layer, x, mix, dropout)
+    return tf.reshape(tf.transpose(head(config, weights, x)), (num_rows, length, config.vocab_size))
 
 
 def prefill(
@@ -89,76 +97,51 @@ def prefill(
     weights: Weights,
     cache: Cache,
     tokens: tf.Tensor,
-    slot: tf.Tensor,
-    start: tf.Tensor,
-    length: tf.Tensor,
-    context: int | tf.Tensor,
+    slots: tf.Tensor,
+    starts: tf.Tensor,
+    lengths: tf.Tensor,
+    context: int,
 ) -> tf.Tensor:
-    """Run one chunk of one prompt and write its keys and values into `slot`.
+    """Run parts of the prompts of different slots and write their keys and values.
 
-    The chunk may be padded at its end: what padding writes lies beyond the
-    prompt, and is overwritten before any query may see it. `start + T` must not
-    pass the cache's length.
+    A part may be padded at its end: what padding writes lies beyond the prompt, and
+    is overwritten before any query may see it; what lies beyond the cache is not
+    written.
 
     Args:
         config: sizes.
         weights: tensors by Hugging Face name.
-        cache: updated in place at `[slot, :, start:start + T]`.
-        tokens: `[1, T]` int32, padded.
-        slot: `[]` int32, the row of the cache.
-        start: `[]` int32, position of `tokens[0, 0]`.
-        length: `[]` int32, number of real tokens in the chunk, at least 1.
-        context: positions of the cache to read, at least `start + length`; a
-            constant where XLA compiles the function, a tensor where it does not.
+        cache: updated in place at `[slots[b], :, starts[b]:starts[b] + T]`.
+        tokens: `[B, T]` int32, padded.
+        slots: `[B]` int32, rows of the cache, all different.
+        starts: `[B]` int32, position of `tokens[b, 0]`.
+        lengths: `[B]` int32, number of real tokens; does not matter here.
+        context: positions of the cache to read, at least `starts + lengths`; a
+            constant of the compiled function.
 
     Returns:
-        `[1, V]` float32, the logits after the chunk's last real token.
+        `[D, B * T]`, every position's state before the output head.
     """
-    x = prefill_states(config, weights, cache, tokens, slot, start, context)
-    last = tf.gather(x, length - 1, axis=1)[:, tf.newaxis]  # [1, 1, D]
-    return _head(config, weights, last)[:, 0]
+    del lengths
+    num_rows, num_tokens = tokens.shape
+    positions = starts[:, tf.newaxis] + tf.range(num_tokens)  # [B, T]
+    angles = rotary.angles(config, positions)[:, tf.newaxis]  # [B, 1, T, H/2]
+    queries = tf.reshape(positions, (num_rows, 1, 1, num_tokens, 1))
+    where = _places(slots, positions, config.num_kv_heads)  # [B, G, T, 3]
 
+    def mix(layer: int, q: tf.Tensor, k: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
+        q, k, v = _heads(config, num_rows, angles, q, k, v)
+        cache.keys[layer].scatter_nd_update(where, k)
+        cache.values[layer].scatter_nd_update(where, v)
+        seen_k = tf.gather(cache.keys[layer][:, :, :context], slots)  # [B, G, C, H]
+        seen_v = tf.gather(cache.values[layer][:, :, :context], slots)
+        visible = _visible(config.window(layer), queries, tf.range(context))
+        return _columns(attention.attend(q, seen_k, seen_v, visible))
 
-def prefill_states(
-    config: DecoderConfig,
-    weights: Weights,
-    cache: Cache,
-    tokens: tf.Tensor,
-    slot: tf.Tensor,
-    start: tf.Tensor,
-    context: int | tf.Tensor,
-) -> tf.Tensor:
-    """As `prefill`, but every position's state before the output head, `[1, T, D]`."""
-    num_tokens = tf.shape(tokens)[1]
-    positions = start + tf.range(num_tokens)  # [T]
-    angles = rotary.angles(config, positions)
-    heads = tf.range(config.num_kv_heads)
-    where = tf.stack(
-        [
-            tf.fill((config.num_kv_heads, num_tokens), slot),
-            tf.repeat(heads[:, tf.newaxis], num_tokens, axis=1),
-            tf.repeat(positions[tf.newaxis, :], config.num_kv_heads, axis=0),
-        ],
-        axis=-1,
-    )  # [G, T, 3]
-
-    def attend(layer: int, q: tf.Tensor, k: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
-        cache.keys[layer].scatter_nd_update(where, k[0])
-        cache.values[layer].scatter_nd_update(where, v[0])
-        seen_k = tf.gather(cache.keys[layer], slot)[tf.newaxis, :, :context]  # [1, G, C, H]
-        seen_v = tf.gather(cache.values[layer], slot)[tf.newaxis, :, :context]
-        visible = _visible(config.window(layer), positions[:, tf.newaxis], tf.range(context))  # [T, C]
-        return attention.attend(q, seen_k, seen_v, visible)
-
-    x = _embed(config, weights, tokens, positions)  # [1, T, D]
+    x = _embed(config, weights, tokens, positions)  # [D, B * T]
     for layer in range(config.num_layers):
-        x = _block(config, weights, layer, x, angles, attend)
+        x = _block(config, weights, layer, x, mix)
     return x
-
-
-def head(config: DecoderConfig, weights: Weights, states: tf.Tensor) -> tf.Tensor:
-    """Logits `[B, T, V]` float32 of the states `[B, T, D]` that `prefill_states` returns."""
-    return _head(config, weights, states)
 
 
 def decode(
@@ -168,8 +151,9 @@ def decode(
     tokens: tf.Tensor,
     positions: tf.Tensor,
     context: int,
+    num_columns: int | None = None,
 ) -> tf.Tensor:
-    """One step of every slot: write the new key and value, attend, return logits.
+    """One step of the first `B` slots: write the new key and value, attend, return logits.
 
     A row without a live sequence still writes at its position: give it the
     position that its prompt will write next, so that nothing live is harmed.
@@ -178,30 +162,41 @@ def decode(
         config: sizes.
         weights: tensors by Hugging Face name.
         cache: updated in place at `[b, :, positions[b]]`.
-        tokens: `[B]` int32, the token at `positions`.
+        tokens: `[B]` int32, the token at `positions`; `B` at most the slots.
         positions: `[B]` int32, below `context`.
         context: positions of the cache to read (a constant of the compiled
             function).
+        num_columns: how many columns the products shall have, at least `B`; more
+            are filled with what nobody reads.
 
     Returns:
-        `[B, V]` float32.
+        `[V, B]` float32.
     """
     num_rows = tokens.shape[0]
+    padding = [[0, (num_columns or num_rows) - num_rows]]
     angles = rotary.angles(config, positions)[:, tf.newaxis, tf.newaxis]  # [B, 1, 1, H/2]
-    queries = tf.reshape(positions, (-1, 1, 1, 1, 1))
-    rows, heads = tf.meshgrid(tf.range(num_rows), tf.range(config.num_kv_heads), indexing="ij")
-    where = tf.stack([rows, heads, tf.repeat(positions[:, tf.newaxis], config.num_kv_heads, axis=1)], axis=-1)
+    queries = tf.reshape(positions, (num_rows, 1, 1, 1, 1))
+    where = _places(tf.range(num_rows), positions[:, tf.newaxis], config.num_kv_heads)  # [B, G, 1, 3]
 
-    def attend(layer: int, q: tf.Tensor, k: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
-        cache.keys[layer].scatter_nd_update(where, k[:, :, 0])
-        cache.values[layer].scatter_nd_update(where, v[:, :, 0])
-        visible = _visible(config.window(layer), queries, tf.range(context))  # [B, 1, 1, 1, C]
-        return attention.attend(q, cache.keys[layer][:, :, :context], cache.values[layer][:, :, :context], visible)
+    def mix(layer: int, q: tf.Tensor, k: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
+        q, k, v = _heads(config, num_rows, angles, q[:, :num_rows], k[:, :num_rows], v[:, :num_rows])
+        cache.keys[layer].scatter_nd_update(where, k)
+        cache.values[layer].scatter_nd_update(where, v)
+        seen_k, seen_v = cache.keys[layer][:num_rows, :, :context], cache.values[layer][:num_rows, :, :context]
+        visible = _visible(config.window(layer), queries, tf.range(context))
+        return tf.pad(_columns(attention.attend(q, seen_k, seen_v, visible)), [[0, 0], *padding])
 
-    x = _embed(config, weights, tokens, positions)[:, tf.newaxis]  # [B, 1, D]
+    x = _embed(config, weights, tf.pad(tokens, padding), tf.pad(positions, padding))  # [D, M]
     for layer in range(config.num_layers):
-        x = _block(config, weights, layer, x, angles, attend)
-    return _head(config, weights, x)[:, 0]
+        x = _block(config, weights, layer, x, mix)
+    return head(config, weights, x)[:, :num_rows]
+
+
+def head(config: DecoderConfig, weights: Weights, states: tf.Tensor) -> tf.Tensor:
+    """Logits `[V, M]` float32 of the states `[D, M]` that `prefill` returns."""
+    x = _norm(config, weights, "model.norm", states)
+    name = "model.embed_tokens" if config.tie_embeddings else "lm_head"
+    return tf.cast(linear(weights, name, x), tf.float32)
 
 
 def _block(
@@ -209,28 +204,23 @@ def _block(
     weights: Weights,
     layer: int,
     x: tf.Tensor,
-    angles: tf.Tensor,
-    attend: Callable[[int, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor],
+    mix: Mix,
     dropout: Dropout = tf.identity,
 ) -> tf.Tensor:
-    """One pre-norm layer over `[B, T, D]`; `attend` decides where keys and values live."""
+    """One pre-norm layer over `[D, M]`; `mix` attends, and decides where keys and values live."""
     prefix = f"model.layers.{layer}."
     h = _norm(config, weights, prefix + "input_layernorm", x)
-    q = _split_heads(linear(weights, prefix + "self_attn.q_proj", h), config.num_heads)
-    k = _split_heads(linear(weights, prefix + "self_attn.k_proj", h), config.num_kv_heads)
-    v = _split_heads(linear(weights, prefix + "self_attn.v_proj", h), config.num_kv_heads)
+    q, k, v = (linear(weights, f"{prefix}self_attn.{name}_proj", h) for name in "qkv")
     if config.has_qk_norm:
-        q, k = (_norm(config, weights, f"{prefix}self_attn.{name}_norm", y) for name, y in (("q", q), ("k", k)))
-    if config.positions == "rotary":
-        q, k = rotary.rotate(q, angles), rotary.rotate(k, angles)
-    mixed = attend(layer, q, k, v)  # [B, T, N * H]
-    x = x + dropout(linear(weights, prefix + "self_attn.o_proj", mixed))
+        q = _norm_heads(config, weights, prefix + "self_attn.q_norm", q)
+        k = _norm_heads(config, weights, prefix + "self_attn.k_norm", k)
+    x = x + dropout(linear(weights, prefix + "self_attn.o_proj", mix(layer, q, k, v)))
     h = _norm(config, weights, prefix + "post_attention_layernorm", x)
     return x + dropout(linear(weights, prefix + "mlp.down_proj", _inner(config, weights, prefix, h)))
 
 
 def _inner(config: DecoderConfig, weights: Weights, prefix: str, h: tf.Tensor) -> tf.Tensor:
-    """The wide middle of the feed-forward layer, `[B, T, F]`, gated or not."""
+    """The wide middle of the feed-forward layer, `[F, M]`, gated or not."""
     activate = ACTIVATIONS[config.activation]
     up = linear(weights, prefix + "mlp.up_proj", h)
     if not config.is_gated:
@@ -239,11 +229,19 @@ def _inner(config: DecoderConfig, weights: Weights, prefix: str, h: tf.Tensor) -
 
 
 def _embed(config: DecoderConfig, weights: Weights, tokens: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
-    """States `[..., D]` of tokens `[...]`; positions broadcast against them."""
-    x = tf.gather(weights["model.embed_tokens.weight"], tokens)
+    """States `[D, M]` of as many tokens at their positions, of equal shape."""
+    x = lookup(weights, "model.embed_tokens", tf.reshape(tokens, (-1,)))
     if config.positions == "learned":
-        x += tf.gather(weights["model.embed_positions.weight"], positions)
-    return x
+        x += lookup(weights, "model.embed_positions", tf.reshape(positions, (-1,)))
+    return tf.transpose(x)
+
+
+def _places(slots: tf.Tensor, positions: tf.Tensor, num_heads: int) -> tf.Tensor:
+    """Where keys go in the cache: `[B, G, T, 3]` of slots `[B]` and positions `[B, T]`."""
+    num_rows, num_tokens = positions.shape
+    shape = (num_rows, num_heads, num_tokens)
+    parts = (slots[:, tf.newaxis, tf.newaxis], tf.range(num_heads)[:, tf.newaxis], positions[:, tf.newaxis])
+    return tf.stack([tf.broadcast_to(part, shape) for part in parts], axis=-1)
 
 
 def _visible(window: int | None, queries: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
@@ -252,23 +250,48 @@ def _visible(window: int | None, queries: tf.Tensor, keys: tf.Tensor) -> tf.Tens
     return visible if window is None else visible & (keys > queries - window)
 
 
-def _head(config: DecoderConfig, weights: Weights, x: tf.Tensor) -> tf.Tensor:
-    x = _norm(config, weights, "model.norm", x)
-    name = "model.embed_tokens" if config.tie_embeddings else "lm_head"
-    return tf.cast(linear(weights, name, x), tf.float32)
-
-
 def _norm(config: DecoderConfig, weights: Weights, name: str, x: tf.Tensor) -> tf.Tensor:
-    """RMSNorm or LayerNorm over the last axis, in float32 whatever the precision of `x`."""
+    """RMSNorm or LayerNorm over the first axis of `[D, M]`, in float32 whatever the precision of `x`."""
     x32 = tf.cast(x, tf.float32)
     if config.norm == "layer":
-        x32 -= tf.reduce_mean(x32, axis=-1, keepdims=True)
-    scale = tf.math.rsqrt(tf.reduce_mean(tf.square(x32), axis=-1, keepdims=True) + config.norm_eps)
-    normed = tf.cast(x32 * scale, x.dtype) * weights[name + ".weight"]
-    return normed + weights[name + ".bias"] if config.norm == "layer" else normed
+        x32 -= _mean(x32)
+    scale = tf.math.rsqrt(_mean(tf.square(x32)) + config.norm_eps)
+    normed = tf.cast(x32 * scale, x.dtype) * weights[name + ".weight"][:, tf.newaxis]
+    return normed + weights[name + ".bias"][:, tf.newaxis] if config.norm == "layer" else normed
 
 
-def _split_heads(x: tf.Tensor, num_heads: int) -> tf.Tensor:
-    """`[B, T, N * H]` to `[B, N, T, H]`."""
-    shape = tf.shape(x)
-    return tf.transpose(tf.reshape(x, (shape[0], shape[1], num_heads, x.shape[-1] // num_heads)), (0, 2, 1, 3))
+def _norm_heads(config: DecoderConfig, weights: Weights, name: str, x: tf.Tensor) -> tf.Tensor:
+    """RMSNorm of each head alone, `[heads * H, M]`."""
+    apart = tf.reshape(x, (-1, config.head_dim, tf.shape(x)[1]))  # [heads, H, M]
+    columns = tf.reshape(tf.transpose(apart, (1, 0, 2)), (config.head_dim, -1))
+    normed = tf.reshape(_norm(config, weights, name, columns), (config.head_dim, -1, tf.shape(x)[1]))
+    return tf.reshape(tf.transpose(normed, (1, 0, 2)), tf.shape(x))
+
+
+def _mean(x: tf.Tensor) -> tf.Tensor:
+    """Over the first axis, which stays."""
+    return tf.reduce_mean(x, axis=0, keepdims=True)
+
+
+def _heads(
+    config: DecoderConfig, num_rows: int | tf.Tensor, angles: tf.Tensor, q: tf.Tensor, k: tf.Tensor, v: tf.Tensor
+) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
+    """Columns `[heads * H, B * T]` apart as `[B, heads, T, H]`, queries and keys turned to their positions."""
+    q, k, v = (
+        _split_heads(y, num_heads, num_rows)
+        for y, num_heads in ((q, config.num_heads), (k, config.num_kv_heads), (v, config.num_kv_heads))
+    )
+    if config.positions == "rotary":
+        q, k = rotary.rotate(q, angles), rotary.rotate(k, angles)
+    return q, k, v
+
+
+def _split_heads(x: tf.Tensor, num_heads: int, num_rows: int | tf.Tensor) -> tf.Tensor:
+    """`[heads * H, B * T]` to `[B, heads, T, H]`."""
+    apart = tf.reshape(x, (num_heads, x.shape[0] // num_heads, num_rows, -1))
+    return tf.transpose(apart, (2, 0, 3, 1))
+
+
+def _columns(x: tf.Tensor) -> tf.Tensor:
+    """`[B, N, T, H]` to `[N * H, B * T]`."""
+    return tf.reshape(tf.transpose(x, (1, 3, 0, 2)), (x.shape[1] * x.shape[3], -1))

@@ -38,6 +38,7 @@ CONTEXT_FIELD = "max_position_embeddings"
 THRESHOLDS = "label_thresholds"  # of config.json, by label; ours
 DIMENSIONS = "matryoshka_dimensions"  # of config.json, as models trained to be cut say it
 DEFAULT_THRESHOLD = 0.5
+PRECISIONS = ("float32", "int8")
 CONTEXT_FIELDS = {"gpt2": "n_positions"}  # by model_type, where it is called otherwise
 
 
@@ -53,6 +54,7 @@ class ModelCard:
         is_multi_label: scores are each label's own probability.
         thresholds: from which probability on each label of a multi-label model holds.
         dimensions: to how few numbers a vector may be cut; none: it may not.
+        precision: "float32" or "int8" where the model's owner wants one; None: the engine's setting.
         created: Unix time of publication, seconds.
     """
 
@@ -74,6 +76,7 @@ class ModelCard:
     is_multi_label: bool = False
     thresholds: tuple[float, ...] = ()
     dimensions: tuple[int, ...] = ()
+    precision: str | None = None
 
 
 class Registry:
@@ -145,6 +148,7 @@ def read_card(directory: Path) -> ModelCard:
         is_multi_label=is_multi_label,
         thresholds=_thresholds(config, labels, directory) if is_multi_label else (),
         dimensions=tuple(config.get(DIMENSIONS) or ()) if kind == "embedding" else (),
+        precision=_precision(settings, directory),
     )
 
 
@@ -203,6 +207,13 @@ def _kind(config: Mapping[str, Any], directory: Path) -> str:
     raise ModelFormatError(
         f"{directory / 'config.json'}: architecture {architecture!r} neither generates, classifies nor embeds"
     )
+
+
+def _precision(settings: Mapping[str, Any], directory: Path) -> str | None:
+    precision = settings.get("precision")
+    if precision not in (None, *PRECISIONS):
+        raise ModelFormatError(f"{directory / SETTINGS}: precision {precision!r} is not one of {', '.join(PRECISIONS)}")
+    return precision
 
 
 def _labels(config: Mapping[str, Any], directory: Path) -> tuple[str, ...]:

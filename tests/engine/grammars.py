@@ -7,7 +7,7 @@ import numpy as np
 from app.engine.bias import Bias
 from app.engine.grammar import Grammars
 from app.engine.runner import Result
-from app.engine.scheduler import Prefill, Scheduler, Step
+from app.engine.scheduler import Part, Prefill, Restore, Scheduler, Step
 from app.engine.sequence import Grammar, Request, Sequence, Token
 from app.engine.stub import StubRunner
 
@@ -63,15 +63,21 @@ class RandomRunner(StubRunner):
         self._grammars.prepare(grammar)
 
     def run(self, step: Step) -> Result:
+        assert not isinstance(step, Restore)
         if isinstance(step, Prefill):
-            if not step.is_last:
-                return Result()
-            self._bias.assign(step.slot, step.sequence.request)
-            return Result((self._draw(step.slot),))
+            return Result(tuple(self._begin(part) for part in step.parts))
+        for move in step.moves:
+            self._bias.move(*move)
         self._bias.keep({row.slot for row in step.rows})
         for row in step.rows:
             self._bias.observe(row.slot, row.token, row.position + 1 - len(row.sequence.request.prompt))
-        return Result(tuple(self._draw(row.slot) for row in step.rows))
+        return Result(tuple((self._draw(row.slot),) for row in step.rows))
+
+    def _begin(self, part: Part) -> tuple[Token, ...]:
+        if not part.is_last:
+            return ()
+        self._bias.assign(part.slot, part.sequence.request)
+        return (self._draw(part.slot),)
 
     def _draw(self, slot: int) -> Token:
         noise = self._noise.gumbel(size=self.vocab_size).astype(np.float32)
@@ -80,7 +86,7 @@ class RandomRunner(StubRunner):
 
 def answers(runner: RandomRunner, *requests: Request) -> list[tuple[str | None, bytes]]:
     """Why each ended, and its text."""
-    scheduler = Scheduler(runner.num_slots, 100)
+    scheduler = Scheduler(runner.shapes, 100)
     sequences = [Sequence(request) for request in requests]
     for sequence in sequences:
         scheduler.enqueue(sequence)

@@ -8,7 +8,7 @@ from app.engine.device import CACHE_MAX_AGE_S, cache_folder, losses_translated
 from app.engine.encoder_runner import EncoderRunner
 from app.engine.model_runner import DecoderRunner
 from app.engine.runner import DeviceLost
-from app.engine.scheduler import Prefill
+from app.engine.scheduler import Part, Prefill
 from app.engine.sequence import Request, Sequence
 from tests.modeling.checkpoints import decoder_config, encoder_config, random_weights
 
@@ -47,9 +47,10 @@ def test_both_runners_tell_when_their_device_is_lost() -> None:
     config, classes = decoder_config(), encoder_config()
     decoder = DecoderRunner(config, random_weights(config.shapes, seed=1), num_slots=1)
     encoder = EncoderRunner(classes, random_weights(classes.shapes, seed=1))
-    decoder._states = encoder._any = fail
+    decoder._prefills = dict.fromkeys(decoder._prefills, fail)
+    encoder._any = fail
     with pytest.raises(DeviceLost):
-        decoder.run(Prefill(Sequence(Request("r", (1, 2), 1)), 0, 0, 2))
+        decoder.run(Prefill((Part(Sequence(Request("r", (1, 2), 1)), 0, 0, 2),)))
     with pytest.raises(DeviceLost):
         encoder.encode([(1, 2)])
 

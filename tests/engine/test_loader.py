@@ -24,7 +24,7 @@ def test_each_layout_gets_its_runner(settings: Settings) -> None:
     writer = load_model(settings, read_card(settings.models_dir / "writer"))
     judge = load_model(settings, read_card(settings.models_dir / "judge"))
     assert isinstance(writer, DecoderRunner)
-    assert writer.num_slots == 2
+    assert writer.shapes.num_slots == 2
     assert isinstance(judge, EncoderRunner)
 
 
@@ -42,13 +42,14 @@ def test_stub_has_the_sizes_of_the_card(settings: Settings) -> None:
     writer = load_stub(settings, read_card(settings.models_dir / "writer"), step_s=0)
     judge = load_stub(settings, read_card(settings.models_dir / "judge"), step_s=0)
     assert isinstance(writer, StubRunner)
-    assert (writer.num_slots, writer.vocab_size, writer.context_length) == (2, 300, 64)
+    assert (writer.shapes.num_slots, writer.vocab_size, writer.context_length) == (2, 300, 64)
     assert isinstance(judge, StubEncoder)
     assert len(judge.encode([(1,)]).rows[0]) == 2
 
 
 def test_device_has_a_name_and_a_second_start_is_harmless(tmp_path: Path) -> None:
-    start_tensorflow(tmp_path / "cache")
+    folder = start_tensorflow(tmp_path / "cache")
+    assert start_tensorflow(tmp_path / "cache") == folder
+    assert folder.parent == tmp_path / "cache"
     align_function_numbers()
     assert device_name()
-    assert not (tmp_path / "cache").exists()

@@ -1,15 +1,18 @@
 """The runner on a tiny random checkpoint: what it computes must be what the uncached model computes."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 
 import numpy as np
 import pytest
 import tensorflow as tf
 
-from app.engine.model_runner import DecoderRunner, context_buckets
+from app.engine.model_runner import DecoderRunner
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import Request, Sampling, Sequence
+from app.engine.widths import agreeing_widths
 from app.modeling import decoder
+from app.modeling.quantize import product_shapes, quantize
 from tests.modeling.checkpoints import decoder_config, random_weights
 
 CONFIG = decoder_config()
@@ -17,20 +20,33 @@ WEIGHTS = random_weights(CONFIG.shapes, seed=4)
 PROMPT = tuple(range(5, 26))
 
 
+# Several calls of rows, contexts and parts, as a served model has them.
+WIDE = decoder_config(context_length=300)
+
+
 @pytest.fixture(scope="module")
 def runner() -> DecoderRunner:
-    runner = DecoderRunner(CONFIG, WEIGHTS, num_slots=4)
+    runner = DecoderRunner(CONFIG, WEIGHTS, num_slots=4, cache_bytes=2**20)
     runner.warm_up()
     return runner
 
 
-def complete(runner: DecoderRunner, *requests: Request, chunk: int = 8) -> list[Sequence]:
+@pytest.fixture(scope="module")
+def wide() -> DecoderRunner:
+    runner = DecoderRunner(WIDE, WEIGHTS, 12, widths=agreeing_widths(product_shapes(WIDE), 12), cache_bytes=2**20)
+    runner.warm_up()
+    return runner
+
+
+def complete(
+    runner: DecoderRunner, *requests: Request, scheduler: Scheduler | None = None, max_steps: int = 8
+) -> list[Sequence]:
     """Run these requests side by side to their ends."""
-    scheduler = Scheduler(runner.num_slots, 100, chunk=chunk)
+    scheduler = scheduler or Scheduler(runner.shapes, 100)
     sequences = [Sequence(request) for request in requests]
     for sequence in sequences:
         scheduler.enqueue(sequence)
-    while (step := scheduler.next_step()) is not None:
+    while (step := scheduler.next_step(max_steps)) is not None:
         result = runner.run(step)
         step.sequences[0].prompt_tokens += result.prompt_tokens
         scheduler.advance(step, result.tokens)
@@ -77,6 +93,74 @@ def test_greedy_answer_is_the_same_bit_for_bit_in_any_company(runner: DecoderRun
         crowd = complete(runner, *mates[:place], asked, *mates[place:], asked)
         assert crowd[place].output == alone.output
         assert crowd[-1].output == alone.output
+
+
+def test_answers_are_the_same_bit_for_bit_in_calls_of_any_size(wide: DecoderRunner) -> None:
+    asked = Request("r", PROMPT, 12, logprobs=20)
+    drawn = Request("r", PROMPT, 12, Sampling(0.8, top_p=0.9, top_k=40, seed=7), logprobs=2)
+    [alone], [alone_drawn] = complete(wide, asked), complete(wide, drawn, max_steps=1)
+    mates = [Request("m", (3 * i,) * (1 + 29 * i), 40 - 3 * i, Sampling(1.0, seed=i)) for i in range(9)]
+    crowd = complete(wide, *mates, asked, drawn)
+    assert crowd[-2].output == alone.output
+    assert crowd[-1].output == alone_drawn.output
+    assert wide.compilations == 0
+
+
+def test_an_answer_does_not_depend_on_the_steps_of_a_call(runner: DecoderRunner) -> None:
+    asked = Request("r", PROMPT, 21, Sampling(0.9, seed=3), logprobs=1)
+    [one], [many] = (complete(runner, asked, max_steps=steps) for steps in (1, 8))
+    assert one.output == many.output
+
+
+def test_rows_that_moved_up_go_on_as_if_they_had_not(wide: DecoderRunner) -> None:
+    asked = Request("r", PROMPT, 60, Sampling(logit_bias={3: -1.0}), logprobs=1)
+    [alone] = complete(wide, asked)
+    crowd = complete(wide, *(Request("m", (1, 2), 3) for _ in range(11)), asked)
+    assert crowd[-1].output == alone.output
+
+
+def test_a_restored_beginning_gives_the_same_bits(wide: DecoderRunner) -> None:
+    long = tuple(int(t) for t in np.random.default_rng(2).integers(0, 300, 100))
+    scheduler = Scheduler(wide.shapes, 100)
+    asked = Request("r", long, 8, logprobs=20, cache_salt="a")
+    [first] = complete(wide, asked, scheduler=scheduler)
+    complete(wide, *(Request("m", (7,) * 90, 2) for _ in range(12)), scheduler=scheduler)
+    [second] = complete(wide, asked, scheduler=scheduler)
+    other = Request("r", (*long[:60], 1, 2, 3), 8, logprobs=20, cache_salt="a")
+    [branch] = complete(wide, other, scheduler=scheduler)
+    [fresh] = complete(wide, replace(other, cache_salt=""))
+    assert (first.cached_tokens, second.cached_tokens) == (0, 99 // wide.shapes.chunk * wide.shapes.chunk)
+    assert second.output == first.output
+    assert branch.cached_tokens == 60 // wide.shapes.chunk * wide.shapes.chunk
+    assert branch.output == fresh.output
+
+
+def test_a_call_that_disagrees_is_not_used() -> None:
+    class Odd(DecoderRunner):
+        def _probe(self, rows: int, context: int) -> np.ndarray:
+            del context
+            return np.array([rows == 4])
+
+    runner = Odd(CONFIG, WEIGHTS, 8, widths=(4, 8))
+    assert runner.shapes.rows == (4, 8)
+    runner.warm_up()
+    assert runner.shapes.rows == (8,)
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_int8_is_close_and_the_same_bit_for_bit_in_any_company(tied: bool) -> None:
+    config = decoder_config(tied=tied)
+    weights = random_weights(config.shapes, seed=4)
+    runner = DecoderRunner(config, quantize(config, weights), 5, widths=(4, 8, 24))
+    runner.warm_up()
+    asked = Request("r", PROMPT, 10, logprobs=20)
+    [alone] = complete(runner, asked)
+    crowd = complete(runner, *(Request("m", (i + 1,) * (3 + i), 20) for i in range(4)), asked)
+    assert crowd[-1].output == alone.output
+    exact = decoder.forward(config, {n: tf.constant(w) for n, w in weights.items()}, tf.constant([PROMPT]))[0, -1]
+    shifted = tf.nn.log_softmax(exact).numpy()
+    got = dict(alone.output[0].alternatives)
+    assert np.abs([got[token] - shifted[token] for token in got]).mean() < 0.3
 
 
 def test_seeded_answer_is_the_same_in_any_company(runner: DecoderRunner) -> None:
@@ -136,10 +220,3 @@ def test_nothing_is_compiled_after_warm_up(runner: DecoderRunner) -> None:
         Request("r", PROMPT[:9], 30, Sampling(0.5, logit_bias={3: 1.0}, presence_penalty=1.0)),
     )
     assert runner.compilations == 0
-
-
-@pytest.mark.parametrize(
-    ("length", "expected"), [(64, (64,)), (512, (512,)), (600, (512, 600)), (4096, (512, 1024, 2048, 4096))]
-)
-def test_contexts_double_up_to_the_whole(length: int, expected: tuple[int, ...]) -> None:
-    assert context_buckets(length) == expected

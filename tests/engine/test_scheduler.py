@@ -2,30 +2,56 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from app.engine.scheduler import MAX_PASSED_OVER, Decode, Prefill, QueueFull, Scheduler, Step
-from app.engine.sequence import Request, Sequence, State, Token
+from app.engine.scheduler import MAX_PASSED_OVER, Decode, Prefill, QueueFull, Restore, Scheduler, Step
+from app.engine.sequence import Request, Sampling, Sequence, State, Token
+from app.engine.shapes import Shapes
 
 
-def make_sequence(prompt: int = 1, max_tokens: int = 4, ends: tuple[int, ...] = ()) -> Sequence:
-    return Sequence(Request("r", tuple(range(1, prompt + 1)), max_tokens, end_token_ids=frozenset(ends)))
+def make_scheduler(
+    num_slots: int = 2,
+    queue_capacity: int = 100,
+    *,
+    chunk: int = 256,
+    parts: tuple[int, ...] = (1,),
+    prefill_budget: int = 512,
+    num_blocks: int = 0,
+) -> Scheduler:
+    rows = tuple(sorted({min(2**i, num_slots) for i in range(8)}))
+    return Scheduler(Shapes(rows, parts, (chunk // 2, chunk), num_blocks), queue_capacity, prefill_budget)
 
 
-def answer(step: Step, token: int = 7) -> tuple[Token, ...]:
-    if isinstance(step, Prefill) and not step.is_last:
-        return ()
-    return tuple(Token(token) for _ in step.sequences)
+def make_sequence(prompt: int = 1, max_tokens: int = 4, ends: tuple[int, ...] = (), salt: str = "") -> Sequence:
+    return Sequence(
+        Request("r", tuple(range(1, prompt + 1)), max_tokens, end_token_ids=frozenset(ends), cache_salt=salt)
+    )
 
 
-def run(scheduler: Scheduler, steps: int = 10_000) -> list[Step]:
+def answer(step: Step, token: int = 7) -> tuple[tuple[Token, ...], ...]:
+    if isinstance(step, Restore):
+        return ((),)
+    if isinstance(step, Prefill):
+        return tuple((Token(token),) if part.is_last else () for part in step.parts)
+    return ((Token(token),) * step.num_steps,) * len(step.rows)
+
+
+def run(scheduler: Scheduler, steps: int = 10_000, max_steps: int = 1) -> list[Step]:
     done: list[Step] = []
-    while (step := scheduler.next_step()) is not None and len(done) < steps:
+    while len(done) < steps and (step := scheduler.next_step(max_steps)) is not None:
         scheduler.advance(step, answer(step))
         done.append(step)
     return done
 
 
+def begin(scheduler: Scheduler, *sequences: Sequence) -> None:
+    """Enqueue and read their prompts."""
+    for sequence in sequences:
+        scheduler.enqueue(sequence)
+    while any(sequence.state is not State.DECODING for sequence in sequences):
+        run(scheduler, 1)
+
+
 def test_a_sequence_is_prefilled_then_decoded_to_its_budget() -> None:
-    scheduler, sequence = Scheduler(2, 1), make_sequence(max_tokens=3)
+    scheduler, sequence = make_scheduler(2, 1), make_sequence(max_tokens=3)
     scheduler.enqueue(sequence)
     steps = run(scheduler)
     assert [type(step) for step in steps] == [Prefill, Decode, Decode]
@@ -35,19 +61,19 @@ def test_a_sequence_is_prefilled_then_decoded_to_its_budget() -> None:
 
 
 def test_an_end_token_stops_and_is_not_delivered() -> None:
-    scheduler, sequence = Scheduler(1, 1), make_sequence(ends=(9,))
+    scheduler, sequence = make_scheduler(1, 1), make_sequence(ends=(9,))
     scheduler.enqueue(sequence)
     prefill = scheduler.next_step()
     assert prefill is not None
-    scheduler.advance(prefill, (Token(5),))
+    scheduler.advance(prefill, ((Token(5),),))
     decode = scheduler.next_step()
     assert decode is not None
-    scheduler.advance(decode, (Token(9),))
+    scheduler.advance(decode, ((Token(9),),))
     assert (sequence.finish_reason, [t.id for t in sequence.output]) == ("stop", [5])
 
 
 def test_a_budget_of_zero_only_reads_the_prompt() -> None:
-    scheduler, sequence = Scheduler(1, 1), make_sequence(max_tokens=0)
+    scheduler, sequence = make_scheduler(1, 1), make_sequence(max_tokens=0)
     scheduler.enqueue(sequence)
     assert len(run(scheduler)) == 1
     assert (sequence.finish_reason, sequence.output) == ("length", [])
@@ -55,18 +81,18 @@ def test_a_budget_of_zero_only_reads_the_prompt() -> None:
 
 def test_chunks_end_at_the_same_places_whatever_the_load() -> None:
     def cuts(others: int) -> list[tuple[int, int]]:
-        scheduler, sequence = Scheduler(4, 8, chunk=4, prefill_budget=4), make_sequence(prompt=10)
+        scheduler, sequence = make_scheduler(4, 8, chunk=4, prefill_budget=4), make_sequence(prompt=10)
         for _ in range(others):
             scheduler.enqueue(make_sequence(prompt=3))
         scheduler.enqueue(sequence)
-        steps = [s for s in run(scheduler) if isinstance(s, Prefill) and s.sequence is sequence]
-        return [(s.start, s.end) for s in steps]
+        parts = [part for step in run(scheduler) if isinstance(step, Prefill) for part in step.parts]
+        return [(part.start, part.end) for part in parts if part.sequence is sequence]
 
     assert cuts(0) == cuts(3) == [(0, 4), (4, 8), (8, 10)]
 
 
 def test_a_short_prompt_waits_for_one_chunk_of_a_long_one_at_most() -> None:
-    scheduler, long, short = Scheduler(2, 2, chunk=4), make_sequence(prompt=40), make_sequence(prompt=2)
+    scheduler, long, short = make_scheduler(2, 2, chunk=4), make_sequence(prompt=40), make_sequence(prompt=2)
     scheduler.enqueue(long)
     first = scheduler.next_step()
     assert first is not None
@@ -78,7 +104,7 @@ def test_a_short_prompt_waits_for_one_chunk_of_a_long_one_at_most() -> None:
 
 
 def test_a_long_prompt_is_not_passed_over_for_ever() -> None:
-    scheduler, long = Scheduler(2, 100, chunk=4), make_sequence(prompt=9)
+    scheduler, long = make_scheduler(2, 100, chunk=4), make_sequence(prompt=9)
     scheduler.enqueue(long)
     for _ in range(20):
         scheduler.enqueue(make_sequence(prompt=1, max_tokens=1))
@@ -87,7 +113,7 @@ def test_a_long_prompt_is_not_passed_over_for_ever() -> None:
 
 
 def test_decoding_rows_get_a_token_after_each_prefill_budget() -> None:
-    scheduler = Scheduler(3, 3, chunk=4, prefill_budget=8)
+    scheduler = make_scheduler(3, 3, chunk=4, prefill_budget=8)
     scheduler.enqueue(make_sequence(prompt=1, max_tokens=50))
     run(scheduler, 1)
     scheduler.enqueue(make_sequence(prompt=100))
@@ -97,7 +123,7 @@ def test_decoding_rows_get_a_token_after_each_prefill_budget() -> None:
 
 
 def test_the_queue_is_bounded_beyond_the_free_slots() -> None:
-    scheduler = Scheduler(num_slots=1, queue_capacity=2)
+    scheduler = make_scheduler(num_slots=1, queue_capacity=2)
     for _ in range(3):
         scheduler.enqueue(make_sequence())
     with pytest.raises(QueueFull):
@@ -106,7 +132,7 @@ def test_the_queue_is_bounded_beyond_the_free_slots() -> None:
 
 @pytest.mark.parametrize("steps_before", [0, 1, 2])
 def test_abort_frees_the_slot_at_once(steps_before: int) -> None:
-    scheduler, sequence = Scheduler(1, 1), make_sequence(max_tokens=9)
+    scheduler, sequence = make_scheduler(1, 1), make_sequence(max_tokens=9)
     scheduler.enqueue(sequence)
     run(scheduler, steps_before)
     scheduler.abort(sequence)
@@ -116,7 +142,7 @@ def test_abort_frees_the_slot_at_once(steps_before: int) -> None:
 
 
 def test_result_of_a_step_after_abort_is_passed_by() -> None:
-    scheduler, aborted, other = Scheduler(2, 2), make_sequence(), make_sequence()
+    scheduler, aborted, other = make_scheduler(2, 2), make_sequence(), make_sequence()
     scheduler.enqueue(aborted)
     scheduler.enqueue(other)
     run(scheduler, 2)
@@ -129,34 +155,164 @@ def test_result_of_a_step_after_abort_is_passed_by() -> None:
     assert aborted.state is State.FINISHED
 
 
+def test_several_steps_are_taken_at_once_while_nobody_waits_and_none_beyond_the_longest_budget() -> None:
+    scheduler, short, long = make_scheduler(2), make_sequence(max_tokens=3), make_sequence(max_tokens=14)
+    begin(scheduler, short, long)
+    counts = [step.num_steps for step in run(scheduler, max_steps=100) if isinstance(step, Decode)]
+    assert counts == [8, 4, 1]
+    assert (len(short.output), len(long.output)) == (3, 14)
+
+
+def test_what_is_sampled_behind_an_end_is_not_delivered() -> None:
+    scheduler, sequence = make_scheduler(1), make_sequence(max_tokens=100, ends=(9,))
+    begin(scheduler, sequence)
+    step = scheduler.next_step(max_steps=4)
+    assert isinstance(step, Decode)
+    scheduler.advance(step, ((Token(5), Token(9), Token(6), Token(6)),))
+    assert (sequence.finish_reason, [t.id for t in sequence.output]) == ("stop", [7, 5])
+
+
+def test_one_step_at_a_time_while_somebody_waits_or_the_host_decides() -> None:
+    scheduler = make_scheduler(1)
+    begin(scheduler, make_sequence(max_tokens=50))
+    scheduler.enqueue(make_sequence())
+    step = scheduler.next_step(max_steps=8)
+    assert isinstance(step, Decode)
+    assert step.num_steps == 1
+
+    scheduler = make_scheduler(1)
+    begin(scheduler, Sequence(Request("r", (1,), 50, Sampling(presence_penalty=1.0))))
+    step = scheduler.next_step(max_steps=8)
+    assert isinstance(step, Decode)
+    assert step.num_steps == 1
+
+
+def test_rows_move_up_where_that_makes_the_call_smaller() -> None:
+    scheduler = make_scheduler(8)
+    sequences = [make_sequence(max_tokens=50) for _ in range(8)]
+    begin(scheduler, *sequences)
+    for sequence in sequences[:6]:
+        scheduler.abort(sequence)
+    step = scheduler.next_step()
+    assert isinstance(step, Decode)
+    assert step.moves == ((6, 0), (7, 1))
+    assert [row.slot for row in step.rows] == [0, 1]
+    scheduler.advance(step, answer(step))
+    again = scheduler.next_step()
+    assert isinstance(again, Decode)
+    assert again.moves == ()
+
+
+def test_rows_stay_where_no_smaller_call_would_hold_them() -> None:
+    scheduler = make_scheduler(8)
+    sequences = [make_sequence(max_tokens=50) for _ in range(6)]
+    begin(scheduler, *sequences)
+    scheduler.abort(sequences[0])
+    step = scheduler.next_step()
+    assert isinstance(step, Decode)
+    assert (step.moves, [row.slot for row in step.rows]) == ((), [1, 2, 3, 4, 5])
+
+
+def test_parts_of_one_padded_length_go_together() -> None:
+    scheduler = make_scheduler(4, chunk=8, parts=(1, 3))
+    sequences = [make_sequence(prompt) for prompt in (8, 2, 7, 20)]
+    for sequence in sequences:
+        scheduler.enqueue(sequence)
+    first, second = scheduler.next_step(), None
+    assert isinstance(first, Prefill)
+    assert [part.sequence for part in first.parts] == [sequences[1]]
+    scheduler.advance(first, answer(first))
+    second = scheduler.next_step()
+    assert isinstance(second, Prefill)
+    assert {id(part.sequence) for part in second.parts} == {id(sequences[i]) for i in (0, 2, 3)}
+
+
+def test_a_scored_prompt_goes_alone() -> None:
+    scheduler = make_scheduler(3, parts=(1, 3))
+    scored = Sequence(Request("r", (1, 2), 1, logprobs=0, prompt_logprobs=True))
+    for sequence in (scored, make_sequence(2), make_sequence(2)):
+        scheduler.enqueue(sequence)
+    assert all(len(step.sequences) == 1 for step in run(scheduler, 3))
+
+
+def test_a_known_beginning_is_copied_and_not_read_again() -> None:
+    scheduler = make_scheduler(2, chunk=4, num_blocks=8)
+    first, second = make_sequence(11, 1, salt="a"), make_sequence(11, 1, salt="a")
+    scheduler.enqueue(first)
+    assert [type(step) for step in run(scheduler)] == [Prefill] * 3
+    scheduler.enqueue(second)
+    steps = run(scheduler)
+    assert [type(step) for step in steps] == [Restore, Prefill]
+    assert isinstance(steps[1], Prefill)
+    assert (steps[1].parts[0].start, steps[1].parts[0].end) == (8, 11)
+    assert (first.cached_tokens, second.cached_tokens, scheduler.cached_tokens) == (0, 8, 8)
+
+
+@pytest.mark.parametrize("other", ["b", ""])
+def test_no_beginning_is_shared_between_salts_or_without_one(other: str) -> None:
+    scheduler = make_scheduler(2, chunk=4, num_blocks=8)
+    for salt in ("a", other, other):
+        scheduler.enqueue(make_sequence(11, 1, salt=salt))
+        run(scheduler)
+    assert scheduler.cached_tokens == (8 if other else 0)
+
+
+def test_a_scored_prompt_is_read_whole() -> None:
+    scheduler = make_scheduler(2, chunk=4, num_blocks=8)
+    for _ in range(2):
+        request = Request("r", tuple(range(1, 10)), 1, logprobs=0, prompt_logprobs=True, cache_salt="a")
+        scheduler.enqueue(Sequence(request))
+        run(scheduler)
+    assert scheduler.cached_tokens == 0
+
+
+def test_a_failed_step_leaves_nothing_in_the_prefix_cache() -> None:
+    scheduler = make_scheduler(2, chunk=4, num_blocks=8)
+    doomed = make_sequence(4, 1, salt="a")
+    scheduler.enqueue(doomed)
+    step = scheduler.next_step()
+    assert step is not None
+    scheduler.fail(step)
+    assert doomed.state is State.FINISHED
+    scheduler.enqueue(make_sequence(9, 1, salt="a"))
+    run(scheduler)
+    assert scheduler.cached_tokens == 0
+
+
 @settings(deadline=None)
 @given(
-    jobs=st.lists(st.tuples(st.integers(1, 30), st.integers(1, 8), st.booleans()), min_size=1, max_size=25),
-    num_slots=st.integers(1, 4),
+    jobs=st.lists(
+        st.tuples(st.integers(1, 30), st.integers(1, 20), st.booleans(), st.sampled_from(("", "a", "b"))),
+        min_size=1,
+        max_size=25,
+    ),
+    num_slots=st.integers(1, 9),
+    max_steps=st.integers(1, 9),
     order=st.randoms(use_true_random=False),
 )
 def test_everybody_ends_with_the_answer_of_his_own_and_no_slot_leaks(
-    jobs: list[tuple[int, int, bool]], num_slots: int, order: "object"
+    jobs: list[tuple[int, int, bool, str]], num_slots: int, max_steps: int, order: "object"
 ) -> None:
-    scheduler = Scheduler(num_slots, 100, chunk=4, prefill_budget=8)
-    sequences = [make_sequence(prompt, budget) for prompt, budget, _ in jobs]
-    doomed = {s for s, (_, _, is_doomed) in zip(sequences, jobs, strict=True) if is_doomed}
+    scheduler = make_scheduler(num_slots, chunk=4, parts=(1, 2), prefill_budget=8, num_blocks=5)
+    sequences = [make_sequence(prompt, budget, salt=salt) for prompt, budget, _, salt in jobs]
+    doomed = {s for s, job in zip(sequences, jobs, strict=True) if job[2]}
     waiting, guard = list(sequences), 0
     while waiting or scheduler.queue_depth or [*scheduler.slots]:
         guard += 1
         assert guard < 5000
         if waiting and order.random() < 0.5:  # type: ignore[attr-defined]
             scheduler.enqueue(waiting.pop())
-        step = scheduler.next_step()
+        step = scheduler.next_step(max_steps)
         if step is None:
             continue
         if isinstance(step, Decode):
             assert len({row.slot for row in step.rows}) == len(step.rows)
+            assert not {target for _, target in step.moves} & {source for source, _ in step.moves}
         victim = step.sequences[0]
         if victim in doomed and order.random() < 0.3:  # type: ignore[attr-defined]
             scheduler.abort(victim)
         scheduler.advance(step, answer(step))
     assert scheduler.slots.num_free == num_slots
-    for sequence, (_, budget, _) in zip(sequences, jobs, strict=True):
+    for sequence, job in zip(sequences, jobs, strict=True):
         assert sequence.state is State.FINISHED
-        assert len(sequence.output) == budget or sequence in doomed
+        assert len(sequence.output) == job[1] or sequence in doomed

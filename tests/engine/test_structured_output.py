@@ -30,7 +30,7 @@ def runner() -> DecoderRunner:
 
 
 def complete(runner: DecoderRunner, *requests: Request) -> list[Sequence]:
-    scheduler = Scheduler(runner.num_slots, 100)
+    scheduler = Scheduler(runner.shapes, 100)
     sequences = [Sequence(request) for request in requests]
     for sequence in sequences:
         scheduler.enqueue(sequence)

@@ -24,24 +24,15 @@ def run_cached(
     collected, start = [], 0
     for size in chunks:
         padded = tokens[start : start + size] + [7] * (16 - size)
-        collected.append(
-            decoder.prefill(
-                config,
-                weights,
-                cache,
-                tf.constant([padded]),
-                tf.constant(slot),
-                tf.constant(start),
-                tf.constant(size),
-                context=64,
-            )[0]
-        )
+        place = (tf.constant([slot]), tf.constant([start]), tf.constant([size]))
+        states = decoder.prefill(config, weights, cache, tf.constant([padded]), *place, context=64)
+        collected.append(decoder.head(config, weights, states[:, size - 1 : size])[:, 0])
         start += size
     for position in range(start, len(tokens)):
         ids, positions = np.full(3, 5, np.int32), np.full(3, 60, np.int32)
         ids[slot], positions[slot] = tokens[position], position
         step = decoder.decode(config, weights, cache, tf.constant(ids), tf.constant(positions), context=64)
-        collected.append(step[slot])
+        collected.append(step[:, slot])
     return np.stack(collected)
 
 
@@ -80,7 +71,7 @@ def test_dropout_reaches_every_layer() -> None:
 
     decoder.forward(config, random_weights(config.shapes), tf.constant([[1, 2, 3]]), dropout)
 
-    assert calls == [(1, 3, 32)] * (1 + 2 * config.num_layers)
+    assert calls == [(32, 3)] * (1 + 2 * config.num_layers)
 
 
 def test_real_checkpoint_matches_its_published_logits() -> None:

@@ -42,16 +42,14 @@ def test_two_chunks_and_decoding_through_the_cache_agree_too(name: str) -> None:
     for start in (0, CHUNK):
         chunk = tf.constant([tokens[start : start + CHUNK]])
         end = start + CHUNK
-        logits.append(
-            decoder.prefill(
-                config, weights, cache, chunk, tf.constant(SLOT), tf.constant(start), tf.constant(CHUNK), context=end
-            )[0]
-        )
+        place = (tf.constant([SLOT]), tf.constant([start]), tf.constant([CHUNK]))
+        states = decoder.prefill(config, weights, cache, chunk, *place, context=end)
+        logits.append(decoder.head(config, weights, states[:, -1:])[:, 0])
     for position in range(2 * CHUNK, len(tokens)):
         ids, positions = np.full(NUM_SLOTS, 3, np.int32), np.zeros(NUM_SLOTS, np.int32)
         ids[SLOT], positions[SLOT] = tokens[position], position
         step = decoder.decode(config, weights, cache, tf.constant(ids), tf.constant(positions), config.context_length)
-        logits.append(step[SLOT])
+        logits.append(step[:, SLOT])
 
     ends = [CHUNK - 1, *range(2 * CHUNK - 1, len(tokens))]
     np.testing.assert_allclose(np.stack(logits), expected[ends], atol=TOLERANCE, rtol=0)

@@ -1,0 +1,90 @@
+"""Chooses the shapes that a decoder's calls have on a device, and how far each product is padded.
+
+Plain Python: what it goes by are the numbers of columns that agree (`widths.py`).
+
+A CPU computes as many operations a second for 24 tokens as for 256, nearly, so prompts
+are read there in short parts that let others in between; an accelerator wants long ones.
+"""
+
+from dataclasses import dataclass
+
+from app.engine.shapes import Shapes
+
+SMALLEST_CONTEXT = 256
+# A larger call is worth compiling from this ratio on.
+LEAST_GROWTH = 1.5
+CPU_CHUNKS, CPU_SHORT = (24, 16, 32), 8
+CPU_PARTS = (5, 4, 3)
+ACCELERATOR_LENGTHS = (32, 128)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """What is compiled.
+
+    Attributes:
+        columns: of the products of a decode call, by its rows.
+        contexts: lengths of cache that a call may read, rising.
+        widths: numbers of columns that agree, rising; none where that is unknown.
+    """
+
+    shapes: Shapes
+    columns: dict[int, int]
+    contexts: tuple[int, ...]
+    widths: tuple[int, ...]
+
+    def context(self, length: int) -> int:
+        """The shortest that holds so many positions, or the longest of all."""
+        return next((context for context in self.contexts if context >= length), self.contexts[-1])
+
+    def padded(self, num_columns: int) -> int:
+        """The next number of columns that agrees with the others."""
+        return next((width for width in self.widths if width >= num_columns), num_columns)
+
+
+def make_plan(
+    num_slots: int, context_length: int, widths: tuple[int, ...], *, is_accelerator: bool = False, num_blocks: int = 0
+) -> Plan:
+    """The shapes of a model of this context.
+
+    Args:
+        num_slots: sequences decoded together.
+        context_length: tokens of prompt and output together.
+        widths: numbers of columns that agree; none: every call has all rows.
+        is_accelerator: calls should be large.
+        num_blocks: of the prefix cache.
+    """
+    columns = _columns(num_slots, widths)
+    lengths, parts = (ACCELERATOR_LENGTHS, (1,)) if is_accelerator else _prompt_shapes(widths)
+    shapes = Shapes(tuple(columns), parts, lengths, num_blocks)
+    return Plan(shapes, columns, context_buckets(context_length), widths)
+
+
+def context_buckets(context_length: int) -> tuple[int, ...]:
+    """Lengths of cache that a call may read: doubling up to the whole context."""
+    buckets = []
+    length = SMALLEST_CONTEXT
+    while length < context_length:
+        buckets.append(length)
+        length *= 2
+    return (*buckets, context_length)
+
+
+def _columns(num_slots: int, widths: tuple[int, ...]) -> dict[int, int]:
+    """Columns by rows, rising; each call at least half as large again as the one before."""
+    chosen: dict[int, int] = {}
+    for width in widths:
+        rows = min(width, num_slots)
+        if not chosen or width >= LEAST_GROWTH * max(chosen.values()) or rows == num_slots:
+            chosen[rows] = width
+        if rows == num_slots:
+            return chosen
+    return {num_slots: num_slots}
+
+
+def _prompt_shapes(widths: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+    """Lengths and numbers of parts whose products agree; one part a call where nothing is known."""
+    chunk = next((chunk for chunk in CPU_CHUNKS if chunk in widths), CPU_CHUNKS[0])
+    lengths = (CPU_SHORT, chunk)
+    together = [parts for parts in CPU_PARTS if all(parts * length in widths for length in lengths)]
+    return lengths, (1, *together[:1])

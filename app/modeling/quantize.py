@@ -1,0 +1,42 @@
+"""Weights as bytes: symmetric int8, one scale for each output.
+
+Only what enters a product is rounded (norms, biases and tables that are looked up
+stay as they are); a tied embedding is both and is rounded. `linear.py` computes with
+it. Nothing is calibrated: scales follow from the weights alone, so a checkpoint
+always gives the same bytes.
+
+Source: per-channel symmetric quantisation, Krishnamoorthi 2018, sec. 2.2.
+"""
+
+from collections.abc import Mapping
+
+import numpy as np
+
+from app.modeling.decoder_config import DecoderConfig
+from app.modeling.linear import LARGEST
+
+
+def product_names(config: DecoderConfig) -> list[str]:
+    """The weights `[F, D]` that enter a product."""
+    names = [name for name, shape in config.shapes.items() if len(shape) == 2 and ".embed_" not in name]
+    return [*names, "model.embed_tokens.weight"] if config.tie_embeddings else names
+
+
+def product_shapes(config: DecoderConfig) -> set[tuple[int, int]]:
+    """Their shapes `(F, D)`."""
+    return {(shape[0], shape[1]) for shape in map(config.shapes.__getitem__, product_names(config))}
+
+
+def quantize(config: DecoderConfig, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The weights with those of products as int8, each beside its `.scale` `[F]` float32."""
+    quantized = dict(weights)
+    for name in product_names(config):
+        quantized[name], quantized[name.removesuffix("weight") + "scale"] = to_bytes(weights[name])
+    return quantized
+
+
+def to_bytes(weight: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """`[F, D]` float32 to int8 and its scales `[F]`; a row of zeros has scale 0."""
+    scale = (np.abs(weight).max(axis=1) / LARGEST).astype(np.float32)
+    rounded = np.rint(weight / np.where(scale > 0, scale, 1.0)[:, np.newaxis])
+    return rounded.astype(np.int8), scale

@@ -1,0 +1,46 @@
+import pytest
+
+from app.engine.plan import context_buckets, make_plan
+
+AVX512 = (4, 8, 24, 40, 72, 120, 136, 264)
+
+
+def test_rows_are_padded_to_widths_that_agree() -> None:
+    plan = make_plan(16, 256, AVX512)
+    assert plan.columns == {4: 4, 8: 8, 16: 24}
+    assert plan.shapes.rows == (4, 8, 16)
+    assert (plan.padded(1), plan.padded(5), plan.padded(9)) == (4, 8, 24)
+
+
+@pytest.mark.parametrize("num_slots", [1, 3, 7, 16, 24, 32, 100])
+def test_the_largest_call_covers_all_slots_and_no_call_has_fewer_columns_than_rows(num_slots: int) -> None:
+    plan = make_plan(num_slots, 256, AVX512)
+    assert plan.shapes.num_slots == num_slots
+    assert all(columns >= rows and columns in AVX512 for rows, columns in plan.columns.items())
+
+
+def test_parts_of_prompts_have_widths_that_agree_too() -> None:
+    shapes = make_plan(16, 256, AVX512).shapes
+    assert all(parts * length in AVX512 for parts in shapes.parts for length in shapes.lengths)
+    assert len(shapes.parts) > 1
+
+
+def test_without_widths_every_call_has_all_rows_and_one_part() -> None:
+    plan = make_plan(5, 256, ())
+    assert (plan.columns, plan.shapes.parts) == ({5: 5}, (1,))
+
+
+def test_an_accelerator_gets_long_parts() -> None:
+    assert make_plan(16, 256, AVX512, is_accelerator=True).shapes.chunk > make_plan(16, 256, AVX512).shapes.chunk
+
+
+@pytest.mark.parametrize(
+    ("length", "expected"), [(64, (64,)), (256, (256,)), (600, (256, 512, 600)), (1024, (256, 512, 1024))]
+)
+def test_contexts_double_up_to_the_whole(length: int, expected: tuple[int, ...]) -> None:
+    assert context_buckets(length) == expected
+
+
+def test_the_shortest_context_that_holds_all_positions_is_read() -> None:
+    plan = make_plan(4, 600, AVX512)
+    assert [plan.context(n) for n in (1, 256, 257, 600, 608)] == [256, 256, 512, 600, 600]
