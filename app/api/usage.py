@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from app.api.answers import json_response
 from app.api.call import RequiredCall
 from app.api.openapi import read_responses
-from app.api.schemas import Money, UsageLine, UsageList
+from app.api.usage_schemas import Money, UsageLine, UsageList
 from app.billing import statement
 from app.billing.plans import money
 from app.billing.statement import Bucket, Cursor, Group, Line, read_lines
