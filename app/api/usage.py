@@ -111,8 +111,8 @@ async def get_request(
     The same `model_digest`, prompt and `parameters` give the same answer: the `seed` is there also where none was
     sent, other parameters where they differ from their defaults. Of `choice`, `regex` and a JSON schema only the
     kind and the sha256 are kept (of the regex; of the schema or the list as JSON without spaces, in its own order):
-    send the same ones again. Prompts, `user` and `metadata` are not kept. A request that failed and cost nothing
-    has no row.
+    send the same ones again. `stop` strings are kept as they are; prompts, `user` and `metadata` are not. A request
+    that failed and cost nothing has no row.
     """
     call.key.require("usage")
     await call.admit(0)

@@ -187,6 +187,14 @@ async def test_the_official_client_parses_a_model(random_world: World) -> None:
     assert (row.finish_reason, row.output_tokens) == ("stop", len((choice.message.content or "").encode()))
 
 
+async def test_the_official_client_parses_a_stream(random_world: World) -> None:
+    client = random_world.openai()
+    async with client.chat.completions.stream(model="bytes", messages=HI, response_format=Play) as stream:
+        answer = await stream.get_final_completion()
+    assert answer.choices[0].finish_reason == "stop"
+    assert isinstance(answer.choices[0].message.parsed, Play)
+
+
 async def test_the_official_client_is_told_of_an_answer_that_does_not_fit(random_world: World) -> None:
     client = random_world.openai()
     with pytest.raises(openai.LengthFinishReasonError):
