@@ -8,7 +8,7 @@ month partitions that exist before anything is written to them.
 Money is not known here: a row names the version of the price list, no amount.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from datetime import UTC, date, datetime
 from typing import Literal
 from uuid import UUID
@@ -39,6 +39,8 @@ class Meter:
             many answers it gets.
         price_version: Of the price list in force.
         started_at: When the request came in, aware.
+        parameters: What, with the model's version and the same input, gives the same
+            answer again; as JSON, without the customer's texts.
     """
 
     def __init__(
@@ -52,6 +54,7 @@ class Meter:
         input_tokens: int,
         price_version: int,
         started_at: datetime,
+        parameters: Mapping[str, object] | None = None,
     ) -> None:
         self.request_id = request_id
         self.key = key
@@ -61,6 +64,7 @@ class Meter:
         self.input_tokens = input_tokens
         self.price_version = price_version
         self.started_at = started_at
+        self.parameters = parameters
         self.cached_tokens = 0
         self.output_tokens = 0
         self.engine_ms = 0.0
@@ -115,6 +119,7 @@ class Meter:
             "finish_reason": finish_reason,
             "engine_ms": self.engine_ms,
             "price_version": self.price_version,
+            "parameters": self.parameters,
         }
 
 

@@ -9,6 +9,7 @@ a test compares them with this file.
 import os
 import time
 from datetime import datetime
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
@@ -24,7 +25,7 @@ from sqlalchemy import (
     Text,
     func,
 )
-from sqlalchemy.dialects.postgresql import ARRAY
+from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from app.db import metadata
@@ -159,7 +160,8 @@ class UsageEvent(Base):
 
     Partitioned by month of ``started_at``, which therefore belongs to the key; the
     id holds the same instant, so a request id still has one row only. Rows outlive
-    the key and organisation that caused them, hence no foreign keys.
+    the key and organisation that caused them, hence no foreign keys. ``parameters`` are
+    those of ``app.api.parameters``; rows from before there were any have none.
     """
 
     __tablename__ = "usage_events"
@@ -190,3 +192,4 @@ class UsageEvent(Base):
     engine_ms: Mapped[float] = mapped_column(server_default="0")
     price_version: Mapped[int] = mapped_column(SmallInteger(), server_default="1")
     state: Mapped[str] = mapped_column(server_default="final")
+    parameters: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))

@@ -5,17 +5,20 @@ from datetime import UTC, date, datetime
 from uuid import UUID
 
 import pytest
+from sqlalchemy import select
 from sqlalchemy.exc import DBAPIError
 
 from app.auth import Key
 from app.db import Database
 from app.metering import Meter, ensure_partitions
-from app.tables import new_id
+from app.tables import UsageEvent, new_id
 
 ORG, KEY = new_id(), new_id()
 
 
-def make_meter(request_id: UUID | None = None, started_at: datetime | None = None) -> Meter:
+def make_meter(
+    request_id: UUID | None = None, started_at: datetime | None = None, parameters: dict[str, object] | None = None
+) -> Meter:
     now = datetime.now(UTC)
     key = Key(KEY, ORG, frozenset(), None, None, 0, 0, now)
     return Meter(
@@ -27,6 +30,7 @@ def make_meter(request_id: UUID | None = None, started_at: datetime | None = Non
         input_tokens=5,
         price_version=1,
         started_at=started_at or now,
+        parameters=parameters,
     )
 
 
@@ -46,6 +50,15 @@ async def test_the_row_holds_what_was_delivered(database: Database) -> None:
     meter.report(2, 1.5)
     await meter.settle(database, "stop")
     assert await rows(database) == [(meter.request_id, ORG, KEY, 5, 2, 7, "stop", 1.5)]
+
+
+@pytest.mark.parametrize("parameters", [None, {"seed": 2**64 - 1, "temperature": 0.7, "stop": ["\n"]}])
+async def test_the_row_holds_the_parameters_as_they_are(database: Database, parameters: dict[str, object]) -> None:
+    await make_meter(parameters=parameters).settle(database, "stop")
+    async with database.begin() as connection:
+        row = (await connection.execute(select(UsageEvent.parameters, UsageEvent.parameters.is_(None)))).one()
+    # Unknown is NULL, not JSON's null.
+    assert tuple(row) == (parameters, parameters is None)
 
 
 async def test_a_later_report_replaces_the_one_before(database: Database) -> None:

@@ -19,6 +19,12 @@ CHECKS = (
     " ON n.oid = t.relnamespace WHERE contype = 'c' AND nspname = 'public' AND NOT relispartition"
 )
 
+INSERT_EVENT = text(
+    "INSERT INTO usage_events (id, started_at, org_id, key_id, model, model_digest, kind, input_tokens,"
+    " output_tokens) VALUES (gen_random_uuid(), now() + make_interval(months => :ahead), gen_random_uuid(),"
+    " gen_random_uuid(), 'm', 'd', 'generation', 1, 1)"
+)
+
 
 async def revision_of(url: str) -> str:
     database = Database.connect(url)
@@ -85,17 +91,25 @@ async def test_the_checks_are_those_of_the_models(database: Database) -> None:
 async def test_months_ahead_have_their_partition_from_the_first_migration(empty_database_url: str) -> None:
     await migrate.upgrade(empty_database_url)
     database = Database.connect(empty_database_url)
-    insert = text(
-        "INSERT INTO usage_events (id, started_at, org_id, key_id, model, model_digest, kind, input_tokens,"
-        " output_tokens) VALUES (gen_random_uuid(), now() + make_interval(months => :ahead), gen_random_uuid(),"
-        " gen_random_uuid(), 'm', 'd', 'generation', 1, 1)"
-    )
     async with database.begin() as connection:
         for ahead in range(4):
-            await connection.execute(insert, {"ahead": ahead})
+            await connection.execute(INSERT_EVENT, {"ahead": ahead})
     with pytest.raises(IntegrityError, match="no partition"):
         async with database.begin() as connection:
-            await connection.execute(insert, {"ahead": 5})
+            await connection.execute(INSERT_EVENT, {"ahead": 5})
+    await database.aclose()
+
+
+async def test_rows_from_before_parameters_were_kept_have_none(empty_database_url: str) -> None:
+    await migrate.upgrade(empty_database_url, "0002")
+    database = Database.connect(empty_database_url)
+    async with database.begin() as connection:
+        await connection.execute(INSERT_EVENT, {"ahead": 0})
+    await database.aclose()
+    await migrate.upgrade(empty_database_url)
+    database = Database.connect(empty_database_url)
+    async with database.begin() as connection:
+        assert (await connection.execute(text("SELECT parameters FROM usage_events"))).scalar_one() is None
     await database.aclose()
 
 

@@ -45,6 +45,11 @@ class Choice:
     finish_reason: FinishReason = "length"
 
     @property
+    def is_whole(self) -> bool:
+        """Whether it ended by itself; of a grammar it is then a whole sentence."""
+        return self.finish_reason == "stop"
+
+    @property
     def mean_logprob(self) -> float:
         """For choosing among candidates; minus infinity without tokens."""
         scores = [token.score.logprob for token in self.tokens if token.score is not None]
@@ -86,6 +91,7 @@ class Work:
         num_prompts: Of the request.
         num_choices: Returned per prompt.
         num_candidates: Run per prompt; the best become the choices.
+        has_grammar: A candidate that is cut short is worse than any that is whole.
     """
 
     generation: Generation
@@ -95,6 +101,11 @@ class Work:
     num_prompts: int
     num_choices: int
     num_candidates: int
+    has_grammar: bool = False
+
+    def rank(self, candidate: Choice) -> tuple[bool, float]:
+        """The higher the better, among the candidates of a prompt."""
+        return self.has_grammar and candidate.is_whole, candidate.mean_logprob
 
     async def settle(self, finish_reason: str) -> None:
         """Writes the usage row, once, with all that the engine has said until now."""
@@ -233,13 +244,13 @@ async def _send(send: Send, body: bytes, *, more: bool = True) -> None:
 
 
 def _best(candidates: Sequence[Choice], work: Work) -> list[Choice]:
-    """The choices to return: per prompt, the candidates with the best mean log-probability."""
+    """The choices to return: per prompt, the candidates of the highest rank."""
     if work.num_candidates == work.num_choices:
         return list(candidates)
     choices = []
     for first in range(0, len(candidates), work.num_candidates):
         group = candidates[first : first + work.num_candidates]
-        choices += sorted(group, key=lambda choice: choice.mean_logprob, reverse=True)[: work.num_choices]
+        choices += sorted(group, key=work.rank, reverse=True)[: work.num_choices]
     for index, choice in enumerate(choices):
         choice.index = index
     return choices

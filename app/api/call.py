@@ -5,6 +5,8 @@ body, the model, the admission and the meter. The key is checked before the body
 read, so a stranger learns nothing from it.
 """
 
+import hmac
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Annotated, TypeVar
@@ -80,6 +82,12 @@ class Call:
             self.key.tokens_per_minute or DEFAULT_PLAN.tokens_per_minute,
         )
 
+    @property
+    def cache_salt(self) -> str:
+        """Which prompts may share their beginnings in the engine: those of one organisation, which it cannot name."""
+        pepper = self.services.settings.key_pepper.get_secret_value()
+        return hmac.digest(pepper.encode(), b"cache salt of " + self.key.org_id.bytes, "sha256").hex()
+
     async def body(self, schema: type[BodyT]) -> BodyT:
         """The request's body as ``schema``.
 
@@ -102,8 +110,10 @@ class Call:
         permit = await admit(self.services.database, self.key, self.limits, tokens, requested=model)
         record_of(self.request.scope).headers.update(permit.headers)
 
-    def meter(self, served: ServedModel, kind: Kind, input_tokens: int) -> Meter:
-        """Counts what this request will be billed for."""
+    def meter(
+        self, served: ServedModel, kind: Kind, input_tokens: int, parameters: Mapping[str, object] | None = None
+    ) -> Meter:
+        """Counts what this request will be billed for; ``parameters`` as ``app.api.parameters`` makes them."""
         return Meter(
             self.id,
             self.key,
@@ -113,6 +123,7 @@ class Call:
             input_tokens=input_tokens,
             price_version=PRICE_VERSION,
             started_at=self.started_at,
+            parameters=parameters,
         )
 
 

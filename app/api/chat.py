@@ -12,8 +12,9 @@ from fastapi import APIRouter, Response
 from app.api.answers import Choice, StreamedAnswer, WholeAnswer, Work
 from app.api.call import Call, RequiredCall
 from app.api.completions import finite
-from app.api.generation import Delta, Generation, SequenceSpec, engine_request, fit_output, seeds
+from app.api.generation import Delta, Generation, SequenceSpec, draw_seed, engine_request, fit_output, seeds
 from app.api.openapi import body_of, responses
+from app.api.parameters import replayable
 from app.api.schemas import (
     AssistantMessage,
     ChatBody,
@@ -40,12 +41,13 @@ async def create_chat_completion(call: RequiredCall) -> Response:
     body = await call.body(ChatBody)
     served = await call.services.models.get(body.model, "generation")
     prompt = await served.encode_chat(_messages(body))
-    specs = _specs(call, body, served, prompt)
+    seed = draw_seed() if body.seed is None else body.seed
+    specs = _specs(call, body, served, prompt, seed)
     await call.admit(len(prompt) + sum(spec.max_tokens for spec in specs), body.model)
     work = Work(
         generation=Generation(call.services.engine, specs, call.timeout_s),
         renderer=ChatRenderer(call, body, served),
-        meter=call.meter(served, "generation", len(prompt)),
+        meter=call.meter(served, "generation", len(prompt), replayable(body, seed)),
         database=call.services.database,
         num_prompts=1,
         num_choices=body.num_choices,
@@ -155,12 +157,13 @@ def _messages(body: ChatBody) -> list[dict[str, str]]:
     return messages
 
 
-def _specs(call: Call, body: ChatBody, served: ServedModel, prompt: list[int]) -> list[SequenceSpec]:
+def _specs(call: Call, body: ChatBody, served: ServedModel, prompt: list[int], seed: int) -> list[SequenceSpec]:
     max_tokens = fit_output(served, len(prompt), body.max_output, None, "messages")
+    grammar_param = next(iter(body.grammar_params), None)
     specs = list[SequenceSpec]()
-    for choice, seed in enumerate(seeds(body.seed, body.num_choices)):
-        request = engine_request(body, served, call.id.hex, prompt, max_tokens, seed)
+    for choice, choice_seed in enumerate(seeds(seed, body.num_choices)):
+        request = engine_request(call, body, served, prompt, max_tokens, choice_seed)
         if body.logprobs:
             request.logprobs = body.top_logprobs or 0
-        specs.append(SequenceSpec(choice, served, request, body.stops, max_tokens))
+        specs.append(SequenceSpec(choice, served, request, body.stops, max_tokens, grammar_param))
     return specs

@@ -10,6 +10,7 @@ from fastapi import APIRouter, Response
 from app.api.answers import ABORTED, json_response
 from app.api.call import Call, RequiredCall
 from app.api.openapi import body_of, responses
+from app.api.parameters import kept
 from app.api.served import ServedModel
 from app.api.text_schemas import Classification, ClassificationBody, ClassificationList, LabelScore, TextUsage
 from app.api.texts import FINISHED, token_ids, unless_gone
@@ -32,7 +33,7 @@ async def create_classification(call: RequiredCall) -> Response:
     inputs = await token_ids(served, texts, is_list=not isinstance(body.input, str))
     num_tokens = sum(map(len, inputs))
     await call.admit(num_tokens, body.model)
-    meter = call.meter(served, "classification", num_tokens)
+    meter = call.meter(served, "classification", num_tokens, kept(body))
     request = pb.ClassifyRequest(
         request_id=call.id.hex,
         model=served.card.name,

@@ -8,8 +8,18 @@ from fastapi import APIRouter, Response
 
 from app.api.answers import Choice, StreamedAnswer, WholeAnswer, Work
 from app.api.call import Call, RequiredCall
-from app.api.generation import Delta, FinishReason, Generation, SequenceSpec, engine_request, fit_output, seeds
+from app.api.generation import (
+    Delta,
+    FinishReason,
+    Generation,
+    SequenceSpec,
+    draw_seed,
+    engine_request,
+    fit_output,
+    seeds,
+)
 from app.api.openapi import body_of, responses
+from app.api.parameters import replayable
 from app.api.schemas import MAX_SEQUENCES, Completion, CompletionBody, CompletionChoice, CompletionLogprobs, Usage
 from app.api.served import ServedModel
 from app.api.stops import Token
@@ -37,16 +47,18 @@ async def create_completion(call: RequiredCall) -> Response:
     body = await call.body(CompletionBody)
     served = await call.services.models.get(body.model, "generation")
     prompts = await _prompts(body, served)
-    specs = _specs(call, body, served, prompts)
+    seed = draw_seed() if body.seed is None else body.seed
+    specs = _specs(call, body, served, prompts, seed)
     await call.admit(sum(len(prompt.ids) for prompt in prompts) + sum(spec.max_tokens for spec in specs), body.model)
     work = Work(
         generation=Generation(call.services.engine, specs, call.timeout_s),
         renderer=CompletionRenderer(call, body, served, prompts),
-        meter=call.meter(served, "generation", sum(len(prompt.ids) for prompt in prompts)),
+        meter=call.meter(served, "generation", sum(len(prompt.ids) for prompt in prompts), replayable(body, seed)),
         database=call.services.database,
         num_prompts=len(prompts),
         num_choices=body.num_choices,
         num_candidates=body.num_candidates,
+        has_grammar=bool(body.grammar_params),
     )
     if body.stream:
         return StreamedAnswer(work, call.services.settings.stream_keepalive_s)
@@ -159,17 +171,20 @@ async def _prompts(body: CompletionBody, served: ServedModel) -> list[Prompt]:
     return prompts
 
 
-def _specs(call: Call, body: CompletionBody, served: ServedModel, prompts: Sequence[Prompt]) -> list[SequenceSpec]:
+def _specs(
+    call: Call, body: CompletionBody, served: ServedModel, prompts: Sequence[Prompt], seed: int
+) -> list[SequenceSpec]:
     if len(prompts) * body.num_candidates > MAX_SEQUENCES:
         raise BadRequest(f"A request may ask for at most {MAX_SEQUENCES} sequences (prompts x choices).", param="n")
     specs = list[SequenceSpec]()
-    choice_seeds = seeds(body.seed, body.num_candidates)
+    choice_seeds = seeds(seed, body.num_candidates)
+    grammar_param = next(iter(body.grammar_params), None)
     for prompt in prompts:
         max_tokens = fit_output(served, len(prompt.ids), body.max_tokens, DEFAULT_MAX_TOKENS, "prompt")
-        for seed in choice_seeds:
-            request = engine_request(body, served, call.id.hex, prompt.ids, max_tokens, seed)
+        for choice_seed in choice_seeds:
+            request = engine_request(call, body, served, prompt.ids, max_tokens, choice_seed)
             _ask_for_scores(request, body)
-            specs.append(SequenceSpec(len(specs), served, request, body.stops, max_tokens))
+            specs.append(SequenceSpec(len(specs), served, request, body.stops, max_tokens, grammar_param))
     return specs
 
 

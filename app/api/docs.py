@@ -26,7 +26,7 @@ router = APIRouter(include_in_schema=False)
 @router.get("/docs")
 async def docs(request: Request) -> Response:
     """The page; the document does not change while the process runs."""
-    page = _template().render(document=request.app.openapi(), fields=_fields, pretty=_pretty, example=_example)
+    page = _template().render(document=request.app.openapi(), fields=_fields, examples=_examples)
     return HTMLResponse(page, headers={"content-security-policy": _POLICY, "x-content-type-options": "nosniff"})
 
 
@@ -68,14 +68,14 @@ def _fields(document: dict[str, Any], operation: dict[str, Any]) -> list[dict[st
     return rows
 
 
-def _example(document: dict[str, Any], operation: dict[str, Any]) -> str:
-    """An example of the request's body, or of the answer of a GET."""
+def _examples(document: dict[str, Any], operation: dict[str, Any]) -> list[str]:
+    """Examples of the request's body, or one of the answer of a GET."""
     schema = _body_schema(document, operation)
     if schema:
-        return _pretty(schema["examples"][0])
+        return [_pretty(example) for example in schema["examples"]]
     content = operation["responses"]["200"]["content"]
     shown = next(iter(content.values())).get("example", "")
-    return shown if isinstance(shown, str) else _pretty(shown)
+    return [shown if isinstance(shown, str) else _pretty(shown)]
 
 
 def _body_schema(document: dict[str, Any], operation: dict[str, Any]) -> dict[str, Any]:

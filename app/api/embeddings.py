@@ -11,6 +11,7 @@ from fastapi import APIRouter, Response
 from app.api.answers import ABORTED, json_response
 from app.api.call import RequiredCall
 from app.api.openapi import body_of, responses
+from app.api.parameters import kept
 from app.api.served import ServedModel
 from app.api.text_schemas import Embedding, EmbeddingBody, EmbeddingList, TextUsage
 from app.api.texts import FINISHED, token_ids, unless_gone
@@ -31,7 +32,7 @@ async def create_embedding(call: RequiredCall) -> Response:
     inputs = await token_ids(served, body.inputs, is_list=body.is_list)
     num_tokens = sum(map(len, inputs))
     await call.admit(num_tokens, body.model)
-    meter = call.meter(served, "embedding", num_tokens)
+    meter = call.meter(served, "embedding", num_tokens, kept(body))
     request = pb.EmbedRequest(
         request_id=call.id.hex,
         model=served.card.name,

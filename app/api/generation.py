@@ -18,16 +18,20 @@ from typing import Literal, Self
 
 from starlette.types import Receive
 
+from app.api.call import Call
+from app.api.grammars import engine_grammar
 from app.api.schemas import GenerationBody
 from app.api.served import ServedModel
 from app.api.stops import Piece, TextAssembler, Token
 from app.errors import BadRequest, ContextLengthExceeded, DeadlineExceeded
 from app.rpc import engine_pb2 as pb
-from app.rpc.client import EngineClient
+from app.rpc.client import GRAMMAR_PARAM, EngineClient
 
 FinishReason = Literal["stop", "length"]
 MAX_CONCURRENT_SEQUENCES = 16
 _SEED_MASK = 2**64 - 1
+# A seed of ours survives every JSON reader, JavaScript's numbers included.
+_SEED_BITS = 53
 # The engine's nucleus is in (0, 1]; so small a mass holds the likeliest token alone.
 _SMALLEST_TOP_P = 1e-6
 
@@ -44,6 +48,7 @@ class SequenceSpec:
         choice: Index of the choice in the answer.
         request: For the engine; its deadline is set when it starts.
         max_tokens: Asked output; 0 asks for the prompt's scores only.
+        grammar_param: Under which name the caller asked for the request's grammar, if there is one.
     """
 
     choice: int
@@ -51,6 +56,7 @@ class SequenceSpec:
     request: pb.GenerateRequest
     stops: tuple[str, ...]
     max_tokens: int
+    grammar_param: str | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,8 +172,11 @@ class Generation:
             spec.request.deadline_ms = self._remaining_ms()
             stream = self._engine.generate(spec.request)
             async with aclosing(stream):
-                async for delta in _assembled(spec, stream, self.efforts[spec.choice]):
-                    self._queue.put_nowait(delta)
+                try:
+                    async for delta in _assembled(spec, stream, self.efforts[spec.choice]):
+                        self._queue.put_nowait(delta)
+                except BadRequest as error:
+                    raise _in_callers_words(error, spec) from None
 
     def _remaining_ms(self) -> int:
         remaining_ms = int((self._deadline - time.monotonic()) * 1000)
@@ -176,30 +185,45 @@ class Generation:
         return remaining_ms
 
 
+def _in_callers_words(error: BadRequest, spec: SequenceSpec) -> BadRequest:
+    """The engine's refusal with the parameter's name as the caller knows it."""
+    if error.param != GRAMMAR_PARAM:
+        return error
+    return BadRequest(error.message, param=spec.grammar_param)
+
+
 async def _assembled(
     spec: SequenceSpec, stream: AsyncIterator[pb.GenerateChunk], effort: Effort
 ) -> AsyncIterator[Delta]:
     """The deltas of one sequence; ends at a stop string, before the engine does. Keeps ``effort`` up to date."""
-    assembler = TextAssembler(spec.served.tokenizer.detokenizer(spec.request.prompt_tokens), spec.stops)
+    detokenizer = spec.served.tokenizer.detokenizer(spec.request.prompt_tokens)
+    assembler = TextAssembler(detokenizer, spec.stops, spec.request.min_tokens)
     is_first = True
     async for chunk in stream:
-        effort.cached_tokens, effort.engine_ms = chunk.cached_tokens, chunk.accelerator_ms
+        # What was found in the cache is known once, the time grows.
+        effort.cached_tokens = max(effort.cached_tokens, chunk.cached_tokens)
+        effort.engine_ms = chunk.accelerator_ms
         prompt_scores = tuple(chunk.prompt_logprobs)
         if spec.max_tokens == 0:
             yield Delta(spec.choice, Piece("", ()), "length", prompt_scores)
             return
         piece = _push(assembler, chunk)
-        finish: FinishReason | None = None
-        if assembler.is_stopped or chunk.finish_reason == "stop":
-            finish = "stop"
-        elif chunk.finish_reason:
-            finish = "length"
+        finish = _finish_reason(spec, assembler, chunk)
         # The first chunk is passed on even if no text is certain yet: the answer has begun.
         if is_first or finish or piece.tokens or piece.text:
             yield Delta(spec.choice, piece, finish, prompt_scores)
         if finish:
             return
         is_first = False
+
+
+def _finish_reason(spec: SequenceSpec, assembler: TextAssembler, chunk: pb.GenerateChunk) -> FinishReason | None:
+    if assembler.is_stopped:
+        # Cut short, a sentence of a grammar is not whole.
+        return "stop" if spec.grammar_param is None else "length"
+    if chunk.finish_reason:
+        return "stop" if chunk.finish_reason == "stop" else "length"
+    return None
 
 
 def _push(assembler: TextAssembler, chunk: pb.GenerateChunk) -> Piece:
@@ -249,39 +273,53 @@ def fit_output(served: ServedModel, num_prompt_tokens: int, asked: int | None, d
 
 
 def engine_request(
-    body: GenerationBody, served: ServedModel, request_id: str, prompt: Sequence[int], max_tokens: int, seed: int
+    call: Call, body: GenerationBody, served: ServedModel, prompt: Sequence[int], max_tokens: int, seed: int
 ) -> pb.GenerateRequest:
     """The engine's request for one sequence.
 
     Raises:
-        BadRequest: A token id is not in the model's vocabulary.
+        BadRequest: A token id is not in the model's vocabulary, or the output is shorter than its least.
     """
-    vocab_size = served.card.vocab_size
     bias = {int(token): value for token, value in (body.logit_bias or {}).items()}
-    if bias and max(bias) >= vocab_size:
-        raise BadRequest(f"Token ids of this model are below {vocab_size}.", param="logit_bias")
-    if max(prompt) >= vocab_size:
-        raise BadRequest(f"Token ids of this model are below {vocab_size}.", param="prompt")
+    for param, ids in (("logit_bias", bias), ("stop_token_ids", body.stop_token_ids), ("prompt", prompt)):
+        if ids and max(ids) >= served.card.vocab_size:
+            raise BadRequest(f"Token ids of this model are below {served.card.vocab_size}.", param=param)
+    if (body.min_tokens or 0) > max_tokens:
+        raise BadRequest(f"'min_tokens' is above the longest output, {max_tokens} tokens here.", param="min_tokens")
     return pb.GenerateRequest(
-        request_id=request_id,
+        request_id=call.id.hex,
         model=served.card.name,
         prompt_tokens=prompt,
         max_tokens=max(1, max_tokens),
-        sampling=pb.Sampling(
-            temperature=1.0 if body.temperature is None else body.temperature,
-            top_p=1.0 if body.top_p is None else max(body.top_p, _SMALLEST_TOP_P),
-            top_k=body.top_k or 0,
-            min_p=body.min_p or 0.0,
-            presence_penalty=body.presence_penalty or 0.0,
-            frequency_penalty=body.frequency_penalty or 0.0,
-            logit_bias=bias,
-            seed=seed,
-        ),
+        min_tokens=body.min_tokens or 0,
+        stop_token_ids=body.stop_token_ids or (),
+        ignore_eos=bool(body.ignore_eos),
+        grammar=engine_grammar(body),
+        cache_salt=call.cache_salt,
+        sampling=_sampling(body, bias, seed),
     )
 
 
-def seeds(seed: int | None, count: int) -> list[int]:
-    """One seed per choice: the caller's own for the first, derived ones after it."""
-    first = secrets.randbits(64) if seed is None else seed & _SEED_MASK
+def draw_seed() -> int:
+    """A seed for a caller who sent none; recorded, so that they can send it."""
+    return secrets.randbits(_SEED_BITS)
+
+
+def seeds(seed: int, count: int) -> list[int]:
+    """One seed per choice: the request's own for the first, derived ones after it."""
+    first = seed & _SEED_MASK
     derived = (hashlib.sha256(b"%d/%d" % (first, choice)).digest() for choice in range(1, count))
     return [first, *(int.from_bytes(digest[:8], "big") for digest in derived)]
+
+
+def _sampling(body: GenerationBody, bias: dict[int, float], seed: int) -> pb.Sampling:
+    return pb.Sampling(
+        temperature=1.0 if body.temperature is None else body.temperature,
+        top_p=1.0 if body.top_p is None else max(body.top_p, _SMALLEST_TOP_P),
+        top_k=body.top_k or 0,
+        min_p=body.min_p or 0.0,
+        presence_penalty=body.presence_penalty or 0.0,
+        frequency_penalty=body.frequency_penalty or 0.0,
+        logit_bias=bias,
+        seed=seed,
+    )

@@ -45,7 +45,7 @@ _ERRORS: dict[int, tuple[str, dict[str, str | None]]] = {
         },
     ),
     404: (
-        "No such model.",
+        "No such model, or no such request of yours.",
         {
             "message": "The model 'gpt-5' does not exist or is not available.",
             "type": "invalid_request_error",

@@ -6,7 +6,7 @@ Answers are written field by field and dumped with ``exclude_unset``, so that a
 ``null`` appears exactly where a client expects one.
 """
 
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import BaseModel, ConfigDict, Field, StringConstraints, model_validator
 from pydantic_core import PydanticCustomError
@@ -18,14 +18,20 @@ MAX_CANDIDATES = 16
 MAX_STOPS = 4
 MAX_STOP_CHARACTERS = 256
 MAX_LOGIT_BIASES = 300
+# The engine takes 64 together with the model's own end tokens.
+MAX_STOP_TOKEN_IDS = 32
+MAX_REGEX_CHARACTERS = 4_096
+MAX_ANSWERS_TO_CHOOSE = 256
 MAX_MESSAGES = 1024
 _UINT31 = 2**31 - 1
 
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
-StopString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_CHARACTERS)]
+# PostgreSQL keeps no NUL, and usage rows keep stop strings.
+StopString = Annotated[str, StringConstraints(min_length=1, max_length=MAX_STOP_CHARACTERS, pattern=r"^[^\x00]+$")]
 TokenId = Annotated[int, Field(ge=0, le=_UINT31)]
 TokenKey = Annotated[str, StringConstraints(pattern=r"^\d{1,10}$")]
 Bias = Annotated[float, Field(ge=-100, le=100)]
+NonEmpty = Annotated[str, StringConstraints(min_length=1)]
 
 
 class Body(BaseModel):
@@ -38,6 +44,43 @@ class StreamOptions(Body):
     """How a stream ends."""
 
     include_usage: bool | None = Field(None, description="Send one more chunk with `usage` before `[DONE]`.")
+
+
+class JsonSchema(Body):
+    """The JSON Schema of a structured answer."""
+
+    name: Annotated[str, StringConstraints(pattern=r"^[a-zA-Z0-9_-]{1,64}$")] = Field(
+        description="Yours to choose; changes nothing."
+    )
+    description: Annotated[str, StringConstraints(max_length=4096)] | None = Field(
+        None, description="Accepted for compatibility; not shown to the model."
+    )
+    definition: dict[str, Any] = Field(
+        alias="schema",
+        description="A JSON Schema of at most 65,536 characters. Properties are written in its order; one that it"
+        " leaves open may be anything, so `additionalProperties: false` keeps small models to the point.",
+    )
+    strict: bool | None = Field(
+        None, description="Accepted for compatibility: the answer follows the schema in any case."
+    )
+
+
+class ResponseFormat(Body):
+    """What an answer must look like, as OpenAI has it."""
+
+    type: Literal["text", "json_object", "json_schema"] = Field(
+        description="`text`: anything, the default. `json_object`: any JSON object. `json_schema`: what fits one."
+    )
+    json_schema: JsonSchema | None = Field(None, description="With the type `json_schema`, and only then.")
+
+    @model_validator(mode="after")
+    def _check_schema(self) -> Self:
+        if (self.type == "json_schema") != (self.json_schema is not None):
+            raise _contradiction(
+                "response_format.json_schema",
+                "'response_format.json_schema' belongs to the type 'json_schema', and to no other.",
+            )
+        return self
 
 
 class GenerationBody(Body):
@@ -58,6 +101,40 @@ class GenerationBody(Body):
     )
     stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)] | None = Field(
         None, description="At most 4 strings of at most 256 characters; the answer ends before the first that appears."
+    )
+    stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKEN_IDS)] | None = Field(
+        None,
+        description="At most 32 token ids that end the answer beside the model's own end tokens. The one that ends it"
+        " is neither shown nor billed.",
+    )
+    min_tokens: int | None = Field(
+        None,
+        ge=0,
+        le=_UINT31,
+        description="Nothing ends the answer before it has so many tokens: no end token and no `stop`. A grammar does,"
+        " where nothing can follow. Default 0.",
+    )
+    ignore_eos: bool | None = Field(
+        None, description="The model's own end tokens do not end the answer; they are tokens like any other."
+    )
+    response_format: ResponseFormat | None = Field(
+        None,
+        description="What the answer must look like: `{type: text | json_object | json_schema}`, the last with"
+        " `json_schema: {name, schema}`. Tokens that would leave it are never drawn, whatever `logit_bias` says."
+        " The finish reason `stop` means a whole answer; one that its budget or a `stop` string cut has `length`."
+        " The model is not told of it: ask for it in the prompt, too. With `echo`, the prompt is not part of it.",
+    )
+    choice: Annotated[list[NonEmpty], Field(min_length=1, max_length=MAX_ANSWERS_TO_CHOOSE)] | None = Field(
+        None,
+        description="The answer is exactly one of these texts: at most 256, of 65,536 characters together."
+        " Otherwise as `response_format`, of which it takes the place.",
+        examples=[["positive", "negative"]],
+    )
+    regex: Annotated[str, StringConstraints(min_length=1, max_length=MAX_REGEX_CHARACTERS)] | None = Field(
+        None,
+        description="All of the answer matches this regular expression of at most 4,096 characters (Rust's syntax,"
+        " without look-around). Otherwise as `response_format`, of which it takes the place.",
+        examples=[r"\d{4}-\d{2}-\d{2}"],
     )
     seed: int | None = Field(
         None, ge=-(2**63), le=2**63 - 1, description="The same seed and request give the same answer of the same model."
@@ -89,6 +166,20 @@ class GenerationBody(Body):
             raise _contradiction("stream_options", "'stream_options' is only allowed together with 'stream': true.")
         return self
 
+    @model_validator(mode="after")
+    def _check_grammars(self) -> Self:
+        if len(self.grammar_params) > 1:
+            first, second, *_ = self.grammar_params
+            raise _contradiction(second, f"Send '{first}' or '{second}', not both: an answer has one form.")
+        return self
+
+    @property
+    def grammar_params(self) -> list[str]:
+        """Names of the parameters that say what the answer must look like; one at most once validated."""
+        has_format = self.response_format is not None and self.response_format.type != "text"
+        asked = {"response_format": has_format, "choice": self.choice is not None, "regex": self.regex is not None}
+        return [name for name, is_asked in asked.items() if is_asked]
+
     @property
     def num_choices(self) -> int:
         """Choices per prompt."""
@@ -112,7 +203,18 @@ class CompletionBody(GenerationBody):
 
     model_config = ConfigDict(
         json_schema_extra={
-            "examples": [{"model": "shakespeare", "prompt": "To be, or not", "max_tokens": 32, "temperature": 0.7}]
+            "examples": [
+                {"model": "shakespeare", "prompt": "To be, or not", "max_tokens": 32, "temperature": 0.7, "seed": 7},
+                {"model": "shakespeare", "prompt": "ROMEO:\nI am", "choice": [" happy", " undone"], "max_tokens": 8},
+                {
+                    "model": "shakespeare",
+                    "prompt": "ROMEO:",
+                    "max_tokens": 64,
+                    "min_tokens": 16,
+                    "ignore_eos": True,
+                    "stop_token_ids": [0],
+                },
+            ]
         }
     )
 
@@ -133,7 +235,7 @@ class CompletionBody(GenerationBody):
         ge=1,
         le=MAX_CANDIDATES,
         description="Candidates of which the `n` with the best mean log-probability are returned; at most 16, not with"
-        " `stream`. Only what is returned is billed.",
+        " `stream`. Only what is returned is billed. Of answers in a form, whole ones come first.",
     )
     logprobs: int | None = Field(None, ge=0, le=20, description="Log-probabilities with this many alternatives.")
     echo: bool | None = Field(None, description="Return the prompt in front of the output.")
@@ -185,7 +287,32 @@ class ChatBody(GenerationBody):
                     "model": "shakespeare",
                     "messages": [{"role": "user", "content": "Speak, good sir."}],
                     "max_completion_tokens": 48,
-                }
+                },
+                {
+                    "model": "shakespeare",
+                    "messages": [{"role": "user", "content": "Name a play and its year, as JSON."}],
+                    "max_completion_tokens": 64,
+                    "response_format": {
+                        "type": "json_schema",
+                        "json_schema": {
+                            "name": "play",
+                            "schema": {
+                                "type": "object",
+                                "properties": {
+                                    "title": {"type": "string", "maxLength": 24},
+                                    "year": {"type": "integer", "minimum": 1589, "maximum": 1613},
+                                },
+                                "required": ["title", "year"],
+                                "additionalProperties": False,
+                            },
+                        },
+                    },
+                },
+                {
+                    "model": "shakespeare",
+                    "messages": [{"role": "user", "content": "When was it?"}],
+                    "regex": r"in 1[56]\d\d",
+                },
             ]
         }
     )
@@ -365,37 +492,6 @@ class ModelList(Answer):
 
     object: Literal["list"]
     data: list[Model]
-
-
-class Money(Answer):
-    """An amount as a decimal string, exact to the micro-unit."""
-
-    value: str
-    currency: Literal["usd"]
-
-
-class UsageLine(Answer):
-    """Everything billed in one bucket of time, for one model or key where grouped by it."""
-
-    start: str
-    end: str
-    model: str | None = None
-    key_id: str | None = None
-    requests: int
-    input_tokens: int
-    cached_tokens: int
-    output_tokens: int
-    total_tokens: int
-    cost: Money
-
-
-class UsageList(Answer):
-    """Answer of GET /v1/usage; ``next`` is the ``after`` of the following page."""
-
-    object: Literal["list"]
-    data: list[UsageLine]
-    has_more: bool
-    next: str | None
 
 
 class ErrorDetail(Answer):

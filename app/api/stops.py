@@ -88,11 +88,18 @@ class StopMatcher:
 
 
 class TextAssembler:
-    """Tokens in, certain text out, for one answer."""
+    """Tokens in, certain text out, for one answer.
 
-    def __init__(self, detokenizer: Detokenizer, stops: Sequence[str]) -> None:
+    Args:
+        detokenizer: Of the answer.
+        stops: Strings that end it.
+        min_tokens: The text of so many tokens is certain whatever it says.
+    """
+
+    def __init__(self, detokenizer: Detokenizer, stops: Sequence[str], min_tokens: int = 0) -> None:
         self._detokenizer = detokenizer
         self._matcher = StopMatcher(stops)
+        self._num_exempt = min_tokens
         self._num_characters = 0
         self._num_released = 0
         # Tokens not shown yet, each with the end of its text.
@@ -115,6 +122,9 @@ class TextAssembler:
         # Without text of its own it is part of a character that is not whole yet.
         end = self._num_characters if text else self._num_characters + 1
         self._waiting.append((end, Token(token_id, offset, score)))
+        if self._num_exempt:
+            self._num_exempt -= 1
+            return self._piece(text, is_last=False)
         return self._piece(self._matcher.push(text), is_last=self.is_stopped)
 
     def flush(self) -> Piece:

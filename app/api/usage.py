@@ -1,19 +1,21 @@
-"""GET /v1/usage: what the caller's organisation used and what it costs, page by page."""
+"""GET /v1/usage: what the caller's organisation used and what it costs, page by page, or by request."""
 
+from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
 from typing import Annotated, Any
+from uuid import UUID
 
-from fastapi import APIRouter, Query, Response
+from fastapi import APIRouter, Path, Query, Response
 from pydantic import BaseModel, ConfigDict, Field
 
 from app.api.answers import json_response
 from app.api.call import RequiredCall
 from app.api.openapi import read_responses
-from app.api.schemas import Money, UsageLine, UsageList
+from app.api.usage_schemas import Money, RequestReceipt, UsageLine, UsageList
 from app.billing import statement
 from app.billing.plans import money
-from app.billing.statement import Bucket, Cursor, Group, Line, read_lines
-from app.errors import BadRequest
+from app.billing.statement import Bucket, Cursor, Group, Line, Receipt, read_lines, read_receipt
+from app.errors import BadRequest, NotFound
 
 DEFAULT_RANGE = timedelta(days=30)
 MAX_RANGE = timedelta(days=366)
@@ -37,6 +39,32 @@ _EXAMPLE = {
     "has_more": False,
     "next": None,
 }
+
+_RECEIPT_EXAMPLE = {
+    "id": "019ab4b2-7c00-7d1f-8a65-3f0c8a0d2b11",
+    "object": "usage.request",
+    "started_at": "2026-11-24T09:30:00Z",
+    "billed_at": "2026-11-24T09:30:01Z",
+    "key_id": "019ab4b0-0000-7000-8000-000000000001",
+    "model": "shakespeare",
+    "model_digest": "5d3c…",
+    "kind": "generation",
+    "parameters": {
+        "temperature": 0.7,
+        "max_tokens": 32,
+        "response_format": {"type": "json_schema", "sha256": "9f86…"},
+        "seed": 4503599627370496,
+    },
+    "input_tokens": 14,
+    "cached_tokens": 0,
+    "output_tokens": 32,
+    "total_tokens": 46,
+    "finish_reason": "stop",
+    "engine_ms": 41.5,
+    "cost": {"value": "0.000021", "currency": "usd"},
+}
+# An answer's own id is its kind before the request's id.
+_ID_PREFIXES = ("chatcmpl-", "cmpl-", "clas-")
 
 router = APIRouter(tags=["usage"])
 
@@ -69,6 +97,43 @@ async def get_usage(call: RequiredCall, parameters: Annotated[UsageParameters, Q
     next_page = lines[-1].cursor.token if has_more else None
     data = [_rendered(line) for line in lines]
     return json_response(UsageList(object="list", data=data, has_more=has_more, next=next_page))
+
+
+@router.get("/v1/usage/requests/{request_id}", **read_responses(RequestReceipt, _RECEIPT_EXAMPLE))
+async def get_request(
+    call: RequiredCall,
+    request_id: Annotated[
+        str, Path(max_length=128, description="The answer's `x-request-id`, or the `id` of a completion.")
+    ],
+) -> Response:
+    """One request as it is billed, with what replays it.
+
+    The same `model_digest`, prompt and `parameters` give the same answer: the `seed` is there also where none was
+    sent, other parameters where they differ from their defaults. Of `choice`, `regex` and a JSON schema only the
+    kind and the sha256 are kept (of the regex; of the schema or the list as JSON without spaces, in its own order):
+    send the same ones again. `stop` strings are kept as they are; prompts, `user` and `metadata` are not. A request
+    that failed and cost nothing has no row.
+    """
+    call.key.require("usage")
+    await call.admit(0)
+    async with call.services.database.begin() as connection:
+        receipt = await read_receipt(connection, call.key.org_id, _request_id(request_id))
+    if receipt is None:
+        raise _no_such_request()
+    return json_response(_receipt(receipt))
+
+
+def _request_id(value: str) -> UUID:
+    for prefix in _ID_PREFIXES:
+        value = value.removeprefix(prefix)
+    try:
+        return UUID(value)
+    except ValueError:
+        raise _no_such_request() from None
+
+
+def _no_such_request() -> NotFound:
+    return NotFound("No request of this id was billed.", param="request_id", code="request_not_found")
 
 
 def _query(call: RequiredCall, parameters: UsageParameters, now: datetime) -> statement.Query:
@@ -123,6 +188,21 @@ def _rendered(line: Line) -> UsageLine:
         output_tokens=line.output_tokens,
         total_tokens=line.input_tokens + line.output_tokens,
         cost=Money.model_validate(money(line.cost)),
+    )
+
+
+def _receipt(receipt: Receipt) -> RequestReceipt:
+    return RequestReceipt.model_validate(
+        {
+            **asdict(receipt),
+            "object": "usage.request",
+            "id": str(receipt.id),
+            "key_id": str(receipt.key_id),
+            "started_at": _utc(receipt.started_at),
+            "billed_at": _utc(receipt.billed_at),
+            "total_tokens": receipt.input_tokens + receipt.output_tokens,
+            "cost": money(receipt.cost),
+        }
     )
 
 

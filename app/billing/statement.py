@@ -1,4 +1,4 @@
-"""What an organisation used and what it costs, read from the very rows that are billed.
+"""What an organisation or one request used and what it costs, read from the very rows that are billed.
 
 One query groups usage events by bucket of time and, where asked for, by model and
 key; prices join in as a table of values, so amounts are summed exactly in the
@@ -12,11 +12,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Literal, Self
+from typing import Any, Literal, Self
 from uuid import UUID
 
 from pydantic_core import from_json, to_json
 from sqlalchemy import TextClause, text
+from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.billing.plans import PRICES
@@ -25,6 +26,26 @@ from app.errors import BadRequest
 Bucket = Literal["hour", "day", "month"]
 Group = Literal["model", "key"]
 _NO_KEY = UUID(int=0)
+# A request's id and its start are read off the clock one after the other.
+_ID_TOLERANCE = timedelta(hours=1)
+# Only constants enter the text of a statement; values are bound.
+_PRICE_TABLE = ", ".join(
+    f"({version}, '{kind}', {price.input}, {price.cached}, {price.output})" for (version, kind), price in PRICES.items()
+)
+_PRICED_EVENTS = (
+    f"usage_events u JOIN (VALUES {_PRICE_TABLE}) AS p (version, kind, input, cached, output)"
+    " ON p.version = u.price_version AND p.kind = u.kind"
+)
+# Of one row, in 10^-12 USD.
+_COST = (
+    "(u.input_tokens - u.cached_tokens)::numeric * p.input + u.cached_tokens::numeric * p.cached"
+    " + u.output_tokens::numeric * p.output"
+)
+_RECEIPT = text(
+    "SELECT u.id, u.started_at, u.billed_at, u.key_id, u.model, u.model_digest, u.kind, u.parameters, u.input_tokens,"  # noqa: S608
+    f" u.cached_tokens, u.output_tokens, u.finish_reason, u.engine_ms, {_COST} AS cost FROM {_PRICED_EVENTS}"
+    " WHERE u.id = :id AND u.org_id = :org_id AND u.started_at BETWEEN :after AND :before"
+).columns(parameters=JSONB())
 
 
 @dataclass(frozen=True, slots=True)
@@ -101,6 +122,42 @@ class Line:
         return Cursor(self.start, self.model or "", self.key_id or _NO_KEY)
 
 
+@dataclass(frozen=True, slots=True)
+class Receipt:
+    """One request's usage row; ``cost`` is exact, in 10^-12 USD.
+
+    Attributes:
+        parameters: What it was asked with; None of rows from before they were kept.
+    """
+
+    id: UUID
+    started_at: datetime
+    billed_at: datetime
+    key_id: UUID
+    model: str
+    model_digest: str
+    kind: str
+    parameters: dict[str, Any] | None
+    input_tokens: int
+    cached_tokens: int
+    output_tokens: int
+    finish_reason: str | None
+    engine_ms: float
+    cost: Decimal
+
+
+async def read_receipt(connection: AsyncConnection, org_id: UUID, request_id: UUID) -> Receipt | None:
+    """What a request of the organisation was billed for; None: it made no such request, or it cost nothing."""
+    try:
+        started_at = datetime.fromtimestamp((request_id.int >> 80) / 1000, UTC)
+        # Names the partition: the id alone would have every month searched.
+        bind = {"after": started_at - _ID_TOLERANCE, "before": started_at + _ID_TOLERANCE}
+    except (ValueError, OverflowError):  # not an id of ours: its time is beyond the calendar
+        return None
+    row = (await connection.execute(_RECEIPT, {"org_id": org_id, "id": request_id, **bind})).one_or_none()
+    return None if row is None else Receipt(**row._mapping)
+
+
 async def read_lines(connection: AsyncConnection, query: Query) -> tuple[list[Line], bool]:
     """One page of lines by time, model and key; and whether there are more."""
     after = query.after
@@ -133,7 +190,6 @@ async def read_lines(connection: AsyncConnection, query: Query) -> tuple[list[Li
 
 
 def _statement(query: Query) -> TextClause:
-    # Only constants of this module enter the text; values are bound.
     model = "u.model" if "model" in query.group_by else "''"
     key_id = "u.key_id" if "key" in query.group_by else f"CAST('{_NO_KEY}' AS uuid)"
     page = "" if query.after is None else " WHERE (start, model, key_id) > (:after_start, :after_model, :after_key)"
@@ -141,19 +197,9 @@ def _statement(query: Query) -> TextClause:
         f"SELECT * FROM (SELECT date_trunc(:bucket, u.billed_at, 'UTC') AS start, {model} COLLATE \"C\" AS model,"  # noqa: S608
         f" {key_id} AS key_id, COUNT(*) AS requests, SUM(u.input_tokens) AS input_tokens,"
         " SUM(u.cached_tokens) AS cached_tokens, SUM(u.output_tokens) AS output_tokens,"
-        " SUM((u.input_tokens - u.cached_tokens)::numeric * p.input + u.cached_tokens::numeric * p.cached"
-        " + u.output_tokens::numeric * p.output) AS cost"
-        f" FROM usage_events u JOIN (VALUES {_price_table()}) AS p (version, kind, input, cached, output)"
-        " ON p.version = u.price_version AND p.kind = u.kind"
+        f" SUM({_COST}) AS cost FROM {_PRICED_EVENTS}"
         " WHERE u.org_id = :org_id AND u.billed_at >= :start AND u.billed_at < :end"
         f" GROUP BY 1, 2, 3) AS lines{page} ORDER BY start, model, key_id LIMIT :limit"
-    )
-
-
-def _price_table() -> str:
-    return ", ".join(
-        f"({version}, '{kind}', {price.input}, {price.cached}, {price.output})"
-        for (version, kind), price in PRICES.items()
     )
 
 

@@ -35,6 +35,8 @@ from app.rpc import engine_pb2_grpc
 CODE_KEY = "tollgate-code"
 PARAM_KEY = "tollgate-param"
 RETRY_AFTER_KEY = "retry-after-ms"
+# How the engine names a request's grammar where that is to blame; callers have other names for it.
+GRAMMAR_PARAM = "grammar"
 
 MAX_MESSAGE_BYTES = 4 * 2**20
 DESCRIBE_TIMEOUT_S = 5.0

@@ -1,11 +1,14 @@
 """Every endpoint: without a key, with a bad one, without the scope, over the rate."""
 
+from uuid import UUID
+
 import pytest
 
 from app.db import Database
 from tests.api.world import World, error_of
 from tests.factories import make_key
 
+NO_REQUEST = UUID(int=7)
 CALLS = {
     ("POST", "/v1/completions"): {"model": "bytes", "prompt": "a"},
     ("POST", "/v1/chat/completions"): {"model": "bytes", "messages": [{"role": "user", "content": "a"}]},
@@ -14,6 +17,7 @@ CALLS = {
     ("GET", "/v1/models"): None,
     ("GET", "/v1/models/bytes"): None,
     ("GET", "/v1/usage"): None,
+    ("GET", f"/v1/usage/requests/{NO_REQUEST}"): None,
 }
 EVERY = pytest.mark.parametrize(("method", "path"), list(CALLS))
 
@@ -58,7 +62,8 @@ async def test_a_suspended_organisation_is_refused(world: World, method: str, pa
 async def test_over_the_rate_the_answer_says_when_to_come_back(world: World, method: str, path: str) -> None:
     key = await make_key(world.database, world.settings, requests_per_minute=1)
     headers = world.auth(key)
-    assert (await world.http.request(method, path, json=CALLS[method, path], headers=headers)).status_code == 200
+    first = await world.http.request(method, path, json=CALLS[method, path], headers=headers)
+    assert first.status_code == (404 if str(NO_REQUEST) in path else 200)
     response = await world.http.request(method, path, json=CALLS[method, path], headers=headers)
     assert error_of(response) == (429, "rate_limit_exceeded", None)
     assert 0 < int(response.headers["retry-after-ms"]) <= 60_000
@@ -73,6 +78,7 @@ async def test_over_the_rate_the_answer_says_when_to_come_back(world: World, met
         ("POST", "/v1/chat/completions", "usage"),
         ("POST", "/v1/classifications", "generation"),
         ("GET", "/v1/usage", "generation"),
+        ("GET", f"/v1/usage/requests/{NO_REQUEST}", "generation"),
     ],
 )
 async def test_a_key_without_the_scope_is_refused(world: World, method: str, path: str, scope: str) -> None:

@@ -16,6 +16,7 @@ ROUTES = {
     "/v1/models",
     "/v1/models/{model_id}",
     "/v1/usage",
+    "/v1/usage/requests/{request_id}",
     "/livez",
     "/readyz",
     "/metrics",
@@ -81,7 +82,8 @@ async def test_the_page_names_every_route_and_parameter(world: World) -> None:
     for path in ROUTES:
         assert path in page
     assert "`" not in page
+    assert page.count("response_format") > 4  # the parameter, and a second example that uses it
     assert "<code>data: [DONE]</code>" in page
-    for name in ("best_of", "max_completion_tokens", "x-request-timeout-ms", "group_by"):
+    for name in ("best_of", "max_completion_tokens", "x-request-timeout-ms", "group_by", "request_id"):
         assert f"<code>{name}</code>" in page
     assert (await world.http.get("/static/site.css")).headers["content-type"].startswith("text/css")

@@ -125,3 +125,16 @@ def test_a_stop_string_that_the_last_flush_completes_still_ends_the_answer() -> 
     assembler.push("é".encode()[0])
     assert assembler.flush().text == ""
     assert assembler.is_stopped
+
+
+@given(LETTERS, STOPS, st.integers(0, 8))
+def test_the_text_of_the_least_tokens_is_shown_whatever_it_says(text: str, stops: list[str], min_tokens: int) -> None:
+    assembler = TextAssembler(Bytes(), stops, min_tokens)
+    shown = ""
+    for byte in text.encode():
+        shown += assembler.push(byte).text
+        if assembler.is_stopped:
+            break
+    else:
+        shown += assembler.flush().text
+    assert shown == text[:min_tokens] + expected(text[min_tokens:], stops)

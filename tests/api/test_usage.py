@@ -7,7 +7,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import insert, select
 
-from app.api.schemas import UsageList
+from app.api.usage_schemas import UsageList
 from app.tables import ApiKey, UsageEvent, new_id
 from tests.api.world import World, error_of
 from tests.factories import make_key, make_org

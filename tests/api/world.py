@@ -117,7 +117,8 @@ class ScriptedEngine(engine_pb2_grpc.EngineServicer):
                 yield chunk
                 is_whole = bool(chunk.finish_reason)
         except Refusal as refusal:
-            await context.abort(refusal.status, refusal.message, (("tollgate-code", "refused"),))
+            blamed = (("tollgate-param", refusal.param),) if refusal.param else ()
+            await context.abort(refusal.status, refusal.message, (("tollgate-code", "refused"), *blamed))
         finally:
             # Cancelled while it waited, or closed at a yield.
             if not is_whole:
@@ -153,8 +154,9 @@ class ScriptedEngine(engine_pb2_grpc.EngineServicer):
 class Refusal(Exception):
     """What the scripted engine refuses with."""
 
-    def __init__(self, status: grpc.StatusCode, message: str = "refused") -> None:
+    def __init__(self, status: grpc.StatusCode, message: str = "refused", param: str | None = None) -> None:
         super().__init__(message)
+        self.param = param
         self.status = status
         self.message = message
 

@@ -5,11 +5,13 @@ from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
+from uuid import UUID
 
+import pytest
 from sqlalchemy import insert
 
 from app.billing.plans import PRICES
-from app.billing.statement import Cursor, Line, Query, read_lines
+from app.billing.statement import Cursor, Line, Query, Receipt, read_lines, read_receipt
 from app.db import Database
 from app.tables import UsageEvent, new_id
 
@@ -31,6 +33,7 @@ async def bill(database: Database, *events: dict[str, Any]) -> None:
         "cached_tokens": 0,
         "output_tokens": 0,
         "billed_at": START,
+        "parameters": None,
         "price_version": 1,
     }
     async with database.begin() as connection:
@@ -40,6 +43,11 @@ async def bill(database: Database, *events: dict[str, Any]) -> None:
 async def read(database: Database, query: Query) -> tuple[list[Line], bool]:
     async with database.begin() as connection:
         return await read_lines(connection, query)
+
+
+async def receipt(database: Database, org_id: UUID, request_id: UUID) -> Receipt | None:
+    async with database.begin() as connection:
+        return await read_receipt(connection, org_id, request_id)
 
 
 async def test_a_cost_is_the_exact_sum_over_its_rows(database: Database) -> None:
@@ -94,3 +102,29 @@ async def test_pages_together_are_the_whole(database: Database) -> None:
         after = Cursor.parse(page[-1].cursor.token)
     assert pages == whole
     assert len(whole) == 24
+
+
+async def test_a_receipt_is_the_row_at_the_price_of_its_line(database: Database) -> None:
+    request_id = new_id()
+    event = {"id": request_id, "input_tokens": 7, "cached_tokens": 3, "output_tokens": 2, "parameters": {"seed": 1}}
+    await bill(database, event, {"model": "another"})
+    found = await receipt(database, ORG, request_id)
+    assert found is not None
+    assert (found.id, found.started_at, found.billed_at, found.key_id) == (request_id, NOW, START, KEY)
+    assert (found.input_tokens, found.cached_tokens, found.output_tokens) == (7, 3, 2)
+    assert (found.parameters, found.finish_reason, found.engine_ms) == ({"seed": 1}, None, 0)
+    lines, _ = await read(database, replace(QUERY, group_by=("model",)))
+    assert found.cost == lines[1].cost == 4 * 150_000 + 3 * 75_000 + 2 * 600_000
+
+
+async def test_a_receipt_belongs_to_its_organisation(database: Database) -> None:
+    request_id = new_id()
+    await bill(database, {"id": request_id})
+    assert await receipt(database, OTHER_ORG, request_id) is None
+    assert await receipt(database, ORG, new_id()) is None
+
+
+@pytest.mark.parametrize("request_id", [UUID(int=2**128 - 1), UUID(int=0), UUID(int=253402300799999 << 80)])
+async def test_an_id_whose_time_is_not_the_requests_has_no_receipt(database: Database, request_id: UUID) -> None:
+    await bill(database, {"id": request_id})
+    assert await receipt(database, ORG, request_id) is None

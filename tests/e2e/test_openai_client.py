@@ -1,17 +1,24 @@
 """The official client against a whole installation with its published models."""
 
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
+from typing import Annotated, Any, Literal
 
 import httpx
 import openai
 import pytest
+from pydantic import BaseModel, Field
 
 from app.modeling.registry import ModelCard
 from tests.e2e.conftest import models_of
 from tests.installation import Installation
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(600), pytest.mark.xdist_group("installation")]
+
+
+class Play(BaseModel):
+    title: Annotated[str, Field(max_length=12)]
+    genre: Literal["tragedy", "comedy"]
+    acts: Annotated[int, Field(ge=1, le=5)]
 
 
 def usage(installation: Installation, **parameters: Any) -> list[dict[str, Any]]:
@@ -82,6 +89,49 @@ def test_the_same_seed_gives_the_same_answer(installation: Installation, generat
         for _ in range(3)
     }
     assert len(texts) == 1
+
+
+def test_a_sampled_answer_is_replayed_from_its_row(installation: Installation, generator: ModelCard) -> None:
+    completions = installation.client().completions
+    sampled: dict[str, Any] = {"temperature": 1.2, "n": 2, "max_tokens": 24, "frequency_penalty": 0.5}
+    raw = completions.with_raw_response.create(
+        model=generator.name, prompt="O ", **sampled, extra_body={"top_k": 40, "min_tokens": 5}
+    )
+    response = httpx.get(
+        f"{installation.url}/usage/requests/{raw.headers['x-request-id']}",
+        headers={"authorization": f"Bearer {installation.key}"},
+    )
+    row = response.json()
+    assert (row["model"], row["model_digest"]) == (generator.name, generator.digest)
+    again = completions.create(model=row["model"], prompt="O ", extra_body=row["parameters"])
+    texts = [choice.text for choice in raw.parse().choices]
+    assert [choice.text for choice in again.choices] == texts
+    assert texts[0] != texts[1]
+
+
+def test_an_answer_is_parsed_as_the_callers_class(installation: Installation, generator: ModelCard) -> None:
+    answer = installation.client().chat.completions.parse(
+        model=generator.name,
+        messages=[{"role": "user", "content": "A play, as JSON."}],
+        response_format=Play,
+        max_completion_tokens=100,
+    )
+    assert answer.choices[0].finish_reason == "stop"
+    assert isinstance(answer.choices[0].message.parsed, Play)
+
+
+def test_a_streamed_answer_is_one_of_a_choice(installation: Installation, generator: ModelCard) -> None:
+    choices = [" happy", " undone", " the king"]
+    stream = installation.client().completions.create(
+        model=generator.name, prompt="I am", max_tokens=16, stream=True, extra_body={"choice": choices}
+    )
+    assert "".join(choice.text for chunk in stream for choice in chunk.choices) in choices
+
+
+def test_a_form_that_cannot_be_followed_is_refused(installation: Installation, generator: ModelCard) -> None:
+    with pytest.raises(openai.BadRequestError) as refused:
+        installation.client().completions.create(model=generator.name, prompt="a", extra_body={"regex": "(a"})
+    assert refused.value.param == "regex"
 
 
 def test_a_stop_string_is_not_shown(installation: Installation, generator: ModelCard) -> None:
