@@ -2,7 +2,7 @@
 
 import json
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -32,19 +32,39 @@ Description = Annotated[str, typer.Option("--description", help="For the model c
 def generation(
     data: Data,
     out: Out,
+    architecture: Annotated[Literal["transformer", "gru"], typer.Option(help="Attention, or recurrent.")] = (
+        "transformer"
+    ),
     text_field: TextField = "text",
     vocab_size: Annotated[int, typer.Option(help="Tokens in the vocabulary.")] = 512,
-    layers: Annotated[int, typer.Option(help="Layers of the decoder.")] = 6,
-    width: Annotated[int, typer.Option(help="Width of the decoder.")] = 192,
-    heads: Annotated[int, typer.Option(help="Attention heads.")] = 3,
-    feed_forward: Annotated[int, typer.Option(help="Width of the feed-forward layers.")] = 512,
+    layers: Annotated[int | None, typer.Option(min=1, show_default="6; gru: 2", help="Layers of the decoder.")] = None,
+    width: Annotated[
+        int | None, typer.Option(min=1, show_default="192; gru: 256", help="Width of the decoder.")
+    ] = None,
+    heads: Annotated[
+        int | None, typer.Option(min=1, show_default="3", help="Attention heads; transformer only.")
+    ] = None,
+    feed_forward: Annotated[
+        int | None, typer.Option(min=1, show_default="512", help="Width of the feed-forward layers; transformer only.")
+    ] = None,
+    embedding: Annotated[
+        int | None, typer.Option(min=1, show_default="128", help="Width of the embeddings; gru only.")
+    ] = None,
     context: Annotated[int, typer.Option(help="Longest prompt and answer together, tokens.")] = 256,
-    batch: Annotated[int, typer.Option(help="Windows of one context in a step.")] = 16,
+    window: Annotated[
+        int | None,
+        typer.Option(
+            min=1, show_default="64", help="Tokens of a training window, gru only; a transformer's is its context."
+        ),
+    ] = None,
+    batch: Annotated[int | None, typer.Option(min=1, show_default="16; gru: 64", help="Windows in a step.")] = None,
     steps: Annotated[int, typer.Option(help="Steps at most.")] = 2500,
     eval_every: Annotated[int, typer.Option(help="Steps between looks at the development set.")] = 100,
     patience: Annotated[int, typer.Option(help="Looks without progress before stopping early.")] = 8,
     dropout: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of activations dropped in training.")] = 0.2,
-    learning_rate: Annotated[float, typer.Option(min=0.0, help="At its highest.")] = 3e-3,
+    learning_rate: Annotated[
+        float | None, typer.Option(min=0.0, show_default="0.003; gru: 0.01", help="At its highest.")
+    ] = None,
     test_fraction: Annotated[float, typer.Option(min=0.01, max=0.5, help="Held out for testing.")] = 0.1,
     dev_fraction: Annotated[float, typer.Option(min=0.01, max=0.5, help="Of the rest, for early stopping.")] = 0.05,
     seed: Annotated[int, typer.Option(min=0, help="Of everything random.")] = 0,
@@ -58,7 +78,7 @@ def generation(
     """Train a decoder on texts (.txt, .jsonl, .json, or a folder of them).
 
     Cleans and de-duplicates, holds out the end, trains a byte-level BPE and a
-    Llama-layout decoder, stops early, and publishes a Hugging Face directory with
+    decoder, Llama-layout or recurrent (GRU), stops early, and publishes a Hugging Face directory with
     a model card and eval.json. The same command continues a run that was killed.
     """
     options = _fields(locals(), "data", "out", "overwrite", *PROVENANCE)

@@ -20,10 +20,11 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
 
 from app.errors import ModelFormatError
-from app.modeling import bert_config
+from app.modeling import bert_config, gru
 from app.modeling.bert_config import BertConfig
 from app.modeling.decoder_config import DecoderConfig
 from app.modeling.encoder import EncoderConfig
+from app.modeling.gru import GruConfig
 from app.modeling.layouts import LAYOUTS, TensorNames
 from app.modeling.registry import write_checksums
 from app.modeling.tokenizer import read_json
@@ -32,7 +33,7 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safetensors' names to NumPy's
 
-Config = DecoderConfig | EncoderConfig | BertConfig
+Config = DecoderConfig | GruConfig | EncoderConfig | BertConfig
 Shapes = Mapping[str, tuple[int, ...]]
 
 
@@ -100,6 +101,8 @@ def read_config(raw: Mapping[str, Any], directory: Path) -> Config:
     """
     if raw.get("model_type") == "textcnn":
         return EncoderConfig.from_hf(raw)
+    if raw.get("model_type") == gru.MODEL_TYPE:
+        return GruConfig.from_hf(raw)
     if raw.get("model_type") in bert_config.LAYOUTS:
         return BertConfig.from_hf(raw, directory)
     return DecoderConfig.from_hf(raw)
@@ -109,6 +112,8 @@ def tensor_names(raw: Mapping[str, Any]) -> TensorNames:
     """How the files of a `config.json`'s layout name their tensors; as we do where nothing else is known."""
     if raw.get("model_type") in bert_config.LAYOUTS:
         return bert_config.tensor_names(raw)
+    if raw.get("model_type") == gru.MODEL_TYPE:
+        return TensorNames()
     layout = LAYOUTS.get(raw.get("model_type", ""))
     return layout.names if layout else TensorNames(prefix="")
 

@@ -2,8 +2,11 @@
 
 A family is a module of pure functions. The runner knows these five and no more, so
 a network with keys and values and one with a recurrent state are served alike.
+
+Activations are columns: `B` rows, `T` tokens, `N` columns, `D` width, `V` vocabulary.
 """
 
+from collections.abc import Callable
 from typing import Any, Protocol
 
 import tensorflow as tf
@@ -23,15 +26,27 @@ class Cache(Protocol):
 
 
 class Family(Protocol):
-    """The functions of a family; their docstrings in `decoder.py` say what they promise."""
+    """The functions of a family; their docstrings in `decoder.py` and `gru.py` say what they promise."""
 
-    def init_cache(self, config: Any, num_slots: int, cache_length: int) -> Cache:  # noqa: ANN401 - the family's own
+    def init_cache(
+        self,
+        config: Any,  # noqa: ANN401 - the family's own
+        num_slots: int,
+        cache_length: int,
+        dtype: tf.DType = tf.float32,
+    ) -> Cache:
         """Nothing remembered yet, for `num_slots` sequences of up to `cache_length` tokens."""
 
-    def forward(self, config: Any, weights: Weights, tokens: tf.Tensor) -> tf.Tensor:  # noqa: ANN401
-        """Logits `[B, T, V]` of tokens `[B, T]`, without a cache."""
+    def forward(
+        self,
+        config: Any,  # noqa: ANN401
+        weights: Weights,
+        tokens: tf.Tensor,
+        dropout: Callable[[tf.Tensor], tf.Tensor] = tf.identity,
+    ) -> tf.Tensor:
+        """Logits `[B, T, V]` float32 of tokens `[B, T]`, without a cache."""
 
-    def prefill_states(
+    def prefill(
         self,
         config: Any,  # noqa: ANN401
         weights: Weights,
@@ -39,12 +54,13 @@ class Family(Protocol):
         tokens: tf.Tensor,
         slot: tf.Tensor,
         start: tf.Tensor,
+        length: tf.Tensor,
         context: int | tf.Tensor,
     ) -> tf.Tensor:
-        """States `[1, T, D]` of one chunk of one prompt; begins anew where `start` is 0."""
+        """States `[D, T]` of one chunk `[T]` of one prompt, `length` of it real; begins anew where `start` is 0."""
 
     def head(self, config: Any, weights: Weights, states: tf.Tensor) -> tf.Tensor:  # noqa: ANN401
-        """Logits `[B, T, V]` of states."""
+        """Logits `[N, V]` float32 of states `[D, N]`."""
 
     def decode(
         self,
@@ -55,7 +71,7 @@ class Family(Protocol):
         positions: tf.Tensor,
         context: int,
     ) -> tf.Tensor:
-        """Logits `[B, V]` after one step of every slot."""
+        """Logits `[B, V]` float32 after one step, in place, of the first `B` slots."""
 
 
 def family_of(config: DecoderConfig | GruConfig) -> Family:

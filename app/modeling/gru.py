@@ -7,10 +7,13 @@ step costs the same at any position; in return nothing of a prompt can be reused
 but its very end, and a prompt is read token after token.
 
 The equations are those that Keras calls `reset_after=True` and CuDNN computes;
-gates stand in Keras' order: update, reset, candidate. Weights are `[out, in]`.
+gates stand in Keras' order: update, reset, candidate. Weights are `[out, in]` and
+activations columns `[in, N]`, of a batch in the order of its rows: column b * T + t.
+Tokens are read by `tf.scan`, whose gradient TensorFlow derives: a loop and a gradient
+by hand were no quicker (docs/experiments.md).
 
-Letters in shapes: `B` rows, `T` tokens, `L` layers, `E` embedding width, `D` width
-of the states, `V` vocabulary.
+Letters in shapes: `B` rows, `T` tokens, `N` columns, `L` layers, `S` slots, `E`
+embedding width, `D` width of the states, `V` vocabulary.
 
 Source: Cho et al. 2014, "Learning Phrase Representations using RNN
 Encoder-Decoder", sec. 2.3, in the variant that multiplies by the reset gate after
@@ -24,10 +27,20 @@ from typing import Any
 import tensorflow as tf
 
 from app.errors import ModelFormatError
-from app.modeling.linear import Weights, linear
+from app.modeling.linear import Weights
 from app.modeling.registry import token_ids
 
 Dropout = Callable[[tf.Tensor], tf.Tensor]
+
+MODEL_TYPE = "gru"  # of config.json
+FIELDS = {
+    "vocab_size": "vocab_size",
+    "embedding_size": "embedding_size",
+    "hidden_size": "hidden_size",
+    "num_layers": "num_hidden_layers",
+    "context_length": "max_position_embeddings",
+}
+"""Our name of a size to its field of `config.json`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,31 +65,20 @@ class GruConfig:
         """Read a `config.json` that `to_hf` wrote.
 
         Raises:
-            ModelFormatError: a field is missing.
+            ModelFormatError: a field is missing or not a size.
         """
-        try:
-            return cls(
-                vocab_size=int(config["vocab_size"]),
-                embedding_size=int(config["embedding_size"]),
-                hidden_size=int(config["hidden_size"]),
-                num_layers=int(config["num_hidden_layers"]),
-                context_length=int(config["max_position_embeddings"]),
-                bos_token_id=config.get("bos_token_id"),
-                eos_token_ids=token_ids(config.get("eos_token_id")),
-            )
-        except KeyError as missing:
-            raise ModelFormatError(f"config.json has no field {missing}") from None
+        return cls(
+            **{ours: _size(config, theirs) for ours, theirs in FIELDS.items()},
+            bos_token_id=config.get("bos_token_id"),
+            eos_token_ids=token_ids(config.get("eos_token_id")),
+        )
 
     def to_hf(self) -> dict[str, Any]:
         """The `config.json` of a published model."""
         return {
             "architectures": ["GruForCausalLM"],
-            "model_type": "gru",
-            "vocab_size": self.vocab_size,
-            "embedding_size": self.embedding_size,
-            "hidden_size": self.hidden_size,
-            "num_hidden_layers": self.num_layers,
-            "max_position_embeddings": self.context_length,
+            "model_type": MODEL_TYPE,
+            **{theirs: getattr(self, ours) for ours, theirs in FIELDS.items()},
             "bos_token_id": self.bos_token_id,
             "eos_token_id": self.eos_token_ids[0] if len(self.eos_token_ids) == 1 else list(self.eos_token_ids),
             "torch_dtype": "float32",
@@ -100,7 +102,7 @@ class GruConfig:
 
 @dataclass(frozen=True, slots=True)
 class Cache:
-    """The states of every slot, one variable `[2, L, B, D]` updated in place.
+    """The states of every slot, one variable `[2, L, S, D]` updated in place.
 
     States after even positions are kept apart from those after odd ones. So a step
     at a position reads the one half and writes the other, and, as with keys and
@@ -133,11 +135,12 @@ def forward(config: GruConfig, weights: Weights, tokens: tf.Tensor, dropout: Dro
     Returns:
         `[B, T, V]` float32.
     """
-    x = dropout(tf.gather(weights["model.embed_tokens.weight"], tokens))  # [B, T, E]
-    zeros = tf.zeros((tf.shape(tokens)[0], config.hidden_size), x.dtype)
+    num_rows, num_tokens = tf.unstack(tf.shape(tokens))
+    x = dropout(_embed(weights, tf.reshape(tokens, [-1])))  # [E, B * T]
+    zeros = tf.zeros((config.hidden_size, num_rows), x.dtype)
     for layer in range(config.num_layers):
-        x = dropout(_layer(weights, layer, x, zeros))  # [B, T, D]
-    return head(config, weights, x)
+        x = dropout(_layer(weights, layer, x, zeros))  # [D, B * T]
+    return tf.reshape(head(config, weights, x), (num_rows, num_tokens, config.vocab_size))
 
 
 def prefill(
@@ -150,65 +153,49 @@ def prefill(
     length: tf.Tensor,
     context: int | tf.Tensor,
 ) -> tf.Tensor:
-    """As `decoder.prefill`: run one chunk into `slot`; `[1, V]` after its last real token."""
-    x = prefill_states(config, weights, cache, tokens, slot, start, context, length)
-    return head(config, weights, tf.gather(x, length - 1, axis=1)[:, tf.newaxis])[:, 0]
-
-
-def prefill_states(
-    config: GruConfig,
-    weights: Weights,
-    cache: Cache,
-    tokens: tf.Tensor,
-    slot: tf.Tensor,
-    start: tf.Tensor,
-    context: int | tf.Tensor,
-    length: tf.Tensor | None = None,
-) -> tf.Tensor:
     """Run one chunk of one prompt from the state that `slot` holds, or from zeros at the start of a prompt.
 
     Args:
         config: sizes.
         weights: tensors by name.
-        cache: updated in place at `slot`.
-        tokens: `[1, T]` int32, padded if `length` says so.
+        cache: updated in place at `slot`, to the state after the last real token.
+        tokens: `[T]` int32, padded at its end.
         slot: `[]` int32.
-        start: `[]` int32, position of `tokens[0, 0]`.
+        start: `[]` int32, position of `tokens[0]`.
+        length: `[]` int32, number of real tokens, at least 1.
         context: does not matter here.
-        length: `[]` int32, number of real tokens; all of them if None.
 
     Returns:
-        Every position's state of the last layer, `[1, T, D]`.
+        Every position's state of the last layer, `[D, T]`; those from `length` on mean nothing.
     """
-    last = (tf.shape(tokens)[1] if length is None else length) - 1
-    before = tf.gather(cache.states, slot, axis=2)[(start + 1) % 2]  # [L, D]
-    before = tf.where(start == 0, tf.zeros_like(before), before)
-    x = tf.gather(weights["model.embed_tokens.weight"], tokens)  # [1, T, E]
+    slots, last = slot[tf.newaxis], (length - 1)[tf.newaxis]  # [1] each
+    before = _read(config, cache, slots, start[tf.newaxis])  # [L, D, 1]
+    x = _embed(weights, tokens)  # [E, T]
     after = []
     for layer in range(config.num_layers):
-        x = _layer(weights, layer, x, before[layer][tf.newaxis])
-        after.append(tf.gather(x[0], last))
-    layers = tf.range(config.num_layers)
-    half = tf.fill([config.num_layers], (start + last) % 2)
-    where = tf.stack([half, layers, tf.fill([config.num_layers], slot)], axis=-1)  # [L, 3]
-    cache.states.scatter_nd_update(where, tf.stack(after))
+        x = _layer(weights, layer, x, tf.cast(before[layer], x.dtype))
+        after.append(tf.gather(x, last, axis=1))
+    _write(config, cache, slots, start + last, tf.stack(after))
     return x
 
 
 def head(config: GruConfig, weights: Weights, states: tf.Tensor) -> tf.Tensor:
-    """Logits `[B, T, V]` float32 of the last layer's states `[B, T, D]`."""
-    return tf.cast(linear(weights, "lm_head", states), tf.float32)
+    """Logits `[N, V]` float32 of the last layer's states `[D, N]`."""
+    return tf.cast(tf.transpose(_product(weights, "lm_head", states)), tf.float32)
 
 
 def decode(
     config: GruConfig, weights: Weights, cache: Cache, tokens: tf.Tensor, positions: tf.Tensor, context: int
 ) -> tf.Tensor:
-    """One step of every slot; see `decoder.decode` for what rows without a sequence must do.
+    """One step of the first `B` slots.
+
+    A row without a live sequence still writes at its position: give it the
+    position that its prompt will write next, so that nothing live is harmed.
 
     Args:
         config: sizes.
         weights: tensors by name.
-        cache: updated in place.
+        cache: updated in place at its first `B` slots.
         tokens: `[B]` int32, the token at `positions`.
         positions: `[B]` int32.
         context: does not matter here.
@@ -216,31 +203,71 @@ def decode(
     Returns:
         `[B, V]` float32.
     """
-    even, odd = tf.unstack(tf.convert_to_tensor(cache.states))  # [L, B, D] each
-    is_odd = (positions % 2 == 1)[:, tf.newaxis]  # [B, 1]
-    before = tf.where(positions[:, tf.newaxis] == 0, tf.zeros_like(even), tf.where(is_odd, even, odd))
-    x = tf.gather(weights["model.embed_tokens.weight"], tokens)  # [B, E]
-    layers = []
+    slots = tf.range(tf.shape(tokens)[0])
+    before = _read(config, cache, slots, positions)  # [L, D, B]
+    x = _embed(weights, tokens)  # [E, B]
+    after = []
     for layer in range(config.num_layers):
-        x = _step(weights, layer, linear(weights, f"model.layers.{layer}.input", x), before[layer])
-        layers.append(x)
-    after = tf.stack(layers)  # [L, B, D]
-    cache.states.assign(tf.stack([tf.where(is_odd, even, after), tf.where(is_odd, after, odd)]))
-    return head(config, weights, x[:, tf.newaxis])[:, 0]
+        inputs = _product(weights, f"model.layers.{layer}.input", x)
+        x = _step(weights, layer, inputs, tf.cast(before[layer], x.dtype))
+        after.append(x)
+    _write(config, cache, slots, positions, tf.stack(after))
+    return head(config, weights, x)
+
+
+def _embed(weights: Weights, tokens: tf.Tensor) -> tf.Tensor:
+    """Columns `[E, N]` of tokens `[N]`."""
+    return tf.transpose(tf.gather(weights["model.embed_tokens.weight"], tokens))
 
 
 def _layer(weights: Weights, layer: int, x: tf.Tensor, state: tf.Tensor) -> tf.Tensor:
-    """States `[B, T, D]` after every token of `[B, T, E]`, from `[B, D]`; the inputs' product is one for all tokens."""
-    inputs = linear(weights, f"model.layers.{layer}.input", x)  # [B, T, 3 * D]
-    states = tf.scan(lambda h, i: _step(weights, layer, i, h), tf.transpose(inputs, (1, 0, 2)), state)
-    return tf.transpose(states, (1, 0, 2))
+    """States `[D, B * T]` after every token of `[E, B * T]`, from `[D, B]`; the inputs' product is one for all."""
+    size, num_rows = state.shape[0], tf.shape(state)[1]
+    inputs = _product(weights, f"model.layers.{layer}.input", x)  # [3 * D, B * T]
+    by_token = tf.transpose(tf.reshape(inputs, (3 * size, num_rows, -1)), (2, 0, 1))  # [T, 3 * D, B]
+    states = tf.scan(lambda h, i: _step(weights, layer, i, h), by_token, state)  # [T, D, B]
+    return tf.reshape(tf.transpose(states, (1, 2, 0)), (size, -1))
 
 
 def _step(weights: Weights, layer: int, inputs: tf.Tensor, state: tf.Tensor) -> tf.Tensor:
-    """The next state `[B, D]` from the inputs' product `[B, 3 * D]` and the state before."""
-    update, reset, candidate = tf.split(inputs, 3, axis=-1)
-    recurrent = linear(weights, f"model.layers.{layer}.recurrent", state)
-    from_update, from_reset, from_candidate = tf.split(recurrent, 3, axis=-1)
+    """The next state `[D, B]` from the inputs' product `[3 * D, B]` and the state before."""
+    update, reset, candidate = tf.split(inputs, 3)
+    from_update, from_reset, from_candidate = tf.split(_product(weights, f"model.layers.{layer}.recurrent", state), 3)
     z = tf.sigmoid(update + from_update)
     r = tf.sigmoid(reset + from_reset)
     return z * state + (1 - z) * tf.tanh(candidate + r * from_candidate)
+
+
+def _product(weights: Weights, name: str, x: tf.Tensor) -> tf.Tensor:
+    """`W @ x + b`: columns `[D, N]` to columns `[F, N]`."""
+    return tf.matmul(weights[name + ".weight"], x) + weights[name + ".bias"][:, tf.newaxis]
+
+
+def _read(config: GruConfig, cache: Cache, slots: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
+    """What `slots` `[B]` remember before the tokens at `positions` `[B]`, `[L, D, B]`; nothing at position 0."""
+    # Not the variable's own gather_nd, which XLA does not know.
+    states = tf.gather_nd(cache.states.value(), _places(config, slots, positions - 1))  # [L, B, D]
+    states = tf.where(positions[:, tf.newaxis] == 0, tf.zeros_like(states), states)
+    return tf.transpose(states, (0, 2, 1))
+
+
+def _write(config: GruConfig, cache: Cache, slots: tf.Tensor, positions: tf.Tensor, states: tf.Tensor) -> None:
+    """Remember the states `[L, D, B]` after the tokens at `positions`."""
+    values = tf.cast(tf.transpose(states, (0, 2, 1)), cache.states.dtype)
+    cache.states.scatter_nd_update(_places(config, slots, positions), values)
+
+
+def _places(config: GruConfig, slots: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
+    """Where the cache keeps the states after `positions`: half, layer and slot, `[L, B, 3]`."""
+    layers, slots = tf.meshgrid(tf.range(config.num_layers), slots, indexing="ij")
+    halves = tf.broadcast_to(positions % 2, tf.shape(slots))
+    return tf.stack([halves, layers, slots], axis=-1)
+
+
+def _size(config: Mapping[str, Any], field: str) -> int:
+    value = config.get(field)
+    if value is None:
+        raise ModelFormatError(f"config.json has no field '{field}'")
+    if not isinstance(value, int) or value <= 0:
+        raise ModelFormatError(f"config.json: {field} {value!r} is not a positive integer")
+    return value

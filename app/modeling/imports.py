@@ -14,9 +14,11 @@ import numpy as np
 import tensorflow as tf
 
 from app.errors import ConfigError, ModelFormatError
-from app.modeling import bert, checkpoint, decoder, encoder, registry
+from app.modeling import bert, checkpoint, encoder, registry
 from app.modeling.bert_config import BertConfig
 from app.modeling.decoder_config import DecoderConfig
+from app.modeling.family import family_of
+from app.modeling.gru import GruConfig
 from app.modeling.tokenizer import Tokenizer
 
 SMOKE_TOKENS = 8
@@ -110,12 +112,13 @@ def _read(config: BertConfig, weights: dict[str, tf.Tensor], tokenizer: Tokenize
 
 
 def _generate(
-    config: DecoderConfig, weights: dict[str, tf.Tensor], tokenizer: Tokenizer, card: registry.ModelCard
+    config: DecoderConfig | GruConfig, weights: dict[str, tf.Tensor], tokenizer: Tokenizer, card: registry.ModelCard
 ) -> str:
+    forward = family_of(config).forward
     prompt = tokenizer.encode("") or [card.bos_token_id or 0]
     ids = list(prompt)
     for _ in range(SMOKE_TOKENS):
-        logits = decoder.forward(config, weights, tf.constant([ids]))
+        logits = forward(config, weights, tf.constant([ids]))
         ids.append(int(np.argmax(_finite(logits)[0, -1])))
     return tokenizer.decode(ids[len(prompt) :])
 

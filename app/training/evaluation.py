@@ -6,8 +6,9 @@ import tensorflow as tf
 from tokenizers import Tokenizer
 
 from app.errors import DataError, ModelFormatError
-from app.modeling import bert, checkpoint, decoder, encoder
+from app.modeling import bert, checkpoint, encoder
 from app.modeling.bert_config import BertConfig
+from app.modeling.family import family_of
 from app.training.classification import evaluate_examples
 from app.training.corpus import read_corpus
 from app.training.examples import Example, read_examples
@@ -38,9 +39,8 @@ def evaluate_model(directory: Path, data: Path, text_field: str, label_field: st
         _refuse_unknown_labels(config, examples, data)
         return evaluate_examples(lambda x: encoder.classify(config, weights, *x), tokenizer, config, examples)
     documents = read_corpus(data, text_field).documents
-    predict = tf.function(
-        lambda tokens: decoder.forward(config, weights, tokens), autograph=False, reduce_retracing=True
-    )
+    forward = family_of(config).forward
+    predict = tf.function(lambda tokens: forward(config, weights, tokens), autograph=False, reduce_retracing=True)
     return evaluate_documents(predict, tokenizer, documents, config.context_length)
 
 

@@ -16,12 +16,20 @@ from tokenizers import Tokenizer
 
 from app.errors import ConfigError
 from app.modeling.decoder_config import DecoderConfig
+from app.modeling.gru import GruConfig
+from app.training.architectures import (
+    LEARNING_RATES,
+    SIZES,
+    Architecture,
+    build_network,
+    complete_sizes,
+    decoder_config,
+)
 from app.training.baselines import ngram_nats_per_character
 from app.training.corpus import Corpus, Split, read_corpus, split_corpus
 from app.training.language_model import (
     END_OF_TEXT_ID,
     StreamLoss,
-    build_network,
     build_optimizer,
     encode_documents,
     measure_stream,
@@ -33,34 +41,69 @@ from app.training.trainer import Progression, Schedule, Trainer
 from app.training.vocabulary import END_OF_TEXT, train_generation_tokenizer
 
 BASELINE_ORDERS = (1, 2, 5)
+SIZE_OPTIONS = sorted({option for sizes in SIZES.values() for option in sizes})
 
 
 @dataclass(frozen=True, slots=True)
 class GenerationOptions:
-    """Everything that decides a run; equal options and data give equal weights on one machine."""
+    """Everything that decides a run; equal options and data give equal weights on one machine.
 
+    Attributes:
+        architecture: one of `architectures.ARCHITECTURES`; what is None is as it takes it.
+        context: tokens of prompt and output together that will be served.
+        window: tokens of a training example; a transformer's is its context.
+        batch: windows in a step.
+    """
+
+    architecture: Architecture = "transformer"
     text_field: str = "text"
     vocab_size: int = 512
-    layers: int = 6
-    width: int = 192
-    heads: int = 3
-    feed_forward: int = 512
+    layers: int | None = None
+    width: int | None = None
+    heads: int | None = None
+    feed_forward: int | None = None
+    embedding: int | None = None
     context: int = 256
-    batch: int = 16
+    window: int | None = None
+    batch: int | None = None
     steps: int = 2500
     eval_every: int = 100
     patience: int = 8
     dropout: float = 0.2
-    learning_rate: float = 3e-3
+    learning_rate: float | None = None
     test_fraction: float = 0.1
     dev_fraction: float = 0.05
     seed: int = 0
 
     def __post_init__(self) -> None:
-        if self.width % self.heads or (self.width // self.heads) % 2:
-            raise ConfigError(f"--width {self.width} must divide by --heads {self.heads} into even parts")
+        complete_sizes(self.architecture, self._given_sizes)
         if self.vocab_size <= 256 + 1:
             raise ConfigError("--vocab-size must exceed 257: the bytes and the end of text")
+
+    @property
+    def sizes(self) -> dict[str, int]:
+        """Those that the architecture has, all of them, by option."""
+        return complete_sizes(self.architecture, self._given_sizes)
+
+    @property
+    def batch_shape(self) -> tuple[int, int]:
+        """Windows in a step, and tokens in each."""
+        return self.sizes["batch"], self.sizes.get("window", self.context)
+
+    @property
+    def peak_learning_rate(self) -> float:
+        """As given or else as the architecture takes it."""
+        return LEARNING_RATES[self.architecture] if self.learning_rate is None else self.learning_rate
+
+    @property
+    def recorded(self) -> dict[str, Any]:
+        """What decides the run, defaults filled in."""
+        others = {name: value for name, value in asdict(self).items() if name not in self._given_sizes}
+        return others | self.sizes | {"learning_rate": self.peak_learning_rate}
+
+    @property
+    def _given_sizes(self) -> dict[str, int | None]:
+        return {name: getattr(self, name) for name in SIZE_OPTIONS}
 
 
 def train_generation(
@@ -78,7 +121,9 @@ def train_generation(
     split = split_corpus(corpus, options.test_fraction, options.dev_fraction)
     _report(console, corpus, split)
     tokenizer = train_generation_tokenizer(split.train, options.vocab_size)
-    config = _decoder_config(options, tokenizer.get_vocab_size())
+    config = decoder_config(
+        options.architecture, options.sizes, tokenizer.get_vocab_size(), options.context, END_OF_TEXT_ID
+    )
     network = build_network(config, options.dropout, options.seed)
     run_dir = runs_dir / f"{out.name}-{_fingerprint(options, split)}"
     progression = _fit(options, network, tokenizer, split, run_dir, console)
@@ -112,30 +157,17 @@ def _metrics(loss: StreamLoss, num_bytes: int) -> dict[str, float]:
     }
 
 
-def _decoder_config(options: GenerationOptions, vocab_size: int) -> DecoderConfig:
-    return DecoderConfig(
-        vocab_size=vocab_size,
-        hidden_size=options.width,
-        intermediate_size=options.feed_forward,
-        num_layers=options.layers,
-        num_heads=options.heads,
-        num_kv_heads=options.heads,
-        head_dim=options.width // options.heads,
-        context_length=options.context,
-        bos_token_id=END_OF_TEXT_ID,
-        eos_token_ids=(END_OF_TEXT_ID,),
-    )
-
-
 def _fit(
     options: GenerationOptions, network: Network, tokenizer: Tokenizer, split: Split, run_dir: Path, console: Console
 ) -> Progression:
-    train = encode_documents(tokenizer, split.train, options.context)
+    batch, window = options.batch_shape
+    train = encode_documents(tokenizer, split.train, window)
     dev = encode_documents(tokenizer, split.dev, options.context)
     if not len(train.entries):
-        raise ConfigError(f"the training text is shorter than one context of {options.context} tokens; lower --context")
+        option = "window" if "window" in options.sizes else "context"
+        raise ConfigError(f"the training text is shorter than one {option} of {window} tokens; lower --{option}")
     network.compile(
-        build_optimizer(options.learning_rate, options.steps),
+        build_optimizer(options.peak_learning_rate, options.steps),
         keras.losses.SparseCategoricalCrossentropy(from_logits=True),
         jit_compile="auto" if tf.config.list_physical_devices("GPU") else False,
     )
@@ -143,11 +175,11 @@ def _fit(
     predict = network.predictor()
     return Trainer(
         network,
-        batches=lambda step: sample_windows(train, options.batch, options.context, options.seed, step),
+        batches=lambda step: sample_windows(train, batch, window, options.seed, step),
         evaluate=lambda: measure_stream(predict, dev, options.context).nats_per_character,
         schedule=Schedule(options.steps, options.eval_every, options.patience),
         run_dir=run_dir,
-        items_per_batch=options.batch * options.context,
+        items_per_batch=batch * window,
         unit="tokens",
         console=console,
     ).fit()
@@ -172,7 +204,7 @@ def _evaluate(
             for order in BASELINE_ORDERS
         },
         "training": {
-            "options": asdict(options),
+            "options": options.recorded,
             "best_step": progression.best_step,
             "seconds": round(progression.seconds),
             "history": progression.history,
@@ -181,7 +213,11 @@ def _evaluate(
 
 
 def _artefact(
-    config: DecoderConfig, network: Network, tokenizer: Tokenizer, evaluation: dict[str, Any], provenance: Provenance
+    config: DecoderConfig | GruConfig,
+    network: Network,
+    tokenizer: Tokenizer,
+    evaluation: dict[str, Any],
+    provenance: Provenance,
 ) -> Artefact:
     return Artefact(
         config=config.to_hf(),
@@ -201,7 +237,7 @@ def _artefact(
 
 
 def _fingerprint(options: GenerationOptions, split: Split) -> str:
-    digest = hashlib.sha256(json.dumps(asdict(options), sort_keys=True).encode())
+    digest = hashlib.sha256(json.dumps(options.recorded, sort_keys=True).encode())
     for document in (*split.dev, "", *split.train):
         digest.update(document.encode() + b"\0")
     return digest.hexdigest()[:12]

@@ -1,4 +1,4 @@
-"""Training of a decoder: token streams, windows, and loss per character.
+"""Training of a decoder, of either family: token streams, windows, and loss per character.
 
 Documents are laid end to end with END_OF_TEXT before each. A window begins with
 END_OF_TEXT and then enters the stream at the start of a document or, inside a
@@ -14,9 +14,6 @@ import numpy as np
 import tensorflow as tf
 from tokenizers import Tokenizer
 
-from app.modeling.decoder import forward
-from app.modeling.decoder_config import DecoderConfig
-from app.training.network import Network
 from app.training.trainer import warm_up_then_decay
 
 END_OF_TEXT_ID = 0
@@ -61,22 +58,6 @@ def sample_windows(stream: TokenStream, batch: int, window: int, seed: int, step
     targets = stream.tokens[starts[:, np.newaxis] + np.arange(window)]
     first = np.full((batch, 1), END_OF_TEXT_ID, np.int32)
     return np.concatenate([first, targets[:, :-1]], axis=1), targets
-
-
-def build_network(config: DecoderConfig, dropout: float, seed: int) -> Network:
-    """A decoder to train, initialised as GPT-2 is: 0.02, residual outputs scaled down by depth."""
-    residual = 0.02 / (2 * config.num_layers) ** 0.5
-
-    def scale(name: str, _: tuple[int, ...]) -> float:
-        return residual if name.endswith(("o_proj.weight", "down_proj.weight")) else 0.02
-
-    return Network(
-        config.shapes,
-        lambda weights, tokens, drop: forward(config, weights, tokens, drop),
-        dropout=dropout,
-        seed=seed,
-        scale=scale,
-    )
 
 
 def build_optimizer(learning_rate: float, steps: int) -> keras.optimizers.Optimizer:

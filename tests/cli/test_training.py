@@ -5,14 +5,19 @@ import pytest
 
 from tests.cli.test_models import run
 
-TINY = {"vocab-size": 270, "context": 16}
+TINY: dict[str, int | str] = {"vocab-size": 270, "context": 16}
 TINY_DECODER = TINY | {
-    "layers": 1, "width": 16, "heads": 2, "feed-forward": 16, "batch": 4, "steps": 4, "eval-every": 2
+    "layers": 1, "width": 16, "heads": 2, "feed-forward": 16, "batch": 4,
+    "steps": 4, "eval-every": 2,
+}  # fmt: skip
+TINY_GRU: dict[str, int | str] = TINY | {
+    "architecture": "gru", "layers": 1, "width": 16, "embedding": 8, "window": 8, "batch": 4,
+    "steps": 4, "eval-every": 2,
 }  # fmt: skip
 TINY_CLASSIFIER = TINY | {"width": 8, "filters": 8, "epochs": 1, "batch": 8}
 
 
-def words(options: dict[str, int]) -> list[str]:
+def words(options: dict[str, int | str]) -> list[str]:
     return [word for name, value in options.items() for word in (f"--{name}", str(value))]
 
 
@@ -23,23 +28,34 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.mark.parametrize(
+    ("options", "architecture"), [(TINY_DECODER, "LlamaForCausalLM"), (TINY_GRU, "GruForCausalLM")]
+)
 def test_generation_is_trained_published_and_evaluated(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    folder: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    options: dict[str, int | str],
+    architecture: str,
 ) -> None:
     (folder / "plays.txt").write_text("to be or not to be, that is the question\n" * 60)
     out = folder / "models" / "plays"
 
     trained = run(
         monkeypatch, "train", "generation", "--data", str(folder / "plays.txt"), "--out", str(out),
-        "--license", "public domain", *words(TINY_DECODER),
+        "--license", "public domain", *words(options),
     )  # fmt: skip
     shown = capsys.readouterr().out
+    verified = run(monkeypatch, "models", "verify", "plays")
+    capsys.readouterr()
     evaluated = run(monkeypatch, "evaluate", "plays", "--data", str(folder / "plays.txt"), "--json")
 
-    assert (trained, evaluated) == (0, 0)
+    assert (trained, verified, evaluated) == (0, 0, 0)
     assert f"Published {out}." in shown
     assert "character 5-gram" in shown
-    assert "public domain" in (out / "MODEL_CARD.md").read_text()
+    card = (out / "MODEL_CARD.md").read_text()
+    assert "public domain" in card
+    assert architecture in card
     assert json.loads(capsys.readouterr().out).keys() == json.loads((out / "eval.json").read_text())["metrics"].keys()
 
 
@@ -66,6 +82,26 @@ def test_classification_is_trained_published_and_evaluated(
     assert (trained, evaluated) == (0, 0)
     assert "linear SVM" in shown
     assert "accuracy" in shown.splitlines()[-4]
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (("--architecture", "gru", "--heads", "4"), "--heads means nothing to --architecture gru"),
+        (("--embedding", "64"), "--embedding means nothing to --architecture transformer"),
+    ],
+)
+def test_size_of_the_other_architecture_is_refused(
+    folder: Path,
+    words: tuple[str, ...],
+    message: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    code = run(monkeypatch, "train", "generation", "--data", "x.txt", "--out", str(folder / "models" / "m"), *words)
+
+    assert code == 1
+    assert message in capsys.readouterr().err
 
 
 def test_broken_line_is_one_line_on_standard_error(

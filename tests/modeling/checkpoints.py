@@ -9,6 +9,7 @@ from app.modeling import checkpoint
 from app.modeling.bert_config import BertConfig
 from app.modeling.decoder_config import DecoderConfig
 from app.modeling.encoder import EncoderConfig
+from app.modeling.gru import GruConfig
 from app.training.vocabulary import train_classification_tokenizer, train_generation_tokenizer
 
 TEXTS = ("the quick brown fox jumps over the lazy dog", "床前明月光，疑是地上霜。", "naïve café, déjà vu 🎉")  # noqa: RUF001
@@ -25,6 +26,18 @@ def decoder_config(*, tied: bool = True, context_length: int = 64) -> DecoderCon
         head_dim=8,
         context_length=context_length,
         tie_embeddings=tied,
+        bos_token_id=0,
+        eos_token_ids=(0,),
+    )
+
+
+def gru_config() -> GruConfig:
+    return GruConfig(
+        vocab_size=300,
+        embedding_size=16,
+        hidden_size=24,
+        num_layers=2,
+        context_length=64,
         bos_token_id=0,
         eos_token_ids=(0,),
     )
@@ -65,6 +78,16 @@ def random_weights(shapes: dict[str, tuple[int, ...]], seed: int = 0) -> dict[st
 def write_decoder(directory: Path, *, tied: bool = True) -> dict[str, np.ndarray]:
     """A generation model that can be served; returns its weights."""
     config = decoder_config(tied=tied)
+    directory.mkdir(parents=True, exist_ok=True)
+    train_generation_tokenizer(TEXTS, config.vocab_size).save(str(directory / "tokenizer.json"))
+    weights = random_weights(config.shapes)
+    checkpoint.save(directory, config.to_hf(), weights)
+    return weights
+
+
+def write_gru(directory: Path) -> dict[str, np.ndarray]:
+    """A recurrent generation model; returns its weights."""
+    config = gru_config()
     directory.mkdir(parents=True, exist_ok=True)
     train_generation_tokenizer(TEXTS, config.vocab_size).save(str(directory / "tokenizer.json"))
     weights = random_weights(config.shapes)

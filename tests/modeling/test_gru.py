@@ -1,3 +1,4 @@
+from collections.abc import Callable
 from typing import Any
 
 import keras
@@ -41,9 +42,12 @@ def loop(weights: dict[str, np.ndarray], tokens: list[int]) -> np.ndarray:
 
 
 def prefill(weights: dict[str, Any], cache: gru.Cache, tokens: list[int], slot: int, start: int, pad: int) -> tf.Tensor:
-    padded = tf.constant([tokens + [7] * pad])
-    length = tf.constant(len(tokens))
-    return gru.prefill(CONFIG, weights, cache, padded, tf.constant(slot), tf.constant(start), length, context=32)[0]
+    """Logits `[V]` after the last real token."""
+    padded, length = tf.constant(tokens + [7] * pad), len(tokens)
+    where = (tf.constant(slot), tf.constant(start), tf.constant(length))
+    states = gru.prefill(CONFIG, weights, cache, padded, *where, context=32)
+    assert states.shape == (CONFIG.hidden_size, length + pad)
+    return gru.head(CONFIG, weights, states[:, length - 1 : length])[0]
 
 
 def decode(weights: dict[str, Any], cache: gru.Cache, rows: dict[int, tuple[int, int]], idle: int = 0) -> np.ndarray:
@@ -55,12 +59,22 @@ def decode(weights: dict[str, Any], cache: gru.Cache, rows: dict[int, tuple[int,
     return np.asarray(logits)
 
 
+def compiled_decode(weights: dict[str, Any], cache: gru.Cache) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+    step: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] = tf.function(
+        lambda tokens, positions: gru.decode(CONFIG, weights, cache, tokens, positions, 32),
+        jit_compile=True,
+        autograph=False,
+    )
+    return step
+
+
 def test_forward_agrees_with_a_plain_loop() -> None:
     weights = random_weights(CONFIG.shapes)
+    rows = [TOKENS, TOKENS[::-1]]
 
-    logits = gru.forward(CONFIG, weights, tf.constant([TOKENS]))[0]
+    logits = gru.forward(CONFIG, weights, tf.constant(rows))
 
-    np.testing.assert_allclose(logits, loop(weights, TOKENS), atol=TOLERANCE, rtol=0)
+    np.testing.assert_allclose(logits, [loop(weights, row) for row in rows], atol=TOLERANCE, rtol=0)
 
 
 def test_a_layer_is_the_gru_of_keras() -> None:
@@ -71,9 +85,9 @@ def test_a_layer_is_the_gru_of_keras() -> None:
     names = ("input.weight", "recurrent.weight", "input.bias", "recurrent.bias")
     weights = {f"model.layers.0.{name}": v for name, v in zip(names, (kernel.T, recurrent.T, *bias), strict=True)}
 
-    ours = gru._layer(weights, 0, tf.constant(x), tf.zeros((2, 8)))
+    columns = gru._layer(weights, 0, tf.constant(x.reshape(-1, 6).T), tf.zeros((8, 2)))
 
-    np.testing.assert_allclose(ours, theirs, atol=TOLERANCE, rtol=0)
+    np.testing.assert_allclose(tf.transpose(columns), np.reshape(theirs, (-1, 8)), atol=TOLERANCE, rtol=0)
 
 
 @pytest.mark.parametrize("chunks", [[1], [4], [3, 2], [1, 1, 4]])
@@ -85,11 +99,63 @@ def test_chunks_and_steps_equal_the_whole_forward(chunks: list[int], pad: int) -
     for size in chunks:
         logits.append(prefill(weights, cache, TOKENS[start : start + size], slot, start, pad))
         start += size
-    for position in range(start, len(TOKENS)):
-        logits.append(decode(weights, cache, {slot: (TOKENS[position], position)})[slot])
+    steps = range(start, len(TOKENS))
+    logits.extend(decode(weights, cache, {slot: (TOKENS[position], position)})[slot] for position in steps)
 
-    ends = [*np.cumsum(chunks) - 1, *range(start, len(TOKENS))]
+    ends = [*np.cumsum(chunks) - 1, *steps]
     np.testing.assert_allclose(np.stack(logits), loop(weights, TOKENS)[ends], atol=TOLERANCE, rtol=0)
+
+
+def test_padded_chunk_has_the_states_of_the_forward_under_xla_too() -> None:
+    weights = random_weights(CONFIG.shapes)
+    cache = gru.init_cache(CONFIG, NUM_SLOTS, 32)
+
+    def logits(tokens: tf.Tensor, start: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
+        states = gru.prefill(CONFIG, weights, cache, tokens, tf.constant(2), start, length, context=32)
+        return gru.head(CONFIG, weights, states)
+
+    chunk = tf.function(logits, jit_compile=True, autograph=False)
+    first = chunk(tf.constant([*TOKENS[:3], 7, 7, 7]), tf.constant(0), tf.constant(3))[:3]
+    second = chunk(tf.constant(TOKENS[3:]), tf.constant(3), tf.constant(6))
+
+    np.testing.assert_allclose(np.concatenate([first, second]), loop(weights, TOKENS), atol=TOLERANCE, rtol=0)
+    assert chunk.experimental_get_tracing_count() == 1
+
+
+def test_step_of_the_first_slots_leaves_the_others_alone() -> None:
+    weights = random_weights(CONFIG.shapes)
+    cache = gru.init_cache(CONFIG, NUM_SLOTS, 32)
+    prefill(weights, cache, TOKENS[:4], slot=0, start=0, pad=0)
+    prefill(weights, cache, TOKENS[:4], slot=2, start=0, pad=1)
+    before = cache.states[:, :, 2].numpy()
+
+    logits = gru.decode(CONFIG, weights, cache, tf.constant([TOKENS[4], 1]), tf.constant([4, 0]), context=32)
+
+    assert logits.shape == (2, CONFIG.vocab_size)
+    np.testing.assert_allclose(logits[0], loop(weights, TOKENS)[4], atol=TOLERANCE, rtol=0)
+    np.testing.assert_array_equal(cache.states[:, :, 2], before)
+
+
+def test_step_may_be_repeated() -> None:
+    weights = random_weights(CONFIG.shapes)
+    cache = gru.init_cache(CONFIG, NUM_SLOTS, 32)
+    prefill(weights, cache, TOKENS[:3], slot=1, start=0, pad=0)
+
+    once, twice = (decode(weights, cache, {1: (TOKENS[3], 3)})[1] for _ in range(2))
+
+    np.testing.assert_array_equal(once, twice)
+
+
+def test_states_may_be_kept_in_half_the_width() -> None:
+    weights = random_weights(CONFIG.shapes)
+    cache = gru.init_cache(CONFIG, NUM_SLOTS, 32, tf.bfloat16)
+    prefill(weights, cache, TOKENS[:3], slot=1, start=0, pad=0)
+
+    logits = decode(weights, cache, {1: (TOKENS[3], 3)})[1]
+
+    assert cache.nbytes == 2 * CONFIG.num_layers * NUM_SLOTS * CONFIG.hidden_size * 2
+    # A state is rounded to 8 bits once.
+    np.testing.assert_allclose(logits, loop(weights, TOKENS)[3], atol=2e-2, rtol=0)
 
 
 def test_a_prompt_between_two_chunks_is_not_harmed_by_the_others_steps() -> None:
@@ -119,14 +185,12 @@ def test_next_sequence_of_a_slot_begins_from_nothing() -> None:
 
 def test_a_row_is_the_same_bit_for_bit_whatever_the_others_hold() -> None:
     weights = random_weights(CONFIG.shapes)
-    step = tf.function(
-        lambda cache, ids, positions: gru.decode(CONFIG, weights, cache, ids, positions, 32), jit_compile=True
-    )
     alone, together = (gru.init_cache(CONFIG, NUM_SLOTS, 32) for _ in range(2))
+    step_alone, step_together = compiled_decode(weights, alone), compiled_decode(weights, together)
     prefill(weights, together, [1, 2, 3], slot=0, start=0, pad=0)
     for position, token in enumerate(TOKENS):
-        one = step(alone, tf.constant([0, token, 0]), tf.constant([0, position, 0]))[1]
-        among = step(together, tf.constant([8, token, 5]), tf.constant([3 + position, position, position]))[1]
+        one = step_alone(tf.constant([0, token, 0]), tf.constant([0, position, 0]))[1]
+        among = step_together(tf.constant([8, token, 5]), tf.constant([3 + position, position, position]))[1]
 
         assert one.numpy().tobytes() == among.numpy().tobytes()
 
@@ -138,5 +202,11 @@ def test_config_survives_its_written_form() -> None:
 def test_missing_field_is_named() -> None:
     raw = {name: value for name, value in CONFIG.to_hf().items() if name != "embedding_size"}
 
-    with pytest.raises(ModelFormatError, match="embedding_size"):
+    with pytest.raises(ModelFormatError, match="no field 'embedding_size'"):
         GruConfig.from_hf(raw)
+
+
+@pytest.mark.parametrize("size", [0, -3, 1.5, "wide"])
+def test_field_that_is_no_size_is_named(size: object) -> None:
+    with pytest.raises(ModelFormatError, match=r"num_hidden_layers .* is not a positive integer"):
+        GruConfig.from_hf(CONFIG.to_hf() | {"num_hidden_layers": size})

@@ -3,11 +3,13 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from safetensors.numpy import load_file, save_file
 
 from app.errors import ConfigError, ModelFormatError
-from app.modeling import imports, registry
-from tests.modeling.checkpoints import write_decoder, write_encoder
+from app.modeling import gru, imports, registry
+from app.modeling.tokenizer import Tokenizer
+from tests.modeling.checkpoints import gru_config, write_decoder, write_encoder, write_gru
 from tests.oracles import oracle
 
 
@@ -20,7 +22,7 @@ def change_tensors(directory: Path, **changes: np.ndarray | None) -> None:
     save_file(tensors, directory / "model.safetensors")
 
 
-@pytest.mark.parametrize("write", [write_decoder, write_encoder])
+@pytest.mark.parametrize("write", [write_decoder, write_encoder, write_gru])
 def test_imported_model_is_in_the_registry_with_the_files_unchanged(tmp_path: Path, write: object) -> None:
     write(tmp_path / "source")  # type: ignore[operator]
     models = tmp_path / "models"
@@ -58,6 +60,43 @@ def test_odd_tensors_are_refused_by_name_and_nothing_is_left_behind(
         imports.import_model(tmp_path / "source", tmp_path / "models", "mine")
 
     assert list((tmp_path / "models").iterdir()) == []
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"model.layers.1.recurrent.bias": None}, "lacks model.layers.1.recurrent.bias"),
+        ({"lm_head.bias": None}, "lacks lm_head.bias"),
+        ({"model.layers.2.input.bias": np.zeros(72, np.float32)}, "unknown tensors model.layers.2.input.bias"),
+        (
+            {"model.layers.1.input.weight": np.zeros((72, 16), np.float32)},
+            r"model.layers.1.input.weight has shape \[72, 16\], expected \[72, 24\]",
+        ),
+        ({"model.embed_tokens.weight": np.full((300, 16), np.nan, np.float32)}, "not finite"),
+    ],
+)
+def test_odd_tensors_of_a_recurrent_model_are_refused_by_name(
+    tmp_path: Path, changes: dict[str, Any], message: str
+) -> None:
+    write_gru(tmp_path / "source")
+    change_tensors(tmp_path / "source", **changes)
+
+    with pytest.raises(ModelFormatError, match=message):
+        imports.import_model(tmp_path / "source", tmp_path / "models", "mine")
+
+    assert list((tmp_path / "models").iterdir()) == []
+
+
+def test_smoke_run_continues_as_the_recurrent_network_does(tmp_path: Path) -> None:
+    weights = write_gru(tmp_path)
+    ids = [0]
+    for _ in range(imports.SMOKE_TOKENS):
+        ids.append(int(np.argmax(gru.forward(gru_config(), weights, tf.constant([ids]))[0, -1])))
+
+    result = imports.smoke_run(tmp_path)
+
+    assert result.summary == Tokenizer.load(tmp_path).decode(ids[1:])
+    assert result.num_parameters == sum(weight.size for weight in weights.values())
 
 
 @pytest.mark.parametrize(

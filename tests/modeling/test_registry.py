@@ -6,7 +6,7 @@ import pytest
 from app.errors import ModelFormatError, NotFound
 from app.modeling import registry
 from app.modeling.registry import Registry
-from tests.modeling.checkpoints import write_decoder, write_encoder
+from tests.modeling.checkpoints import write_decoder, write_encoder, write_gru
 
 
 @pytest.fixture
@@ -22,6 +22,14 @@ def test_cards_say_what_a_caller_needs(models: Path) -> None:
     assert (poet.name, poet.kind, poet.context_length, poet.eos_token_ids) == ("poet", "generation", 64, (0,))
     assert (judge.name, judge.kind, judge.labels) == ("judge", "classification", ("no", "yes"))
     assert len(poet.digest) == 64
+
+
+def test_recurrent_model_is_a_generation_model(tmp_path: Path) -> None:
+    write_gru(tmp_path / "bard")
+
+    (bard,) = Registry(tmp_path).list()
+
+    assert (bard.kind, bard.context_length, bard.vocab_size, bard.eos_token_ids) == ("generation", 64, 300, (0,))
 
 
 def test_model_switched_off_is_not_found(models: Path) -> None:

@@ -10,11 +10,13 @@ from rich.console import Console
 from safetensors.numpy import load_file
 
 from app.errors import ConfigError, DataError
-from app.modeling import imports, registry
+from app.modeling import checkpoint, imports, registry
+from app.modeling.family import family_of
+from app.training.architectures import build_network
 from app.training.evaluation import evaluate_model
 from app.training.generation import GenerationOptions, train_generation
 from app.training.publish import Provenance
-from app.training.trainer import Trainer
+from app.training.trainer import BEST, Trainer, load_variables
 
 OPTIONS = GenerationOptions(
     vocab_size=270,
@@ -28,6 +30,20 @@ OPTIONS = GenerationOptions(
     eval_every=10,
     seed=3,
     learning_rate=1e-2,
+)
+GRU_OPTIONS = GenerationOptions(
+    architecture="gru",
+    vocab_size=270,
+    layers=1,
+    width=32,
+    embedding=24,
+    context=32,
+    window=12,
+    batch=8,
+    steps=40,
+    eval_every=10,
+    seed=3,
+    learning_rate=2e-2,
 )
 PROVENANCE = Provenance("counting", "made here", "none", "numbers", "Counts.")
 COUNTING = " ".join(str(n % 50) for n in range(3000))
@@ -69,22 +85,50 @@ def test_published_model_is_complete_and_evaluates_to_what_its_card_says(data: P
     assert f"| this model | {evaluation['metrics']['nats_per_character']:.4f} |" in card
 
 
-def test_training_learns_more_than_letter_frequencies(data: Path, tmp_path: Path) -> None:
-    evaluation, _ = train(data, tmp_path / "m", tmp_path / "runs", replace(OPTIONS, steps=150))
+def test_published_recurrent_model_is_the_network_that_was_trained(data: Path, tmp_path: Path) -> None:
+    out = tmp_path / "models" / "counter"
+    evaluation, _ = train(data, out, tmp_path / "runs", GRU_OPTIONS)
+    loaded = checkpoint.load(out)
+    network = build_network(loaded.config, dropout=0.2, seed=9)  # type: ignore[arg-type]
+    best = next((tmp_path / "runs").glob("counter-*")) / BEST
+    load_variables(best, network.variables)
+    tokens = np.array([[0, 40, 41, 42, 9, 30]], np.int32)
+
+    logits = family_of(loaded.config).forward(loaded.config, loaded.weights, tokens)  # type: ignore[arg-type]
+
+    np.testing.assert_array_equal(logits, network.predictor()(tokens))
+    assert "GruForCausalLM" in (out / "MODEL_CARD.md").read_text()
+    options = evaluation["training"]["options"]
+    assert (options["architecture"], options["window"], options["embedding"]) == ("gru", 12, 24)
+    assert "heads" not in options
+    assert registry.verify(out) == []
+    assert imports.smoke_run(out).num_parameters == sum(w.size for w in loaded.weights.values())
+    held_out = tmp_path / "held_out.txt"
+    held_out.write_text(COUNTING[int(len(COUNTING) * 0.9) :])
+    again = evaluate_model(out, held_out, "text", "label")
+    assert again["nats_per_character"] == pytest.approx(evaluation["metrics"]["nats_per_character"], abs=0.01)
+
+
+@pytest.mark.parametrize("options", [OPTIONS, GRU_OPTIONS], ids=["transformer", "gru"])
+def test_training_learns_more_than_letter_frequencies(data: Path, tmp_path: Path, options: GenerationOptions) -> None:
+    evaluation, _ = train(data, tmp_path / "m", tmp_path / "runs", replace(options, steps=150))
 
     unigram = evaluation["baselines"]["character 1-gram"]["nats_per_character"]
     assert evaluation["metrics"]["nats_per_character"] < 0.7 * unigram
 
 
-def test_killed_run_continues_to_the_same_weights(data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    train(data, tmp_path / "whole", tmp_path / "runs-of-whole")
+@pytest.mark.parametrize("options", [OPTIONS, GRU_OPTIONS], ids=["transformer", "gru"])
+def test_killed_run_continues_to_the_same_weights(
+    data: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, options: GenerationOptions
+) -> None:
+    train(data, tmp_path / "whole", tmp_path / "runs-of-whole", options)
     with monkeypatch.context() as patched:
         patched.setattr(Trainer, "_look", _die_at_step(20))
         with pytest.raises(KeyboardInterrupt):
-            train(data, tmp_path / "resumed", tmp_path / "runs")
+            train(data, tmp_path / "resumed", tmp_path / "runs", options)
     assert not (tmp_path / "resumed").exists()
 
-    _, output = train(data, tmp_path / "resumed", tmp_path / "runs")
+    _, output = train(data, tmp_path / "resumed", tmp_path / "runs", options)
 
     assert "Resuming at step 10 of 40" in output
     whole, resumed = (load_file(tmp_path / name / "model.safetensors") for name in ("whole", "resumed"))
@@ -111,19 +155,32 @@ def test_run_without_progress_stops_early(data: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "message"), [({"width": 33}, "--width 33"), ({"vocab_size": 257}, "--vocab-size must exceed 257")]
+    ("change", "message"),
+    [
+        ({"width": 33}, "--width 33"),
+        ({"vocab_size": 257}, "--vocab-size must exceed 257"),
+        ({"window": 8}, "--window means nothing to --architecture transformer"),
+        ({"architecture": "gru"}, "--feed-forward means nothing to --architecture gru"),
+    ],
 )
 def test_options_that_cannot_work_are_refused(change: dict[str, Any], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         replace(OPTIONS, **change)
 
 
-def test_text_shorter_than_a_context_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (replace(OPTIONS, context=512), "shorter than one context of 512 tokens; lower --context"),
+        (replace(GRU_OPTIONS, window=512), "shorter than one window of 512 tokens; lower --window"),
+    ],
+)
+def test_text_shorter_than_an_example_is_refused(tmp_path: Path, options: GenerationOptions, message: str) -> None:
     path = tmp_path / "short.txt"
     path.write_text("a few words only, and then no more")
 
-    with pytest.raises(ConfigError, match="shorter than one context"):
-        train(path, tmp_path / "m", tmp_path / "runs", replace(OPTIONS, context=512))
+    with pytest.raises(ConfigError, match=message):
+        train(path, tmp_path / "m", tmp_path / "runs", options)
 
 
 def test_bad_data_stops_before_training(tmp_path: Path) -> None:
