@@ -24,18 +24,22 @@ def load_model(settings: Settings, card: ModelCard) -> Runner | Encoder:
     from app.engine.grammar import Grammars
     from app.engine.model_runner import DecoderRunner
     from app.engine.widths import CANDIDATES, agreeing_widths
-    from app.modeling import checkpoint, quantize
+    from app.modeling import checkpoint, decoder, quantize
     from app.modeling.bert_config import BertConfig
+    from app.modeling.decoder_config import DecoderConfig
     from app.modeling.encoder import EncoderConfig
 
     loaded = checkpoint.load(card.path)
     config, weights = loaded.config, loaded.weights
     if isinstance(config, EncoderConfig | BertConfig):
         return EncoderRunner(config, weights)
+    if isinstance(config, DecoderConfig):
+        weights = decoder.joined(config, weights)
     if (card.precision or settings.engine_precision) == "int8":
         weights, widths = quantize.quantize(config, weights), CANDIDATES  # sums of integers agree for all
     else:
-        widths = agreeing_widths(quantize.product_shapes(config), settings.engine_slots, folder)
+        products = [weights[name] for name in quantize.product_names(config, weights)]
+        widths = agreeing_widths({(w.shape[0], w.shape[1]) for w in products}, settings.engine_slots, folder)
     return DecoderRunner(
         config,
         weights,

@@ -1,4 +1,4 @@
-"""A decoder on a TensorFlow device: owns its arrays and its compiled functions.
+"""A decoder of any family on a TensorFlow device: owns its arrays and its compiled functions.
 
 XLA compiles one function for each shape of a call (`plan.py`): parts of prompts by
 their number, padded length and context, decode steps by rows and context. A decode
@@ -40,8 +40,10 @@ from app.engine.scheduler import STEPS, Decode, Part, Prefill, Restore, Step
 from app.engine.sequence import Grammar, Sampling, Token
 from app.engine.shapes import Shapes
 from app.errors import BadRequest
-from app.modeling import decoder
+from app.modeling.decoder import Cache
 from app.modeling.decoder_config import DecoderConfig
+from app.modeling.family import family_of
+from app.modeling.gru import GruConfig
 from app.telemetry import get_logger
 
 log = get_logger(__name__)
@@ -63,7 +65,7 @@ class DecoderRunner:
 
     def __init__(
         self,
-        config: DecoderConfig,
+        config: DecoderConfig | GruConfig,
         weights: Mapping[str, np.ndarray],
         num_slots: int,
         grammars: Grammars | None = None,
@@ -75,8 +77,15 @@ class DecoderRunner:
         self.context_length = config.context_length
         self._config = config
         self._weights = {name: tf.constant(array) for name, array in weights.items()}
-        self._cache = decoder.init_cache(config, num_slots, config.context_length)
-        self._plan = make_plan(num_slots, config.context_length, widths, is_accelerator=is_accelerated())
+        self._family = family_of(config)
+        self._cache = self._family.init_cache(config, num_slots, config.context_length)
+        self._plan = make_plan(
+            num_slots,
+            config.context_length,
+            widths,
+            is_recurrent=isinstance(config, GruConfig),
+            is_accelerator=is_accelerated(),
+        )
         self.shapes = self._plan.shapes
         self._pool = self._make_pool(cache_bytes)
         self._grammars = grammars
@@ -199,6 +208,8 @@ class DecoderRunner:
         )
 
     def _make_pool(self, cache_bytes: int) -> BlockPool | None:
+        if not isinstance(self._cache, Cache):  # a recurrent state has no parts that could be kept
+            return None
         chunk = self.shapes.chunk
         num_blocks = cache_bytes // block_bytes(self._cache, chunk)
         if num_blocks < 1:
@@ -209,7 +220,7 @@ class DecoderRunner:
     def _make_functions(self) -> None:
         shapes, contexts, vocab_size = self.shapes, self._plan.contexts, self.vocab_size
         width = self._config.hidden_size
-        self._move = _function(self._move_graph, _ints(), _ints())
+        self._move = _function(partial(self._family.move, self._cache), _ints(), _ints())
         self._prefills = {
             (parts, length, context): _compiled(
                 partial(self._prefill_graph, context), _ints(parts, length), _ints(parts, 3)
@@ -276,25 +287,21 @@ class DecoderRunner:
         answer: np.ndarray = self._decodes[rows, context](ints, floats, self._no_bias[rows], np.int32(1)).numpy()[0, 0]
         return answer
 
-    def _move_graph(self, source: tf.Tensor, target: tf.Tensor) -> None:
-        for variable in (*self._cache.keys, *self._cache.values):
-            variable.scatter_update(tf.IndexedSlices(tf.gather(variable, [source]), [target]))
-
     def _prefill_graph(self, context: int, tokens: tf.Tensor, places: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The states after each part's last real token `[D, P]`, and all of them `[D, P * T]`."""
         slots, starts, lengths = tf.unstack(places, axis=1)
-        states = decoder.prefill(self._config, self._weights, self._cache, tokens, slots, starts, lengths, context)
+        states = self._family.prefill(self._config, self._weights, self._cache, tokens, slots, starts, lengths, context)
         num_parts, length = tokens.shape
         return tf.gather(states, tf.range(num_parts) * length + lengths - 1, axis=1), states
 
     def _first_graph(self, last: tf.Tensor, ints: tf.Tensor, floats: tf.Tensor, bias: tf.Tensor) -> tf.Tensor:
         num_parts = last.shape[1]
         columns = tf.pad(last, [[0, 0], [0, self._plan.padded(num_parts) - num_parts]])
-        logits = _turned(decoder.head(self._config, self._weights, columns))[:num_parts]  # [P, V]
+        logits = _turned(self._family.head(self._config, self._weights, columns))[:num_parts]  # [P, V]
         return sampler.sample(logits, bias, sampler.Rows(floats, ints[:, 2:], ints[:, 1] + 1))
 
     def _score_graph(self, states: tf.Tensor, targets: tf.Tensor) -> tf.Tensor:
-        return sampler.score(_turned(decoder.head(self._config, self._weights, states)), targets)
+        return sampler.score(_turned(self._family.head(self._config, self._weights, states)), targets)
 
     def _decode_graph(
         self, context: int, ints: tf.Tensor, floats: tf.Tensor, bias: tf.Tensor, num_steps: tf.Tensor
@@ -305,7 +312,7 @@ class DecoderRunner:
         def take_step(
             i: tf.Tensor, tokens: tf.Tensor, positions: tf.Tensor, taken: tf.Tensor
         ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
-            columns = decoder.decode(
+            columns = self._family.decode(
                 self._config, self._weights, self._cache, tokens, positions, context, self._plan.columns[num_rows]
             )  # [V, B]
             packed = sampler.sample(_turned(columns), bias, sampler.Rows(floats, ints[:, 2:], positions + 1))

@@ -15,6 +15,8 @@ SMALLEST_CONTEXT = 256
 LEAST_GROWTH = 1.5
 CPU_CHUNKS, CPU_SHORT = (24, 16, 32), 8
 CPU_PARTS = (5, 4, 3)
+# Prompts side by side gain a tenth while many wait, and cost as many functions to compile.
+LEAST_SLOTS_FOR_PARTS = 24
 ACCELERATOR_LENGTHS = (32, 128)
 
 
@@ -43,7 +45,12 @@ class Plan:
 
 
 def make_plan(
-    num_slots: int, context_length: int, widths: tuple[int, ...], *, is_accelerator: bool = False, num_blocks: int = 0
+    num_slots: int,
+    context_length: int,
+    widths: tuple[int, ...],
+    *,
+    is_recurrent: bool = False,
+    is_accelerator: bool = False,
 ) -> Plan:
     """The shapes of a model of this context.
 
@@ -51,13 +58,17 @@ def make_plan(
         num_slots: sequences decoded together.
         context_length: tokens of prompt and output together.
         widths: numbers of columns that agree; none: every call has all rows.
+        is_recurrent: what is remembered has no length, and parts side by side would be
+            products of as many columns, which need not agree.
         is_accelerator: calls should be large.
-        num_blocks: of the prefix cache.
     """
     columns = _columns(num_slots, widths)
     lengths, parts = (ACCELERATOR_LENGTHS, (1,)) if is_accelerator else _prompt_shapes(widths)
-    shapes = Shapes(tuple(columns), parts, lengths, num_blocks)
-    return Plan(shapes, columns, context_buckets(context_length), widths)
+    if is_recurrent or num_slots < LEAST_SLOTS_FOR_PARTS:
+        parts = (1,)
+    if is_recurrent:
+        return Plan(Shapes(tuple(columns), parts, lengths), columns, (context_length,), widths)
+    return Plan(Shapes(tuple(columns), parts, lengths), columns, context_buckets(context_length), widths)
 
 
 def context_buckets(context_length: int) -> tuple[int, ...]:

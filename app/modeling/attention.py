@@ -19,16 +19,17 @@ MASKED = -1e9
 def attend(q: tf.Tensor, k: tf.Tensor, v: tf.Tensor, visible: tf.Tensor) -> tf.Tensor:
     """Q `[B, N, T, H]`, k and v `[B, G, C, H]` to `[B, N, T, H]`.
 
-    `visible` broadcasts against scores `[B, G, N/G, T, C]`.
+    `visible` broadcasts against `[B, 1, T, C]`.
     """
     num_heads, head_dim, num_kv_heads = q.shape[1], q.shape[3], k.shape[1]
-    group, num_tokens, num_keys = num_heads // num_kv_heads, tf.shape(q)[2], tf.shape(k)[2]
-    q = tf.reshape(q, (-1, num_kv_heads, group * num_tokens, head_dim))
+    group, num_tokens = num_heads // num_kv_heads, q.shape[2] or tf.shape(q)[2]
+    if group > 1:  # the queries that share a key stand below each other
+        q = tf.reshape(q, (-1, num_kv_heads, group * num_tokens, head_dim))
+        visible = tf.tile(visible, [*[1] * (len(visible.shape) - 2), 1 if visible.shape[-2] == 1 else group, 1])
     scores = tf.matmul(q, k, transpose_b=True) * head_dim**-0.5  # [B, G, (N/G) * T, C]
-    scores = tf.reshape(scores, (-1, num_kv_heads, group, num_tokens, num_keys))
     scores = tf.where(visible, scores, tf.cast(MASKED, scores.dtype))
-    scores = tf.reshape(scores, (-1, num_kv_heads, group * num_tokens, num_keys))
     # A softmax does not depend on what is taken off, so neither does its gradient.
     powers = tf.exp(scores - tf.stop_gradient(tf.reduce_max(scores, axis=-1, keepdims=True)))
     total = tf.matmul(powers, tf.ones_like(v[..., :1]))  # [B, G, (N/G) * T, 1]
-    return tf.reshape(tf.matmul(powers, v) / total, (-1, num_heads, num_tokens, head_dim))
+    mixed = tf.matmul(powers, v) / total
+    return tf.reshape(mixed, (-1, num_heads, num_tokens, head_dim)) if group > 1 else mixed

@@ -25,14 +25,21 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
 
+import numpy as np
 import tensorflow as tf
 
 from app.modeling import attention, rotary
 from app.modeling.decoder_config import DecoderConfig
+from app.modeling.layouts import QKV
 from app.modeling.linear import Weights, linear, lookup
 
 Dropout = Callable[[tf.Tensor], tf.Tensor]
 Mix = Callable[[int, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
+
+JOINED: Mapping[str, tuple[str, ...]] = {
+    "self_attn.qkv_proj": QKV,
+    "mlp.gate_up_proj": ("mlp.gate_proj", "mlp.up_proj"),
+}
 
 ACTIVATIONS: Mapping[str, Callable[[tf.Tensor], tf.Tensor]] = {
     "silu": tf.nn.silu,
@@ -64,6 +71,18 @@ def init_cache(config: DecoderConfig, num_slots: int, cache_length: int, dtype: 
     return Cache(keys=allocate(), values=allocate())
 
 
+def joined(config: DecoderConfig, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The weights with those of products of the same columns one above the other: fewer, larger products.
+
+    Every function here takes either; a server joins them, training keeps the names of the file.
+    """
+    together = dict(weights)
+    for layer in range(config.num_layers):
+        for name, parts in JOINED.items():
+            _join(together, f"model.layers.{layer}.{name}", [f"model.layers.{layer}.{part}" for part in parts])
+    return together
+
+
 def forward(config: DecoderConfig, weights: Weights, tokens: tf.Tensor, dropout: Dropout = tf.identity) -> tf.Tensor:
     """Logits of every position of a batch, without a cache.
 
@@ -79,12 +98,12 @@ def forward(config: DecoderConfig, weights: Weights, tokens: tf.Tensor, dropout:
     num_rows, length = tf.shape(tokens)[0], tf.shape(tokens)[1]
     positions = tf.range(length)
 
-    angles = rotary.angles(config, positions)  # [T, H/2]
+    turns = rotary.turns(config, positions)  # [T, H/2] each
+    visible = _visible(config, positions[:, tf.newaxis], positions)  # [T, T]
 
     def mix(layer: int, q: tf.Tensor, k: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
-        q, k, v = _heads(config, num_rows, angles, q, k, v)
-        visible = _visible(config.window(layer), positions[:, tf.newaxis], positions)  # [T, T]
-        return _columns(attention.attend(q, k, v, visible))
+        q, k, v = _heads(config, num_rows, turns, q, k, v)
+        return _columns(attention.attend(q, k, v, visible[config.window(layer)]))
 
     x = dropout(_embed(config, weights, tokens, tf.broadcast_to(positions, tf.shape(tokens))))  # [D, M]
     for layer in range(config.num_layers):
@@ -125,18 +144,17 @@ def prefill(
     del lengths
     num_rows, num_tokens = tokens.shape
     positions = starts[:, tf.newaxis] + tf.range(num_tokens)  # [B, T]
-    angles = rotary.angles(config, positions)[:, tf.newaxis]  # [B, 1, T, H/2]
-    queries = tf.reshape(positions, (num_rows, 1, 1, num_tokens, 1))
+    turns = rotary.turns(config, positions[:, tf.newaxis])  # [B, 1, T, H/2] each
+    visible = _visible(config, tf.reshape(positions, (num_rows, 1, num_tokens, 1)), tf.range(context))
     where = _places(slots, positions, config.num_kv_heads)  # [B, G, T, 3]
 
     def mix(layer: int, q: tf.Tensor, k: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
-        q, k, v = _heads(config, num_rows, angles, q, k, v)
+        q, k, v = _heads(config, num_rows, turns, q, k, v)
         cache.keys[layer].scatter_nd_update(where, k)
         cache.values[layer].scatter_nd_update(where, v)
         seen_k = tf.gather(cache.keys[layer][:, :, :context], slots)  # [B, G, C, H]
         seen_v = tf.gather(cache.values[layer][:, :, :context], slots)
-        visible = _visible(config.window(layer), queries, tf.range(context))
-        return _columns(attention.attend(q, seen_k, seen_v, visible))
+        return _columns(attention.attend(q, seen_k, seen_v, visible[config.window(layer)]))
 
     x = _embed(config, weights, tokens, positions)  # [D, B * T]
     for layer in range(config.num_layers):
@@ -174,17 +192,18 @@ def decode(
     """
     num_rows = tokens.shape[0]
     padding = [[0, (num_columns or num_rows) - num_rows]]
-    angles = rotary.angles(config, positions)[:, tf.newaxis, tf.newaxis]  # [B, 1, 1, H/2]
-    queries = tf.reshape(positions, (num_rows, 1, 1, 1, 1))
+    queries = tf.reshape(positions, (num_rows, 1, 1, 1))
+    visible = _visible(config, queries, tf.range(context))
+    turns = rotary.turns(config, queries[..., 0])  # [B, 1, 1, H/2] each
     where = _places(tf.range(num_rows), positions[:, tf.newaxis], config.num_kv_heads)  # [B, G, 1, 3]
 
     def mix(layer: int, q: tf.Tensor, k: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
-        q, k, v = _heads(config, num_rows, angles, q[:, :num_rows], k[:, :num_rows], v[:, :num_rows])
+        q, k, v = _heads(config, num_rows, turns, q[:, :num_rows], k[:, :num_rows], v[:, :num_rows])
         cache.keys[layer].scatter_nd_update(where, k)
         cache.values[layer].scatter_nd_update(where, v)
         seen_k, seen_v = cache.keys[layer][:num_rows, :, :context], cache.values[layer][:num_rows, :, :context]
-        visible = _visible(config.window(layer), queries, tf.range(context))
-        return tf.pad(_columns(attention.attend(q, seen_k, seen_v, visible)), [[0, 0], *padding])
+        mixed = _columns(attention.attend(q, seen_k, seen_v, visible[config.window(layer)]))
+        return tf.pad(mixed, [[0, 0], *padding]) if padding[0][1] else mixed
 
     x = _embed(config, weights, tf.pad(tokens, padding), tf.pad(positions, padding))  # [D, M]
     for layer in range(config.num_layers):
@@ -199,6 +218,12 @@ def head(config: DecoderConfig, weights: Weights, states: tf.Tensor) -> tf.Tenso
     return tf.cast(linear(weights, name, x), tf.float32)
 
 
+def move(cache: Cache, source: tf.Tensor, target: tf.Tensor) -> None:
+    """Copy what one slot `[]` holds to another."""
+    for variable in (*cache.keys, *cache.values):
+        variable.scatter_update(tf.IndexedSlices(tf.gather(variable, [source]), [target]))
+
+
 def _block(
     config: DecoderConfig,
     weights: Weights,
@@ -210,7 +235,7 @@ def _block(
     """One pre-norm layer over `[D, M]`; `mix` attends, and decides where keys and values live."""
     prefix = f"model.layers.{layer}."
     h = _norm(config, weights, prefix + "input_layernorm", x)
-    q, k, v = (linear(weights, f"{prefix}self_attn.{name}_proj", h) for name in "qkv")
+    q, k, v = _products(weights, prefix, "self_attn.qkv_proj", h, _head_sizes(config))
     if config.has_qk_norm:
         q = _norm_heads(config, weights, prefix + "self_attn.q_norm", q)
         k = _norm_heads(config, weights, prefix + "self_attn.k_norm", k)
@@ -222,10 +247,30 @@ def _block(
 def _inner(config: DecoderConfig, weights: Weights, prefix: str, h: tf.Tensor) -> tf.Tensor:
     """The wide middle of the feed-forward layer, `[F, M]`, gated or not."""
     activate = ACTIVATIONS[config.activation]
-    up = linear(weights, prefix + "mlp.up_proj", h)
     if not config.is_gated:
-        return activate(up)
-    return activate(linear(weights, prefix + "mlp.gate_proj", h)) * up
+        return activate(linear(weights, prefix + "mlp.up_proj", h))
+    gate, up = _products(weights, prefix, "mlp.gate_up_proj", h, [config.intermediate_size] * 2)
+    return activate(gate) * up
+
+
+def _join(weights: dict[str, np.ndarray], name: str, parts: list[str]) -> None:
+    """Put parts into one in place; where one lacks what another has, they stay apart."""
+    kinds = [kind for kind in ("weight", "scale", "bias") if any(f"{part}.{kind}" in weights for part in parts)]
+    if all(f"{part}.{kind}" in weights for part in parts for kind in kinds):
+        for kind in kinds:
+            weights[f"{name}.{kind}"] = np.concatenate([weights.pop(f"{part}.{kind}") for part in parts])
+
+
+def _products(weights: Weights, prefix: str, name: str, x: tf.Tensor, sizes: list[int]) -> list[tf.Tensor]:
+    """The products that `JOINED` names, whether their weights are joined or not; `sizes` are their heights."""
+    if f"{prefix}{name}.weight" in weights:
+        parts: list[tf.Tensor] = tf.split(linear(weights, prefix + name, x), sizes)
+        return parts
+    return [linear(weights, prefix + part, x) for part in JOINED[name]]
+
+
+def _head_sizes(config: DecoderConfig) -> list[int]:
+    return [heads * config.head_dim for heads in (config.num_heads, config.num_kv_heads, config.num_kv_heads)]
 
 
 def _embed(config: DecoderConfig, weights: Weights, tokens: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
@@ -244,10 +289,13 @@ def _places(slots: tf.Tensor, positions: tf.Tensor, num_heads: int) -> tf.Tensor
     return tf.stack([tf.broadcast_to(part, shape) for part in parts], axis=-1)
 
 
-def _visible(window: int | None, queries: tf.Tensor, keys: tf.Tensor) -> tf.Tensor:
-    """Which keys a query sees: none after it, and none further back than the window; broadcasts."""
-    visible = keys <= queries
-    return visible if window is None else visible & (keys > queries - window)
+def _visible(config: DecoderConfig, queries: tf.Tensor, keys: tf.Tensor) -> dict[int | None, tf.Tensor]:
+    """By a layer's window, which keys a query sees: none after it, and none further back; broadcasts."""
+    causal = keys <= queries
+    return {
+        window: causal if window is None else causal & (keys > queries - window)
+        for window in {config.window(layer) for layer in range(config.num_layers)}
+    }
 
 
 def _norm(config: DecoderConfig, weights: Weights, name: str, x: tf.Tensor) -> tf.Tensor:
@@ -256,8 +304,8 @@ def _norm(config: DecoderConfig, weights: Weights, name: str, x: tf.Tensor) -> t
     if config.norm == "layer":
         x32 -= _mean(x32)
     scale = tf.math.rsqrt(_mean(tf.square(x32)) + config.norm_eps)
-    normed = tf.cast(x32 * scale, x.dtype) * weights[name + ".weight"][:, tf.newaxis]
-    return normed + weights[name + ".bias"][:, tf.newaxis] if config.norm == "layer" else normed
+    normed = tf.cast(x32 * scale, x.dtype) * tf.expand_dims(weights[name + ".weight"], 1)
+    return normed + tf.expand_dims(weights[name + ".bias"], 1) if config.norm == "layer" else normed
 
 
 def _norm_heads(config: DecoderConfig, weights: Weights, name: str, x: tf.Tensor) -> tf.Tensor:
@@ -274,7 +322,7 @@ def _mean(x: tf.Tensor) -> tf.Tensor:
 
 
 def _heads(
-    config: DecoderConfig, num_rows: int | tf.Tensor, angles: tf.Tensor, q: tf.Tensor, k: tf.Tensor, v: tf.Tensor
+    config: DecoderConfig, num_rows: int | tf.Tensor, turns: rotary.Turns, q: tf.Tensor, k: tf.Tensor, v: tf.Tensor
 ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor]:
     """Columns `[heads * H, B * T]` apart as `[B, heads, T, H]`, queries and keys turned to their positions."""
     q, k, v = (
@@ -282,7 +330,7 @@ def _heads(
         for y, num_heads in ((q, config.num_heads), (k, config.num_kv_heads), (v, config.num_kv_heads))
     )
     if config.positions == "rotary":
-        q, k = rotary.rotate(q, angles), rotary.rotate(k, angles)
+        q, k = rotary.rotate(q, turns), rotary.rotate(k, turns)
     return q, k, v
 
 

@@ -1,6 +1,6 @@
 """What the engine needs of a family of decoders, and which module is whose.
 
-A family is a module of pure functions. The runner knows these five and no more, so
+A family is a module of pure functions. The runner knows these six and no more, so
 a network with keys and values and one with a recurrent state are served alike.
 
 Activations are columns: `B` rows, `T` tokens, `N` columns, `D` width, `V` vocabulary.
@@ -52,15 +52,15 @@ class Family(Protocol):
         weights: Weights,
         cache: Any,  # noqa: ANN401
         tokens: tf.Tensor,
-        slot: tf.Tensor,
-        start: tf.Tensor,
-        length: tf.Tensor,
-        context: int | tf.Tensor,
+        slots: tf.Tensor,
+        starts: tf.Tensor,
+        lengths: tf.Tensor,
+        context: int,
     ) -> tf.Tensor:
-        """States `[D, T]` of one chunk `[T]` of one prompt, `length` of it real; begins anew where `start` is 0."""
+        """States `[D, B * T]` of parts `[B, T]` of prompts, `lengths` of them real; begin anew where `starts` is 0."""
 
     def head(self, config: Any, weights: Weights, states: tf.Tensor) -> tf.Tensor:  # noqa: ANN401
-        """Logits `[N, V]` float32 of states `[D, N]`."""
+        """Logits `[V, N]` float32 of states `[D, N]`."""
 
     def decode(
         self,
@@ -70,8 +70,12 @@ class Family(Protocol):
         tokens: tf.Tensor,
         positions: tf.Tensor,
         context: int,
+        num_columns: int | None = None,
     ) -> tf.Tensor:
-        """Logits `[B, V]` float32 after one step, in place, of the first `B` slots."""
+        """Logits `[V, B]` float32 after one step, in place, of the first `B` slots."""
+
+    def move(self, cache: Any, source: tf.Tensor, target: tf.Tensor) -> None:  # noqa: ANN401
+        """Copy what one slot remembers to another."""
 
 
 def family_of(config: DecoderConfig | GruConfig) -> Family:

@@ -27,7 +27,7 @@ from typing import Any
 import tensorflow as tf
 
 from app.errors import ModelFormatError
-from app.modeling.linear import Weights
+from app.modeling.linear import Weights, linear, lookup
 from app.modeling.registry import token_ids
 
 Dropout = Callable[[tf.Tensor], tf.Tensor]
@@ -140,7 +140,7 @@ def forward(config: GruConfig, weights: Weights, tokens: tf.Tensor, dropout: Dro
     zeros = tf.zeros((config.hidden_size, num_rows), x.dtype)
     for layer in range(config.num_layers):
         x = dropout(_layer(weights, layer, x, zeros))  # [D, B * T]
-    return tf.reshape(head(config, weights, x), (num_rows, num_tokens, config.vocab_size))
+    return tf.reshape(tf.transpose(head(config, weights, x)), (num_rows, num_tokens, config.vocab_size))
 
 
 def prefill(
@@ -148,44 +148,51 @@ def prefill(
     weights: Weights,
     cache: Cache,
     tokens: tf.Tensor,
-    slot: tf.Tensor,
-    start: tf.Tensor,
-    length: tf.Tensor,
-    context: int | tf.Tensor,
+    slots: tf.Tensor,
+    starts: tf.Tensor,
+    lengths: tf.Tensor,
+    context: int,
 ) -> tf.Tensor:
-    """Run one chunk of one prompt from the state that `slot` holds, or from zeros at the start of a prompt.
+    """Run parts of the prompts of different slots from the states that those hold, or from zeros at a prompt's start.
 
     Args:
         config: sizes.
         weights: tensors by name.
-        cache: updated in place at `slot`, to the state after the last real token.
-        tokens: `[T]` int32, padded at its end.
-        slot: `[]` int32.
-        start: `[]` int32, position of `tokens[0]`.
-        length: `[]` int32, number of real tokens, at least 1.
+        cache: updated in place at `slots`, to the state after the last real token.
+        tokens: `[B, T]` int32, padded at its end.
+        slots: `[B]` int32, all different.
+        starts: `[B]` int32, position of `tokens[b, 0]`.
+        lengths: `[B]` int32, number of real tokens, at least 1.
         context: does not matter here.
 
     Returns:
-        Every position's state of the last layer, `[D, T]`; those from `length` on mean nothing.
+        Every position's state of the last layer, `[D, B * T]`; those from `lengths` on mean nothing.
     """
-    slots, last = slot[tf.newaxis], (length - 1)[tf.newaxis]  # [1] each
-    before = _read(config, cache, slots, start[tf.newaxis])  # [L, D, 1]
-    x = _embed(weights, tokens)  # [E, T]
+    num_rows, num_tokens = tokens.shape
+    last = tf.range(num_rows) * num_tokens + lengths - 1
+    before = _read(config, cache, slots, starts)  # [L, D, B]
+    x = _embed(weights, tf.reshape(tokens, [-1]))  # [E, B * T]
     after = []
     for layer in range(config.num_layers):
         x = _layer(weights, layer, x, tf.cast(before[layer], x.dtype))
         after.append(tf.gather(x, last, axis=1))
-    _write(config, cache, slots, start + last, tf.stack(after))
+    _write(config, cache, slots, starts + lengths - 1, tf.stack(after))
     return x
 
 
 def head(config: GruConfig, weights: Weights, states: tf.Tensor) -> tf.Tensor:
-    """Logits `[N, V]` float32 of the last layer's states `[D, N]`."""
-    return tf.cast(tf.transpose(_product(weights, "lm_head", states)), tf.float32)
+    """Logits `[V, N]` float32 of the last layer's states `[D, N]`."""
+    return tf.cast(linear(weights, "lm_head", states), tf.float32)
 
 
 def decode(
-    config: GruConfig, weights: Weights, cache: Cache, tokens: tf.Tensor, positions: tf.Tensor, context: int
+    config: GruConfig,
+    weights: Weights,
+    cache: Cache,
+    tokens: tf.Tensor,
+    positions: tf.Tensor,
+    context: int,
+    num_columns: int | None = None,
 ) -> tf.Tensor:
     """One step of the first `B` slots.
 
@@ -199,31 +206,42 @@ def decode(
         tokens: `[B]` int32, the token at `positions`.
         positions: `[B]` int32.
         context: does not matter here.
+        num_columns: how many columns the products shall have, at least `B`; more
+            are filled with what nobody reads.
 
     Returns:
-        `[B, V]` float32.
+        `[V, B]` float32.
     """
-    slots = tf.range(tf.shape(tokens)[0])
-    before = _read(config, cache, slots, positions)  # [L, D, B]
-    x = _embed(weights, tokens)  # [E, B]
+    num_rows = tokens.shape[0]
+    padding = [[0, (num_columns or num_rows) - num_rows]]
+    slots = tf.range(num_rows)
+    before = tf.pad(_read(config, cache, slots, positions), [[0, 0], [0, 0], *padding])  # [L, D, N]
+    x = _embed(weights, tf.pad(tokens, padding))  # [E, N]
     after = []
     for layer in range(config.num_layers):
-        inputs = _product(weights, f"model.layers.{layer}.input", x)
+        inputs = linear(weights, f"model.layers.{layer}.input", x)
         x = _step(weights, layer, inputs, tf.cast(before[layer], x.dtype))
-        after.append(x)
+        after.append(x[:, :num_rows])
     _write(config, cache, slots, positions, tf.stack(after))
-    return head(config, weights, x)
+    return head(config, weights, x)[:, :num_rows]
+
+
+def move(cache: Cache, source: tf.Tensor, target: tf.Tensor) -> None:
+    """Copy what one slot `[]` remembers to another."""
+    states = cache.states.value()  # [2, L, S, D]
+    is_target = tf.range(tf.shape(states)[2])[:, tf.newaxis] == target  # [S, 1]
+    cache.states.assign(tf.where(is_target, tf.gather(states, [source], axis=2), states))
 
 
 def _embed(weights: Weights, tokens: tf.Tensor) -> tf.Tensor:
     """Columns `[E, N]` of tokens `[N]`."""
-    return tf.transpose(tf.gather(weights["model.embed_tokens.weight"], tokens))
+    return tf.transpose(lookup(weights, "model.embed_tokens", tokens))
 
 
 def _layer(weights: Weights, layer: int, x: tf.Tensor, state: tf.Tensor) -> tf.Tensor:
     """States `[D, B * T]` after every token of `[E, B * T]`, from `[D, B]`; the inputs' product is one for all."""
     size, num_rows = state.shape[0], tf.shape(state)[1]
-    inputs = _product(weights, f"model.layers.{layer}.input", x)  # [3 * D, B * T]
+    inputs = linear(weights, f"model.layers.{layer}.input", x)  # [3 * D, B * T]
     by_token = tf.transpose(tf.reshape(inputs, (3 * size, num_rows, -1)), (2, 0, 1))  # [T, 3 * D, B]
     states = tf.scan(lambda h, i: _step(weights, layer, i, h), by_token, state)  # [T, D, B]
     return tf.reshape(tf.transpose(states, (1, 2, 0)), (size, -1))
@@ -232,15 +250,10 @@ def _layer(weights: Weights, layer: int, x: tf.Tensor, state: tf.Tensor) -> tf.T
 def _step(weights: Weights, layer: int, inputs: tf.Tensor, state: tf.Tensor) -> tf.Tensor:
     """The next state `[D, B]` from the inputs' product `[3 * D, B]` and the state before."""
     update, reset, candidate = tf.split(inputs, 3)
-    from_update, from_reset, from_candidate = tf.split(_product(weights, f"model.layers.{layer}.recurrent", state), 3)
+    from_update, from_reset, from_candidate = tf.split(linear(weights, f"model.layers.{layer}.recurrent", state), 3)
     z = tf.sigmoid(update + from_update)
     r = tf.sigmoid(reset + from_reset)
     return z * state + (1 - z) * tf.tanh(candidate + r * from_candidate)
-
-
-def _product(weights: Weights, name: str, x: tf.Tensor) -> tf.Tensor:
-    """`W @ x + b`: columns `[D, N]` to columns `[F, N]`."""
-    return tf.matmul(weights[name + ".weight"], x) + weights[name + ".bias"][:, tf.newaxis]
 
 
 def _read(config: GruConfig, cache: Cache, slots: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:

@@ -27,7 +27,7 @@ def linear(weights: Weights, name: str, x: tf.Tensor) -> tf.Tensor:
     weight, scale = weights[name + ".weight"], weights.get(name + ".scale")
     y = tf.matmul(weight, x) if scale is None else _product_of_bytes(weight, scale, x)
     bias = weights.get(name + ".bias")
-    return y if bias is None else y + bias[:, tf.newaxis]
+    return y if bias is None else y + tf.expand_dims(bias, 1)
 
 
 def lookup(weights: Weights, name: str, ids: tf.Tensor) -> tf.Tensor:
@@ -41,4 +41,4 @@ def _product_of_bytes(weight: tf.Tensor, scale: tf.Tensor, x: tf.Tensor) -> tf.T
     largest = tf.reduce_max(tf.abs(x), axis=0, keepdims=True)  # [1, M]
     step = tf.maximum(largest, tf.cast(1e-30, x.dtype)) / LARGEST
     rounded = tf.cast(tf.round(x / step), tf.int8)
-    return tf.cast(tf.matmul(weight, rounded, output_type=tf.int32), x.dtype) * step * scale[:, tf.newaxis]
+    return tf.cast(tf.matmul(weight, rounded, output_type=tf.int32), x.dtype) * step * tf.expand_dims(scale, 1)

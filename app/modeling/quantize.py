@@ -13,24 +13,21 @@ from collections.abc import Mapping
 import numpy as np
 
 from app.modeling.decoder_config import DecoderConfig
+from app.modeling.gru import GruConfig
 from app.modeling.linear import LARGEST
 
 
-def product_names(config: DecoderConfig) -> list[str]:
+def product_names(config: DecoderConfig | GruConfig, weights: Mapping[str, np.ndarray]) -> list[str]:
     """The weights `[F, D]` that enter a product."""
-    names = [name for name, shape in config.shapes.items() if len(shape) == 2 and ".embed_" not in name]
-    return [*names, "model.embed_tokens.weight"] if config.tie_embeddings else names
+    names = [name for name, weight in weights.items() if weight.ndim == 2 and ".embed_" not in name]
+    is_tied = isinstance(config, DecoderConfig) and config.tie_embeddings
+    return [*names, "model.embed_tokens.weight"] if is_tied else names
 
 
-def product_shapes(config: DecoderConfig) -> set[tuple[int, int]]:
-    """Their shapes `(F, D)`."""
-    return {(shape[0], shape[1]) for shape in map(config.shapes.__getitem__, product_names(config))}
-
-
-def quantize(config: DecoderConfig, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
+def quantize(config: DecoderConfig | GruConfig, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
     """The weights with those of products as int8, each beside its `.scale` `[F]` float32."""
     quantized = dict(weights)
-    for name in product_names(config):
+    for name in product_names(config, weights):
         quantized[name], quantized[name.removesuffix("weight") + "scale"] = to_bytes(weights[name])
     return quantized
 

@@ -14,6 +14,9 @@ import tensorflow as tf
 
 from app.modeling.decoder_config import DecoderConfig, RopeScaling
 
+Turns = tuple[tf.Tensor, tf.Tensor]
+"""Cosines and sines that broadcast against each other."""
+
 
 def frequencies(config: DecoderConfig) -> np.ndarray:
     """Radians per position of every pair, `[H/2]` float32; computed once, in float64."""
@@ -28,14 +31,15 @@ def frequencies(config: DecoderConfig) -> np.ndarray:
     return (kept * base + (1 - kept) * slowed).astype(np.float32)
 
 
-def angles(config: DecoderConfig, positions: tf.Tensor) -> tf.Tensor:
-    """Angles `[..., H/2]` of integer positions `[...]`."""
-    return tf.cast(positions, tf.float32)[..., tf.newaxis] * frequencies(config)
+def turns(config: DecoderConfig, positions: tf.Tensor, dtype: tf.DType = tf.float32) -> Turns:
+    """Cosines and sines `[..., H/2]` of integer positions `[...]`; computed once for all layers."""
+    angles = tf.cast(positions, tf.float32)[..., tf.newaxis] * frequencies(config)
+    return tf.cast(tf.cos(angles), dtype), tf.cast(tf.sin(angles), dtype)
 
 
-def rotate(x: tf.Tensor, angles: tf.Tensor) -> tf.Tensor:
-    """Rotate `[B, N, T, H]` by angles that broadcast against `[B, N, T, H/2]`."""
-    cos, sin = tf.cast(tf.cos(angles), x.dtype), tf.cast(tf.sin(angles), x.dtype)
+def rotate(x: tf.Tensor, turns: Turns) -> tf.Tensor:
+    """Rotate `[B, N, T, H]` by turns that broadcast against `[B, N, T, H/2]`."""
+    cos, sin = turns
     first, second = tf.split(x, 2, axis=-1)
     return tf.concat([first * cos - second * sin, second * cos + first * sin], axis=-1)
 

@@ -11,9 +11,11 @@ from app.engine.model_runner import DecoderRunner
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import Request, Sampling, Sequence
 from app.engine.widths import agreeing_widths
-from app.modeling import decoder
-from app.modeling.quantize import product_shapes, quantize
-from tests.modeling.checkpoints import decoder_config, random_weights
+from app.modeling import decoder, gru
+from app.modeling.decoder_config import DecoderConfig
+from app.modeling.gru import GruConfig
+from app.modeling.quantize import product_names, quantize
+from tests.modeling.checkpoints import decoder_config, gru_config, random_weights
 
 CONFIG = decoder_config()
 WEIGHTS = random_weights(CONFIG.shapes, seed=4)
@@ -33,9 +35,15 @@ def runner() -> DecoderRunner:
 
 @pytest.fixture(scope="module")
 def wide() -> DecoderRunner:
-    runner = DecoderRunner(WIDE, WEIGHTS, 12, widths=agreeing_widths(product_shapes(WIDE), 12), cache_bytes=2**20)
+    weights = decoder.joined(WIDE, WEIGHTS)
+    runner = DecoderRunner(WIDE, weights, 12, widths=widths_of(WIDE, weights, 12), cache_bytes=2**20)
     runner.warm_up()
     return runner
+
+
+def widths_of(config: DecoderConfig | GruConfig, weights: dict[str, np.ndarray], at_least: int) -> tuple[int, ...]:
+    products = [weights[name] for name in product_names(config, weights)]
+    return agreeing_widths({(w.shape[0], w.shape[1]) for w in products}, at_least)
 
 
 def complete(
@@ -142,9 +150,25 @@ def test_a_call_that_disagrees_is_not_used() -> None:
             return np.array([rows == 4])
 
     runner = Odd(CONFIG, WEIGHTS, 8, widths=(4, 8))
-    assert runner.shapes.rows == (4, 8)
+    offered = runner.shapes.rows
     runner.warm_up()
-    assert runner.shapes.rows == (8,)
+    assert (offered, runner.shapes.rows) == ((4, 8), (8,))
+
+
+def test_a_recurrent_model_is_served_alike_and_bit_for_bit_in_calls_of_any_size() -> None:
+    config = gru_config()
+    weights = random_weights(config.shapes, seed=4)
+    runner = DecoderRunner(config, weights, 6, widths=widths_of(config, weights, 6), cache_bytes=2**20)
+    runner.warm_up()
+    prompt = tuple(range(1, 40))[: config.context_length - 15]
+    asked = Request("r", prompt, 12, logprobs=20, cache_salt="a")
+    [alone] = complete(runner, asked)
+    known = [*prompt, *ids(alone)]
+    logits = gru.forward(config, {name: tf.constant(array) for name, array in weights.items()}, tf.constant([known]))
+    assert ids(alone) == logits[0].numpy().argmax(-1)[len(prompt) - 1 : -1].tolist()
+    crowd = complete(runner, *(Request("m", (i + 1,) * (1 + 3 * i), 2 + i) for i in range(5)), asked)
+    assert crowd[-1].output == alone.output
+    assert runner.compilations == 0
 
 
 @pytest.mark.parametrize("tied", [True, False])

@@ -20,7 +20,7 @@ def test_the_largest_call_covers_all_slots_and_no_call_has_fewer_columns_than_ro
 
 
 def test_parts_of_prompts_have_widths_that_agree_too() -> None:
-    shapes = make_plan(16, 256, AVX512).shapes
+    shapes = make_plan(32, 256, AVX512).shapes
     assert all(parts * length in AVX512 for parts in shapes.parts for length in shapes.lengths)
     assert len(shapes.parts) > 1
 

@@ -43,11 +43,11 @@ def loop(weights: dict[str, np.ndarray], tokens: list[int]) -> np.ndarray:
 
 def prefill(weights: dict[str, Any], cache: gru.Cache, tokens: list[int], slot: int, start: int, pad: int) -> tf.Tensor:
     """Logits `[V]` after the last real token."""
-    padded, length = tf.constant(tokens + [7] * pad), len(tokens)
-    where = (tf.constant(slot), tf.constant(start), tf.constant(length))
-    states = gru.prefill(CONFIG, weights, cache, padded, *where, context=32)
-    assert states.shape == (CONFIG.hidden_size, length + pad)
-    return gru.head(CONFIG, weights, states[:, length - 1 : length])[0]
+    padded = tf.constant([tokens + [7] * pad])
+    place = (tf.constant([slot]), tf.constant([start]), tf.constant([len(tokens)]))
+    states = gru.prefill(CONFIG, weights, cache, padded, *place, context=32)
+    assert states.shape == (CONFIG.hidden_size, len(tokens) + pad)
+    return gru.head(CONFIG, weights, states)[:, len(tokens) - 1]
 
 
 def decode(weights: dict[str, Any], cache: gru.Cache, rows: dict[int, tuple[int, int]], idle: int = 0) -> np.ndarray:
@@ -56,7 +56,7 @@ def decode(weights: dict[str, Any], cache: gru.Cache, rows: dict[int, tuple[int,
     for slot, (token, position) in rows.items():
         tokens[slot], positions[slot] = token, position
     logits = gru.decode(CONFIG, weights, cache, tf.constant(tokens), tf.constant(positions), context=32)
-    return np.asarray(logits)
+    return np.asarray(logits).T
 
 
 def compiled_decode(weights: dict[str, Any], cache: gru.Cache) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
@@ -111,8 +111,9 @@ def test_padded_chunk_has_the_states_of_the_forward_under_xla_too() -> None:
     cache = gru.init_cache(CONFIG, NUM_SLOTS, 32)
 
     def logits(tokens: tf.Tensor, start: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
-        states = gru.prefill(CONFIG, weights, cache, tokens, tf.constant(2), start, length, context=32)
-        return gru.head(CONFIG, weights, states)
+        place = (tf.constant([2]), start[tf.newaxis], length[tf.newaxis])
+        states = gru.prefill(CONFIG, weights, cache, tokens[tf.newaxis], *place, context=32)
+        return tf.transpose(gru.head(CONFIG, weights, states))
 
     chunk = tf.function(logits, jit_compile=True, autograph=False)
     first = chunk(tf.constant([*TOKENS[:3], 7, 7, 7]), tf.constant(0), tf.constant(3))[:3]
@@ -131,8 +132,8 @@ def test_step_of_the_first_slots_leaves_the_others_alone() -> None:
 
     logits = gru.decode(CONFIG, weights, cache, tf.constant([TOKENS[4], 1]), tf.constant([4, 0]), context=32)
 
-    assert logits.shape == (2, CONFIG.vocab_size)
-    np.testing.assert_allclose(logits[0], loop(weights, TOKENS)[4], atol=TOLERANCE, rtol=0)
+    assert logits.shape == (CONFIG.vocab_size, 2)
+    np.testing.assert_allclose(logits[:, 0], loop(weights, TOKENS)[4], atol=TOLERANCE, rtol=0)
     np.testing.assert_array_equal(cache.states[:, :, 2], before)
 
 
@@ -189,8 +190,8 @@ def test_a_row_is_the_same_bit_for_bit_whatever_the_others_hold() -> None:
     step_alone, step_together = compiled_decode(weights, alone), compiled_decode(weights, together)
     prefill(weights, together, [1, 2, 3], slot=0, start=0, pad=0)
     for position, token in enumerate(TOKENS):
-        one = step_alone(tf.constant([0, token, 0]), tf.constant([0, position, 0]))[1]
-        among = step_together(tf.constant([8, token, 5]), tf.constant([3 + position, position, position]))[1]
+        one = step_alone(tf.constant([0, token, 0]), tf.constant([0, position, 0]))[:, 1]
+        among = step_together(tf.constant([8, token, 5]), tf.constant([3 + position, position, position]))[:, 1]
 
         assert one.numpy().tobytes() == among.numpy().tobytes()
 
