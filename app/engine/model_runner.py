@@ -22,6 +22,7 @@ Letters: `B` rows, `P` parts, `T` tokens of a part, `D` width, `V` vocabulary.
 import time
 from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -49,6 +50,9 @@ from app.telemetry import get_logger
 log = get_logger(__name__)
 
 COMPILE_THREADS = 4
+SMALL_BYTES = 64 * 2**20
+# Any tokens will do to compare calls: the multiples of a prime.
+PROBED = 7919
 
 
 class DecoderRunner:
@@ -83,6 +87,7 @@ class DecoderRunner:
             num_slots,
             config.context_length,
             widths,
+            is_small=sum(array.nbytes for array in weights.values()) < SMALL_BYTES,
             is_recurrent=isinstance(config, GruConfig),
             is_accelerator=is_accelerated(),
         )
@@ -214,7 +219,7 @@ class DecoderRunner:
         num_blocks = cache_bytes // block_bytes(self._cache, chunk)
         if num_blocks < 1:
             return None
-        self.shapes = Shapes(self.shapes.rows, self.shapes.parts, self.shapes.lengths, num_blocks)
+        self.shapes = replace(self.shapes, num_blocks=num_blocks)
         return BlockPool(self._cache, num_blocks, chunk)
 
     def _make_functions(self) -> None:
@@ -272,19 +277,33 @@ class DecoderRunner:
         return (*_idle_rows(size), self._no_bias[size], np.int32(1))
 
     def _agreeing(self, shapes: Shapes) -> Shapes:
-        """Without the decode calls whose first row comes out otherwise than in the call of all rows."""
-        context = self._plan.contexts[0]
-        answers = {rows: self._probe(rows, context) for rows in shapes.rows}
+        """Without the calls in which the first slot comes out otherwise than alone, or than in the call of all rows."""
+        length = min(shapes.chunk, (self.context_length - 1) // 2)
+        for start in (0, length):
+            states = {parts: self._read_probe(parts, start, length) for parts in shapes.parts}
+        answers = {rows: self._decode_probe(rows, 2 * length) for rows in shapes.rows}
         rows = tuple(rows for rows in shapes.rows if np.array_equal(answers[rows], answers[shapes.num_slots]))
-        if rows != shapes.rows:
-            log.warning("runner.calls_disagree", dropped=sorted({*shapes.rows} - {*rows}))
-        return Shapes(rows, shapes.parts, shapes.lengths, shapes.num_blocks)
+        parts = tuple(parts for parts in shapes.parts if np.array_equal(states[parts], states[1]))
+        if (rows, parts) != (shapes.rows, shapes.parts):
+            log.warning("runner.calls_disagree", rows=rows, parts=parts)
+        return replace(shapes, rows=rows, parts=parts)
 
-    def _probe(self, rows: int, context: int) -> np.ndarray:
-        """What one step of the first slot samples, with log-probabilities."""
+    def _read_probe(self, parts: int, start: int, length: int) -> np.ndarray:
+        """The first slot's state after a part of a prompt, beside others of no meaning."""
+        tokens, places = np.zeros((parts, self.shapes.chunk), np.int32), _first_slots(parts)
+        tokens[0, :length] = PROBED * np.arange(start + 1, start + 1 + length) % self.vocab_size
+        places[0, 1:] = start, length
+        last, _ = self._prefills[parts, self.shapes.chunk, self._plan.contexts[0]](tokens, places)
+        state: np.ndarray = last.numpy()[:, 0]
+        return state
+
+    def _decode_probe(self, rows: int, position: int) -> np.ndarray:
+        """What one step of the first slot samples, with the log-probabilities of the likeliest."""
         ints, floats = _idle_rows(rows)
         floats[0], ints[0, 2:] = sampler.row_parameters(Sampling(temperature=1.0, top_p=0.9), logprobs=1)
-        answer: np.ndarray = self._decodes[rows, context](ints, floats, self._no_bias[rows], np.int32(1)).numpy()[0, 0]
+        ints[0, :2] = PROBED % self.vocab_size, position
+        call = (ints, floats, self._no_bias[rows], np.int32(1))
+        answer: np.ndarray = self._decodes[rows, self._plan.contexts[0]](*call).numpy()[0, 0]
         return answer
 
     def _prefill_graph(self, context: int, tokens: tf.Tensor, places: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:

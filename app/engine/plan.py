@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from app.engine.shapes import Shapes
 
 SMALLEST_CONTEXT = 256
-# A larger call is worth compiling from this ratio on.
-LEAST_GROWTH = 1.5
+# A larger call is worth compiling from this ratio on; a step of a small model takes about
+# the same time for 4 columns as for 16, so there it would only make the start longer.
+LEAST_GROWTH, LEAST_GROWTH_OF_SMALL = 1.5, 4.0
 CPU_CHUNKS, CPU_SHORT = (24, 16, 32), 8
 CPU_PARTS = (5, 4, 3)
 # Prompts side by side gain a tenth while many wait, and cost as many functions to compile.
@@ -49,6 +50,7 @@ def make_plan(
     context_length: int,
     widths: tuple[int, ...],
     *,
+    is_small: bool = False,
     is_recurrent: bool = False,
     is_accelerator: bool = False,
 ) -> Plan:
@@ -58,12 +60,15 @@ def make_plan(
         num_slots: sequences decoded together.
         context_length: tokens of prompt and output together.
         widths: numbers of columns that agree; none: every call has all rows.
+        is_small: a quick start is worth more than a call of just the right size.
         is_recurrent: what is remembered has no length, and parts side by side would be
             products of as many columns, which need not agree.
         is_accelerator: calls should be large.
     """
-    columns = _columns(num_slots, widths)
+    columns = _columns(num_slots, widths, LEAST_GROWTH_OF_SMALL if is_small else LEAST_GROWTH)
     lengths, parts = (ACCELERATOR_LENGTHS, (1,)) if is_accelerator else _prompt_shapes(widths)
+    if is_small:
+        lengths = lengths[-1:]
     if is_recurrent or num_slots < LEAST_SLOTS_FOR_PARTS:
         parts = (1,)
     if is_recurrent:
@@ -81,12 +86,12 @@ def context_buckets(context_length: int) -> tuple[int, ...]:
     return (*buckets, context_length)
 
 
-def _columns(num_slots: int, widths: tuple[int, ...]) -> dict[int, int]:
-    """Columns by rows, rising; each call at least half as large again as the one before."""
+def _columns(num_slots: int, widths: tuple[int, ...], least_growth: float) -> dict[int, int]:
+    """Columns by rows, rising, each call so many times as large as the one before."""
     chosen: dict[int, int] = {}
     for width in widths:
         rows = min(width, num_slots)
-        if not chosen or width >= LEAST_GROWTH * max(chosen.values()) or rows == num_slots:
+        if not chosen or width >= least_growth * max(chosen.values()) or rows == num_slots:
             chosen[rows] = width
         if rows == num_slots:
             return chosen
@@ -96,6 +101,6 @@ def _columns(num_slots: int, widths: tuple[int, ...]) -> dict[int, int]:
 def _prompt_shapes(widths: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Lengths and numbers of parts whose products agree; one part a call where nothing is known."""
     chunk = next((chunk for chunk in CPU_CHUNKS if chunk in widths), CPU_CHUNKS[0])
-    lengths = (CPU_SHORT, chunk)
+    lengths = (CPU_SHORT, chunk) if CPU_SHORT in widths else (chunk,)
     together = [parts for parts in CPU_PARTS if all(parts * length in widths for length in lengths)]
     return lengths, (1, *together[:1])

@@ -219,8 +219,9 @@ def _powers(logits: tf.Tensor) -> tf.Tensor:
 
 def _sum(x: tf.Tensor) -> tf.Tensor:
     """`[B, V]` to `[B, 1]`, each row as a product of its own: XLA's reductions add in an order that depends on `B`."""
-    ones = tf.ones_like(x)[:, :, tf.newaxis]  # [B, V, 1]
-    return tf.matmul(x[:, tf.newaxis], ones)[:, 0]
+    if x.shape[0] == 1:  # a single product would be taken apart again
+        return _sum(tf.repeat(x, 2, axis=0))[:1]
+    return tf.matmul(x[:, tf.newaxis], tf.ones_like(x)[:, :, tf.newaxis])[:, 0]
 
 
 def _num_alternatives(logits: tf.Tensor) -> int:

@@ -235,7 +235,9 @@ def move(cache: Cache, source: tf.Tensor, target: tf.Tensor) -> None:
 
 def _embed(weights: Weights, tokens: tf.Tensor) -> tf.Tensor:
     """Columns `[E, N]` of tokens `[N]`."""
-    return tf.transpose(lookup(weights, "model.embed_tokens", tokens))
+    columns = tf.transpose(lookup(weights, "model.embed_tokens", tokens))
+    # Always true, which XLA does not know: else it would turn the product that follows, to other bits.
+    return tf.where(tokens >= 0, columns, tf.zeros_like(columns))
 
 
 def _layer(weights: Weights, layer: int, x: tf.Tensor, state: tf.Tensor) -> tf.Tensor:
@@ -260,8 +262,8 @@ def _read(config: GruConfig, cache: Cache, slots: tf.Tensor, positions: tf.Tenso
     """What `slots` `[B]` remember before the tokens at `positions` `[B]`, `[L, D, B]`; nothing at position 0."""
     # Not the variable's own gather_nd, which XLA does not know.
     states = tf.gather_nd(cache.states.value(), _places(config, slots, positions - 1))  # [L, B, D]
-    states = tf.where(positions[:, tf.newaxis] == 0, tf.zeros_like(states), states)
-    return tf.transpose(states, (0, 2, 1))
+    columns = tf.transpose(states, (0, 2, 1))
+    return tf.where(positions == 0, tf.zeros_like(columns), columns)
 
 
 def _write(config: GruConfig, cache: Cache, slots: tf.Tensor, positions: tf.Tensor, states: tf.Tensor) -> None:

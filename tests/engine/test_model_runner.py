@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
+from app.engine import model_runner
 from app.engine.model_runner import DecoderRunner
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import Request, Sampling, Sequence
@@ -22,8 +23,9 @@ WEIGHTS = random_weights(CONFIG.shapes, seed=4)
 PROMPT = tuple(range(5, 26))
 
 
-# Several calls of rows, contexts and parts, as a served model has them.
-WIDE = decoder_config(context_length=300)
+LONG = decoder_config(context_length=300)
+# What is compiled is kept by each worker: one does it all.
+pytestmark = pytest.mark.xdist_group("model_runner")
 
 
 @pytest.fixture(scope="module")
@@ -35,8 +37,20 @@ def runner() -> DecoderRunner:
 
 @pytest.fixture(scope="module")
 def wide() -> DecoderRunner:
-    weights = decoder.joined(WIDE, WEIGHTS)
-    runner = DecoderRunner(WIDE, weights, 12, widths=widths_of(WIDE, weights, 12), cache_bytes=2**20)
+    """With every size of call that a large model has."""
+    weights = decoder.joined(CONFIG, WEIGHTS)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_runner, "SMALL_BYTES", 0)
+        runner = DecoderRunner(CONFIG, weights, 24, widths=widths_of(CONFIG, weights, 24))
+    runner.warm_up()
+    return runner
+
+
+@pytest.fixture(scope="module")
+def long() -> DecoderRunner:
+    """With several contexts."""
+    weights = decoder.joined(LONG, WEIGHTS)
+    runner = DecoderRunner(LONG, weights, 12, widths=widths_of(LONG, weights, 12), cache_bytes=2**20)
     runner.warm_up()
     return runner
 
@@ -107,11 +121,20 @@ def test_answers_are_the_same_bit_for_bit_in_calls_of_any_size(wide: DecoderRunn
     asked = Request("r", PROMPT, 12, logprobs=20)
     drawn = Request("r", PROMPT, 12, Sampling(0.8, top_p=0.9, top_k=40, seed=7), logprobs=2)
     [alone], [alone_drawn] = complete(wide, asked), complete(wide, drawn, max_steps=1)
-    mates = [Request("m", (3 * i,) * (1 + 29 * i), 40 - 3 * i, Sampling(1.0, seed=i)) for i in range(9)]
-    crowd = complete(wide, *mates, asked, drawn)
-    assert crowd[-2].output == alone.output
-    assert crowd[-1].output == alone_drawn.output
+    for num_mates in (1, 5, 20):
+        mates = [Request("m", (3 * i,) * (1 + 2 * i), 20 - i, Sampling(1.0, seed=i)) for i in range(num_mates)]
+        crowd = complete(wide, *mates, asked, drawn)
+        assert crowd[-2].output == alone.output
+        assert crowd[-1].output == alone_drawn.output
     assert wide.compilations == 0
+
+
+def test_answers_are_the_same_bit_for_bit_beside_longer_ones(long: DecoderRunner) -> None:
+    asked = Request("r", PROMPT, 30, logprobs=20)
+    [alone] = complete(long, asked)
+    crowd = complete(long, Request("m", (7,) * 250, 45, Sampling(1.0, seed=1)), asked)
+    assert crowd[-1].output == alone.output
+    assert long.compilations == 0
 
 
 def test_an_answer_does_not_depend_on_the_steps_of_a_call(runner: DecoderRunner) -> None:
@@ -120,33 +143,32 @@ def test_an_answer_does_not_depend_on_the_steps_of_a_call(runner: DecoderRunner)
     assert one.output == many.output
 
 
-def test_rows_that_moved_up_go_on_as_if_they_had_not(wide: DecoderRunner) -> None:
+def test_rows_that_moved_up_go_on_as_if_they_had_not(long: DecoderRunner) -> None:
     asked = Request("r", PROMPT, 60, Sampling(logit_bias={3: -1.0}), logprobs=1)
-    [alone] = complete(wide, asked)
-    crowd = complete(wide, *(Request("m", (1, 2), 3) for _ in range(11)), asked)
+    [alone] = complete(long, asked)
+    crowd = complete(long, *(Request("m", (1, 2), 3) for _ in range(11)), asked)
     assert crowd[-1].output == alone.output
 
 
-def test_a_restored_beginning_gives_the_same_bits(wide: DecoderRunner) -> None:
-    long = tuple(int(t) for t in np.random.default_rng(2).integers(0, 300, 100))
-    scheduler = Scheduler(wide.shapes, 100)
-    asked = Request("r", long, 8, logprobs=20, cache_salt="a")
-    [first] = complete(wide, asked, scheduler=scheduler)
-    complete(wide, *(Request("m", (7,) * 90, 2) for _ in range(12)), scheduler=scheduler)
-    [second] = complete(wide, asked, scheduler=scheduler)
-    other = Request("r", (*long[:60], 1, 2, 3), 8, logprobs=20, cache_salt="a")
-    [branch] = complete(wide, other, scheduler=scheduler)
-    [fresh] = complete(wide, replace(other, cache_salt=""))
-    assert (first.cached_tokens, second.cached_tokens) == (0, 99 // wide.shapes.chunk * wide.shapes.chunk)
+def test_a_restored_beginning_gives_the_same_bits(long: DecoderRunner) -> None:
+    prompt = tuple(int(t) for t in np.random.default_rng(2).integers(0, 300, 100))
+    scheduler = Scheduler(long.shapes, 100)
+    asked = Request("r", prompt, 8, logprobs=20, cache_salt="a")
+    [first] = complete(long, asked, scheduler=scheduler)
+    complete(long, *(Request("m", (7,) * 90, 2) for _ in range(12)), scheduler=scheduler)
+    [second] = complete(long, asked, scheduler=scheduler)
+    other = Request("r", (*prompt[:60], 1, 2, 3), 8, logprobs=20, cache_salt="a")
+    [branch] = complete(long, other, scheduler=scheduler)
+    [fresh] = complete(long, replace(other, cache_salt=""))
+    assert (first.cached_tokens, second.cached_tokens) == (0, 99 // long.shapes.chunk * long.shapes.chunk)
     assert second.output == first.output
-    assert branch.cached_tokens == 60 // wide.shapes.chunk * wide.shapes.chunk
+    assert branch.cached_tokens == 60 // long.shapes.chunk * long.shapes.chunk
     assert branch.output == fresh.output
 
 
 def test_a_call_that_disagrees_is_not_used() -> None:
     class Odd(DecoderRunner):
-        def _probe(self, rows: int, context: int) -> np.ndarray:
-            del context
+        def _decode_probe(self, rows: int, position: int) -> np.ndarray:
             return np.array([rows == 4])
 
     runner = Odd(CONFIG, WEIGHTS, 8, widths=(4, 8))

@@ -25,6 +25,16 @@ def test_parts_of_prompts_have_widths_that_agree_too() -> None:
     assert len(shapes.parts) > 1
 
 
+def test_a_length_that_does_not_agree_is_not_used() -> None:
+    shapes = make_plan(32, 256, (16, 32, 48, 64, 80)).shapes
+    assert (shapes.lengths, shapes.parts) == ((16,), (1, 5))
+
+
+def test_a_small_model_has_few_calls_to_compile() -> None:
+    shapes = make_plan(16, 256, AVX512, is_small=True).shapes
+    assert (shapes.rows, shapes.lengths) == ((4, 16), (24,))
+
+
 def test_without_widths_every_call_has_all_rows_and_one_part() -> None:
     plan = make_plan(5, 256, ())
     assert (plan.columns, plan.shapes.parts) == ({5: 5}, (1,))
