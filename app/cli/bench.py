@@ -145,17 +145,25 @@ def peers(
         Path | None, typer.Option(help="Python of the environment that the peers are installed in; without: no peer.")
     ] = None,
     peer: Annotated[
-        list[str] | None, typer.Option(help="One of transformers, llama.cpp, 'llama.cpp q8_0', keras-hub; default all.")
+        list[str] | None,
+        typer.Option(
+            help="One of transformers, llama.cpp, keras-hub, 'llama.cpp q8_0', 'onnx single', 'onnx dynamic'"
+            " (default all of these), 'transformers static', 'llama.cpp plain'."
+        ),
     ] = None,
     scenario: Annotated[
         list[str] | None,
-        typer.Option(help="One of agreement, throughput, mixed, first-token, overhead; default all."),
+        typer.Option(help="One of agreement, throughput, mixed, first-token, classification, overhead; default all."),
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="A tiny model and short answers: does everything work?")
     ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Keep each figure here as it is made; the same command goes on from it.")
+    ] = None,
     concurrency: Annotated[list[int] | None, typer.Option(help="Requests at once; default 1, 8 and 32.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Of which the quickest counts.")] = 3,
+    case_seconds: Annotated[float, typer.Option(min=0, help="No further round of a case begins after these.")] = 60.0,
     slots: Annotated[int, typer.Option(min=1, help="Of our engine.")] = 32,
     mixed_batch: Annotated[int, typer.Option(min=1, help="Rows of a static batch.")] = 32,
     int8: Annotated[str | None, typer.Option(help="NAME=VALUE that makes our engine use int8.")] = None,
@@ -172,24 +180,32 @@ def peers(
     """Compare a whole installation with other ways to run the same weights.
 
     Ours is asked over HTTP with key, admission and metering on. Sides take turns, the
-    quickest round of each counts, and targets stand beside the ratios.
+    quickest round of each counts, and targets stand beside the ratios. Exits 1 if a
+    peer failed; the others are measured all the same.
     """
     import_tensorflow()
-    from app.bench import compare, scenarios
+    from app.bench import compare
+    from app.bench.finding import Record, report
     from app.bench.random_model import Sizes
 
-    sizes = Sizes(layers, width, feed_forward, heads, key_heads, vocab, context)
     plan = compare.Plan(
         python=python,
         peers=tuple(peer or compare.PEERS),
         scenarios=tuple(scenario or compare.SCENARIOS),
-        sizes=sizes,
+        sizes=Sizes(layers, width, feed_forward, heads, key_heads, vocab, context),
         concurrencies=tuple(concurrency or (1, 8, 32)),
         rounds=rounds,
+        case_seconds=case_seconds,
         num_slots=slots,
         mixed_batch=mixed_batch,
         int8=int8,
         seed=seed,
     )
-    findings = list(compare.compare(compare.quick(plan) if quick else plan))
-    print(json.dumps([finding.as_json() for finding in findings]) if as_json else scenarios.report(findings))
+    if quick:
+        plan = compare.quick(plan)
+    record = Record(out, plan.settings)
+    compare.compare(plan, record)
+    findings = [finding.as_json() for finding in record.findings]
+    print(json.dumps(findings) if as_json else report(record.findings))
+    if any(finding.failure for finding in record.findings):
+        raise typer.Exit(1)
