@@ -18,8 +18,9 @@ from typing import Any
 from app.bench.finding import Finding
 from app.bench.http import Exchange, HttpClient
 from app.bench.load import closed_loop
+from app.bench.progress import note
 from app.bench.scenarios import Rounds, against, concurrent
-from app.bench.sides import PeerFailed, note
+from app.bench.sides import PeerFailed
 from app.errors import ConfigError
 
 OK = 200

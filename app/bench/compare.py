@@ -23,9 +23,10 @@ from app.bench.finding import Finding, Record
 from app.bench.installation import Installation
 from app.bench.overhead import CASES as OVERHEAD_CASES
 from app.bench.overhead import overhead
+from app.bench.progress import note
 from app.bench.random_model import Sizes, TextSizes, write_random_classifier, write_random_model
 from app.bench.scenarios import Against, InBatches, Rounds
-from app.bench.sides import MODEL, Ours, Peer, PeerFailed, Side, note, write_gguf
+from app.bench.sides import MODEL, Ours, Peer, PeerFailed, Side, write_gguf
 from app.bench.workload import Lengths, Prompt, prompts
 from app.errors import ConfigError
 

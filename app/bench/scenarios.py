@@ -14,7 +14,8 @@ from statistics import median
 from typing import Protocol
 
 from app.bench.finding import Finding
-from app.bench.sides import Batch, Ours, PeerFailed, Side, note
+from app.bench.progress import note
+from app.bench.sides import Batch, Ours, PeerFailed, Side
 from app.bench.workload import Prompt
 
 # A short prompt comes while a long one is being read, at several moments of that.

@@ -8,7 +8,6 @@ import asyncio
 import json
 import signal
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -32,6 +31,7 @@ SCRIPTS = Path(__file__).parent / "peers"
 MODEL = "random"
 # A batch of the largest model on two cores takes minutes; none takes so many.
 TIMEOUT_S = 900.0
+LAST_WORDS_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -211,6 +211,8 @@ class Peer:
 
     @property
     def _last_error(self) -> str:
+        with suppress(subprocess.TimeoutExpired):  # its last words come after it closed its answers
+            self._process.wait(LAST_WORDS_S)
         self._errors.seek(0)
         lines = self._errors.read().strip().splitlines()
         return lines[-1].strip() if lines else f"it said nothing within {self._timeout_s:g} s"
@@ -236,9 +238,3 @@ def write_gguf(python: Path, model: Path, out: Path, kind: str) -> Path:
         last = [*result.stderr.strip().splitlines()[-1:], ""][0]
         raise PeerFailed(f"no GGUF file could be written: {last}")
     return out
-
-
-def note(line: str) -> None:
-    """A line of progress on standard error."""
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()

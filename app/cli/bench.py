@@ -1,4 +1,4 @@
-"""`tollgate bench`: how fast a running server, the engine alone, and others on the same weights are."""
+"""`tollgate bench`: how fast a server, the engine, and others on the same weights are; what a long load leaves."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,9 @@ import typer
 
 from app.cli.context import import_tensorflow, model_directory
 
-app = typer.Typer(no_args_is_help=True, help="Measure: a running server, the engine alone, others beside it.")
+app = typer.Typer(
+    no_args_is_help=True, help="Measure: a running server, the engine alone, others beside it, a long load."
+)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of everything drawn.")]
@@ -208,4 +210,46 @@ def peers(
     findings = [finding.as_json() for finding in record.findings]
     print(json.dumps(findings) if as_json else report(record.findings))
     if any(finding.failure for finding in record.findings):
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: tollgate bench soak --minutes 2")
+def soak(
+    minutes: Annotated[float, typer.Option(min=0.05, help="Of load.")] = 20.0,
+    concurrency: Annotated[int, typer.Option(min=1, help="Callers, each with one request at a time.")] = 32,
+    models: Annotated[
+        Path | None, typer.Option(help="Folder of what is served; default MODELS_DIR.", show_default=False)
+    ] = None,
+    random: Annotated[
+        bool, typer.Option("--random", help="A small decoder and a BERT-mini of random weights instead.")
+    ] = False,
+    slots: Annotated[int, typer.Option(min=1, help="Of the engine, for each generation model.")] = 16,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Load an installation of its own with everything that customers do, and look for what is left.
+
+    Streams, whole answers, chats, classifications, callers that leave, deadlines, wrong
+    requests. Exits 1 unless every slot is free again, nothing was compiled, memory is
+    level and the ledger is what the callers counted.
+    """
+    import tempfile
+
+    from app.bench import soak as soaking
+    from app.cli.context import settings_for_command
+
+    with tempfile.TemporaryDirectory(prefix="tollgate-soak-") as folder:
+        models_dir = models or settings_for_command(log_level="warning").models_dir
+        if random:
+            import_tensorflow()
+            from app.bench.random_model import Sizes, TextSizes, write_random_classifier, write_random_model
+
+            models_dir = Path(folder)
+            models_dir.chmod(0o711)
+            write_random_model(models_dir / "writer", Sizes(4, 256, 768, 4, 4, 4096, 512), seed)
+            write_random_classifier(models_dir / "reader", TextSizes(), seed)
+        plan = soaking.Plan(models_dir, minutes * 60, concurrency, slots, seed)
+        report = soaking.soak(plan)
+    print(json.dumps(report.as_json()) if as_json else report.as_text())
+    if report.problems:
         raise typer.Exit(1)
