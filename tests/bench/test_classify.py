@@ -33,9 +33,11 @@ def sides(answer: Any = theirs) -> Iterator[tuple[TextServer, TextServer]]:
     with threaded_server(ours) as mine, threaded_server(answer) as other:
         we = TextServer("we", mine.url, "/c", classify.our_scores, key="k", fields={"model": "m"})
         they = TextServer("they", other.url, "/c", classify.peer_scores, failure=PeerFailed)
-        yield we, they
-        we.close()
-        they.close()
+        try:
+            yield we, they
+        finally:
+            we.close()
+            they.close()
         assert all(body["model"] == "m" for body in mine.bodies)
         assert set(mine.keys) <= {"Bearer k"}
 
@@ -54,8 +56,8 @@ def test_scores_are_compared_label_by_label() -> None:
 
 def test_of_one_caller_latencies_are_compared_and_of_more_requests_a_second() -> None:
     with sides() as (we, they):
-        (latency,) = classify.speeds(we, [they], TEXTS, 1, Rounds(1), 0.05)
-        (rate,) = classify.speeds(we, [they], TEXTS, 32, Rounds(2), 0.05)
+        (latency,) = classify.speeds(we, [they], TEXTS, 1, Rounds(1), 0.2)
+        (rate,) = classify.speeds(we, [they], TEXTS, 32, Rounds(2), 0.2)
     assert (latency.unit, latency.bound, latency.target) == ("ms", "at most", 1.1)
     assert latency.figure == pytest.approx(latency.ours / latency.other)
     assert (rate.unit, rate.bound, rate.target) == ("requests/s", "at least", 1.2)
@@ -65,5 +67,13 @@ def test_of_one_caller_latencies_are_compared_and_of_more_requests_a_second() ->
 def test_a_peer_that_answers_with_an_error_fails_alone() -> None:
     with sides(broken) as (we, they):
         (scores,) = classify.agreement(we, they, TEXTS)
-        (speed,) = classify.speeds(we, [they], TEXTS, 2, Rounds(2), 0.02)
+        (speed,) = classify.speeds(we, [they], TEXTS, 2, Rounds(2), 0.2)
     assert scores.failure == speed.failure == "they answered 500"
+
+
+def test_a_round_too_short_for_a_request_is_no_measurement() -> None:
+    with sides() as (we, they):
+        (finding,) = classify.speeds(we, [they], TEXTS, 2, Rounds(1), 0.2)
+        assert not finding.failure
+        with pytest.raises(PeerFailed, match="before a request"):
+            they.speed(TEXTS, 1, -1.0)

@@ -49,11 +49,13 @@ def test_a_short_soak_leaves_nothing_and_the_books_are_equal(installation: Insta
 
 def test_our_side_answers_as_long_as_asked_and_tells_of_its_first_token(installation: Installation) -> None:
     ours = Ours("we", installation)
-    batch = ours.run([Prompt((1, 2, 3), 5), Prompt((4,), 2)])
-    assert [len(row) for row in batch.tokens] == [5, 2]
-    assert 0 < ours.first_token_s(Prompt((1,), 4)) < 60
-    assert ours.latency_s(Prompt((1,), 4)) > 0
-    ours.close()
+    try:
+        batch = ours.run([Prompt((1, 2, 3), 5), Prompt((4,), 2)])
+        assert [len(row) for row in batch.tokens] == [5, 2]
+        assert 0 < ours.first_token_s(Prompt((1,), 4)) < 60
+        assert ours.latency_s(Prompt((1,), 4)) > 0
+    finally:
+        ours.close()
 
 
 def test_a_command_that_fails_says_why(installation: Installation) -> None:

@@ -60,8 +60,10 @@ class AtUrl:
 
 def test_our_side_needs_an_installation_that_answers() -> None:
     ours = Ours("we", cast("Installation", AtUrl("http://127.0.0.1:1/v1")))
-    with pytest.raises(ConfigError, match="ConnectionRefusedError"):
-        ours.run(PROMPTS)
-    with pytest.raises(ConfigError, match="no first token"):
-        ours.first_token_s(PROMPTS[0], PROMPTS[1], 0.001)
-    ours.close()
+    try:
+        with pytest.raises(ConfigError, match="ConnectionRefusedError"):
+            ours.run(PROMPTS)
+        with pytest.raises(ConfigError, match="no first token"):
+            ours.first_token_s(PROMPTS[0], PROMPTS[1], 0.001)
+    finally:
+        ours.close()
