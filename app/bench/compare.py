@@ -69,7 +69,7 @@ CLASSIFIERS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
     {"onnx single": {"batching": "single"}, "onnx dynamic": {"batching": "dynamic"}}
 )
 ALL_PEERS = (*KINDS, *CLASSIFIERS)
-# The others are variants that were slower where they were measured (docs/benchmarks.md).
+# The others are variants, to see on a machine which way a peer is the stronger.
 PEERS = ("transformers", "llama.cpp", "keras-hub", "llama.cpp q8_0", *CLASSIFIERS)
 SCENARIOS = ("agreement", "throughput", "mixed", "first-token", "classification", "overhead")
 # Of requests of mixed lengths against static batches.

@@ -123,6 +123,7 @@ class InBatches:
 
     name: str
     side: Side
+    warms_up: bool = False
 
     def run(self, prompts: Sequence[Prompt], *, exact: bool = False) -> Batch:
         """One batch."""
@@ -173,7 +174,8 @@ def quickest(
     best: dict[str, Outcome] = {}
     warm_up = [replace(prompt, max_tokens=min(WARM_UP_TOKENS, prompt.max_tokens)) for prompt in draw()]
     for side in sides:  # what is done once: connections, threads, memory
-        _attempt(best, side, partial(run, batch=warm_up), counts=False)
+        if side.warms_up:
+            _attempt(best, side, partial(run, batch=warm_up), counts=False)
     for round_ in rounds:
         batch = draw()
         for side in sides[:: 1 if round_ % 2 == 0 else -1]:

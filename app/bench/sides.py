@@ -55,6 +55,11 @@ class Side(Protocol):
         """In reports."""
         ...
 
+    @property
+    def warms_up(self) -> bool:
+        """Whether a shorter batch before does it any good; one that compiles by shape has to do it itself."""
+        ...
+
     def run(self, prompts: Sequence[Prompt], *, exact: bool = False) -> Batch:
         """Answer all of them; greedy, as long as each asks for.
 
@@ -72,6 +77,8 @@ class Ours:
         name: In reports.
         installation: Entered already; it serves ``MODEL``.
     """
+
+    warms_up = True
 
     def __init__(self, name: str, installation: Installation) -> None:
         self.name = name
@@ -175,6 +182,11 @@ class Peer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._stop()
+
+    @property
+    def warms_up(self) -> bool:
+        """As it said itself."""
+        return not self.ready.get("compiles_by_shape", False)
 
     def run(self, prompts: Sequence[Prompt], *, exact: bool = False) -> Batch:
         """The whole batch in one call.

@@ -15,6 +15,7 @@ class FakeSide:
     token_s: float = 0.01
     wrong: int = 0
     fails_at: int | None = None
+    warms_up: bool = True
     batches: list[list[Prompt]] = field(default_factory=list)
 
     def run(self, prompts: Sequence[Prompt], *, exact: bool = False) -> Batch:

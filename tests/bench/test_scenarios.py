@@ -41,6 +41,12 @@ def test_one_side_against_several_is_measured_once_a_round() -> None:
     assert len(ours.batches) == 2
 
 
+def test_who_compiles_by_shape_is_not_asked_for_a_shorter_batch() -> None:
+    theirs = FakeSide("they", warms_up=False)
+    list(scenarios.throughput([Against(FakeSide("we"), theirs, {})], 2, draw(16, 16), ONCE))
+    assert [prompt.max_tokens for batch in theirs.batches for prompt in batch] == [16, 16]
+
+
 @pytest.mark.parametrize("fails_at", [0, 1, 2])
 def test_a_peer_that_fails_leaves_the_others_in(fails_at: int) -> None:
     broken, good = FakeSide("broken", fails_at=fails_at), FakeSide("good")

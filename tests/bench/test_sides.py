@@ -20,7 +20,8 @@ def peer(timeout_s: float = 30, **setup: Any) -> Peer:
 
 def test_a_peer_answers_batch_after_batch() -> None:
     with peer() as running:
-        assert running.ready == {"ready": True}
+        assert running.ready["ready"]
+        assert running.warms_up
         for _ in range(2):
             batch = running.run(PROMPTS)
             assert batch.tokens == [[1, 2, 1], [7, 7]]

@@ -96,4 +96,4 @@ def copy_weights(backbone: Any, directory: Path, num_layers: int) -> None:  # no
             assign(layer._feedforward_output_dense.kernel, f"{prefix}.mlp.down_proj", turned=True)
 
 
-serve(load)
+serve(load, compiles_by_shape=True)

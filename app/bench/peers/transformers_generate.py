@@ -42,6 +42,7 @@ def load(setup: dict[str, Any]) -> Prepare:
         if is_static and shape not in known:
             known.add(shape)
             run()
+            run()  # it may compile again what the first assumed
         return run
 
     return prepare
