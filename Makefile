@@ -63,8 +63,8 @@ proto: $(DEV_STAMP) ## write the gRPC stubs anew from app/rpc/engine.proto
 train: $(DEV_STAMP) ## train the starter models again
 	scripts/train-starters.sh
 
-bench: $(DEV_STAMP) ## load on a running installation (ARGS="--help")
-	$(BIN)/python -m tests.load $(ARGS)
+bench: $(UP_STAMP) ## a minute of mixed load, then the books compared (ARGS="--minutes 20")
+	$(BIN)/tollgate bench soak --minutes 1 --concurrency 64 $(ARGS)
 
 lock: $(DEV_STAMP) ## pin the newest versions that fit pyproject.toml
 	$(UV_LOCK) --upgrade -o requirements.lock \

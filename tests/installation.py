@@ -1,6 +1,5 @@
 """One whole installation, as its owner starts it: `tollgate up` with the published models."""
 
-import asyncio
 import os
 import re
 import signal
@@ -11,12 +10,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-import psutil
 from openai import OpenAI
 
 ROOT = Path(__file__).parents[1]
 MODELS = ROOT / "models"
-MEMORY_EVERY_S = 5.0
 STOP_TIMEOUT_S = 60
 URL = re.compile(r"http://127\.0\.0\.1:\d+/v1")
 KEY = re.compile(r"tg_live_[0-9A-Za-z]{36}")
@@ -64,23 +61,6 @@ class Installation:
         """The official client with the first key."""
         return OpenAI(api_key=self.key, base_url=self.url, max_retries=options.get("max_retries", 0), timeout=120)
 
-    def memory_mib(self) -> dict[str, int]:
-        """Resident memory of each role, MiB."""
-        sizes: dict[str, int] = {}
-        for child in psutil.Process(self._process.pid).children(recursive=True):
-            try:
-                name, size = _role(child.cmdline()), child.memory_info().rss
-            except psutil.NoSuchProcess:
-                continue
-            sizes[name] = sizes.get(name, 0) + size // 2**20
-        return sizes
-
-    async def sample_memory(self, samples: list[dict[str, int]]) -> None:
-        """Append a sample every few seconds until cancelled."""
-        while True:
-            await asyncio.sleep(MEMORY_EVERY_S)
-            samples.append(await asyncio.to_thread(self.memory_mib))
-
     def _read_screen(self, errors: Path) -> tuple[str, str]:
         """The address and the key, from what a first run prints."""
         assert self._process.stdout is not None
@@ -96,10 +76,3 @@ class Installation:
         self._process.send_signal(signal.SIGTERM)
         self._process.communicate(timeout=STOP_TIMEOUT_S)
         self._folder.cleanup()
-
-
-def _role(command: list[str]) -> str:
-    for role in ("engine", "api", "worker"):
-        if role in command:
-            return role
-    return "postgres" if command and "postgres" in command[0] else "other"

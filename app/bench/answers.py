@@ -60,6 +60,11 @@ def read(exchange: Exchange) -> Answered:
     return _read_whole(body, latency_s)
 
 
+def events(exchange: Exchange) -> Iterator[dict[str, Any]]:
+    """The objects that a stream's events carry."""
+    return (_object(line.removeprefix(DATA)) for _, line in _lines(exchange.parts) if not line.endswith(DONE))
+
+
 def _read_whole(body: bytes, latency_s: float) -> Answered:
     answer = _object(body)
     return _with_usage(Answered(latency_s, finish_reason=_reason(answer), text=_text(answer)), _usage(answer))

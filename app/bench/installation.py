@@ -81,7 +81,7 @@ class Installation:
         self.pid = self._process.pid
         try:
             self.url = self._read_url()
-            self.key = self._make_key()
+            self.key = self.make_key(self._tollgate("orgs", "list").split()[0])
         except BaseException:
             self._stop()
             raise
@@ -106,8 +106,12 @@ class Installation:
         last = self._errors.read_text().strip().splitlines()[-LINES_SHOWN:]
         raise ConfigError("\n  ".join(("the installation did not start:", *last)))
 
-    def _make_key(self) -> str:
-        org = self._tollgate("orgs", "list").split()[0]
+    def make_org(self, name: str) -> str:
+        """Another organisation; gives its id."""
+        return self._tollgate("orgs", "create", name).strip()
+
+    def make_key(self, org: str) -> str:
+        """A key of an organisation that no rate limits."""
         limits = ("--requests-per-minute", str(REQUESTS_PER_MINUTE), "--tokens-per-minute", str(TOKENS_PER_MINUTE))
         return self._tollgate("keys", "create", "--org", org, "--name", "bench", *limits).strip()
 

@@ -7,6 +7,7 @@ latency from them: what a queue costs shows.
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -81,12 +82,37 @@ async def run(client: HttpClient, load: Load) -> Measured:
         measured = iter(list(measured))  # drawn before the clock runs
     started, cpu_started = time.perf_counter(), time.process_time()
     if load.rate is None:
-        exchanges = await _closed_loop(client, load, measured, started)
+        ends_at = math.inf if load.duration_s is None else started + load.duration_s
+        exchanges = await closed_loop(client, ROUTE, measured, load.concurrency, ends_at)
     else:
         exchanges = await _open_loop(client, load, measured, started)
     cpu_s = time.process_time() - cpu_started
     ended = max((exchange.ended_at for exchange in exchanges), default=started)
     return Measured(load, tuple(read(exchange) for exchange in exchanges), ended - started, cpu_s)
+
+
+async def closed_loop(
+    client: HttpClient, route: str, bodies: Iterator[bytes], concurrency: int, ends_at: float = math.inf
+) -> list[Exchange]:
+    """Callers that share the bodies, each with one request at a time.
+
+    Args:
+        client: of the server.
+        route: below its base URL.
+        bodies: taken by whoever is free.
+        concurrency: callers.
+        ends_at: no request is started after it, ``time.perf_counter()``.
+    """
+    exchanges: list[Exchange] = []
+
+    async def caller() -> None:
+        for body in bodies:
+            if time.perf_counter() >= ends_at:
+                return
+            exchanges.append(await client.post(route, body))
+
+    await asyncio.gather(*(caller() for _ in range(concurrency)))
+    return exchanges
 
 
 def request_body(load: Load, prompt: Prompt) -> bytes:
@@ -102,19 +128,6 @@ def request_body(load: Load, prompt: Prompt) -> bytes:
     if load.is_streamed:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
     return json.dumps(body | dict(load.options)).encode()
-
-
-async def _closed_loop(client: HttpClient, load: Load, bodies: Iterator[bytes], started: float) -> list[Exchange]:
-    exchanges: list[Exchange] = []
-
-    async def caller() -> None:
-        for body in bodies:
-            if load.duration_s is not None and time.perf_counter() - started >= load.duration_s:
-                return
-            exchanges.append(await client.post(ROUTE, body))
-
-    await asyncio.gather(*(caller() for _ in range(load.concurrency)))
-    return exchanges
 
 
 async def _open_loop(client: HttpClient, load: Load, bodies: Iterator[bytes], started: float) -> list[Exchange]:

@@ -1,6 +1,7 @@
 """What the processes of an installation use, read from Linux' /proc: memory and processor time by role."""
 
 import os
+import re
 from collections import defaultdict
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -8,13 +9,14 @@ from pathlib import Path
 
 ROLES = ("engine", "api", "worker")
 PROC = Path("/proc")
+ANONYMOUS = re.compile(r"^RssAnon:\s+(\d+) kB$", re.MULTILINE)
 
 
 @dataclass(frozen=True, slots=True)
 class Use:
-    """Of all processes of one role together."""
+    """Of all processes of one role together; memory that they share with others is left out."""
 
-    rss_mib: float = 0.0
+    memory_mib: float = 0.0
     cpu_s: float = 0.0
 
 
@@ -27,7 +29,7 @@ def uses(root_pid: int) -> dict[str, Use]:
             use = _use(pid)
         except OSError:  # it ended meanwhile
             continue
-        found[role] = Use(found[role].rss_mib + use.rss_mib, found[role].cpu_s + use.cpu_s)
+        found[role] = Use(found[role].memory_mib + use.memory_mib, found[role].cpu_s + use.cpu_s)
     return dict(found)
 
 
@@ -48,11 +50,12 @@ def descendants(root_pid: int) -> Iterator[int]:
 
 
 def _use(pid: int) -> Use:
-    # proc_pid_stat(5): utime and stime are fields 14 and 15, rss in pages is 24; the third is the first after ")".
+    # proc_pid_stat(5): utime and stime are fields 14 and 15; the third is the first after ")".
     fields = (PROC / str(pid) / "stat").read_text().rpartition(")")[2].split()
     ticks = int(fields[11]) + int(fields[12])
-    pages = int(fields[21])
-    return Use(pages * os.sysconf("SC_PAGE_SIZE") / 2**20, ticks / os.sysconf("SC_CLK_TCK"))
+    status = (PROC / str(pid) / "status").read_text()
+    anonymous = ANONYMOUS.search(status)  # none of a process that has ended
+    return Use(int(anonymous[1]) / 1024 if anonymous else 0.0, ticks / os.sysconf("SC_CLK_TCK"))
 
 
 def _role(command: list[str]) -> str:

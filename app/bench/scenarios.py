@@ -1,110 +1,114 @@
-"""What is compared, and what each comparison should come to.
+"""What is measured of generation, and what each comparison should come to.
 
 Rounds alternate between the sides, each with prompts of its own that nobody has seen,
 and the quickest round of a side counts: noise of a shared machine only ever adds.
+A peer that fails is left out from then on; the others go on.
 """
 
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import asdict, dataclass
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
 from itertools import islice
 from statistics import median
-from typing import Any, Literal
+from typing import Protocol
 
-from app.bench.sides import Batch, Ours, Side, note
-from app.bench.summary import number, table
+from app.bench.finding import Finding
+from app.bench.progress import note
+from app.bench.sides import Batch, Ours, PeerFailed, Side
 from app.bench.workload import Prompt
 
 # A short prompt comes while a long one is being read, at several moments of that.
 SHORT, LONG = 16, 512
 STAGGER_S = (0.005, 0.02, 0.04)
+# A decode step is the difference of two answers of one prompt's length: whatever the way costs is in both.
+FEW_TOKENS, MANY_TOKENS = 2, 66
+WARM_UP_TOKENS = 8
+
+Outcome = Batch | PeerFailed
+
+
+class Run(Protocol):
+    """How a side is asked for a batch."""
+
+    def __call__(self, side: Side, batch: list[Prompt]) -> Batch:
+        """Ask it."""
+        ...
+
+
+def _at_once(side: Side, batch: list[Prompt]) -> Batch:
+    return side.run(batch)
 
 
 @dataclass(frozen=True, slots=True)
-class Finding:
-    """One line of a report.
+class Rounds:
+    """How often a case is measured: no further round begins after so many seconds, and there is always one."""
 
-    Attributes:
-        figure: What counts: a ratio, steps, or milliseconds.
-        target: None where there is none.
-        bound: Whether the figure should be at least or at most the target.
-    """
+    number: int = 3
+    seconds: float = 60.0
 
-    scenario: str
-    case: str
-    ours: float
-    other: float
-    unit: str
-    figure: float
-    target: float | None = None
-    bound: Literal["at least", "at most"] = "at least"
-
-    @property
-    def verdict(self) -> str:
-        """Of the target, where there is one."""
-        if self.target is None:
-            return ""
-        is_met = self.figure >= self.target if self.bound == "at least" else self.figure <= self.target
-        return "met" if is_met else "missed"
-
-    def as_json(self) -> dict[str, Any]:
-        """For programs."""
-        return asdict(self) | {"verdict": self.verdict}
+    def __iter__(self) -> Iterator[int]:
+        started = time.perf_counter()
+        for round_ in range(self.number):
+            if round_ and time.perf_counter() - started >= self.seconds:
+                return
+            yield round_
 
 
 @dataclass(frozen=True, slots=True)
 class Against:
-    """A peer, which of our sides it is held against, and the ratio that should come of it, by concurrency."""
+    """A peer, which of our sides it is held against, and what should come of it.
 
-    ours: Ours
+    Attributes:
+        targets: Ratio of throughput by concurrency.
+        is_exact: It computes as precisely as we do, so its greedy tokens are ours.
+    """
+
+    ours: Side
     peer: Side
-    targets: dict[int, float]
+    targets: Mapping[int, float]
+    is_exact: bool = True
 
 
-def report(findings: Sequence[Finding]) -> str:
-    """All of it as a table."""
-    signs = {"at least": ">=", "at most": "<="}
-    rows = [
-        (
-            f"{f.scenario}: {f.case}",
-            number(f.ours),
-            number(f.other),
-            f.unit,
-            number(f.figure, 2),
-            "" if f.target is None else f"{signs[f.bound]} {f.target:g}",
-            f.verdict,
-        )
-        for f in findings
-    ]
-    return table(("scenario", "ours", "other", "unit", "figure", "target", ""), rows)
-
-
-def throughput(pairs: Sequence[Against], concurrency: int, draw: Iterator[Prompt], rounds: int) -> Iterator[Finding]:
-    """Output tokens a second of so many requests at once."""
-    sides = list({id(side): side for pair in pairs for side in (pair.ours, pair.peer)}.values())
-    for side in sides:  # what is done once: connections, threads, compilations
-        side.run([*islice(draw, concurrency)])
-    best = quickest(sides, lambda: [*islice(draw, concurrency)], rounds, lambda side, batch: side.run(batch))
+def agreement(pairs: Sequence[Against], draw: Iterator[Prompt]) -> Iterator[Finding]:
+    """The share of greedy tokens that are the same; a peer of less precision need not agree."""
+    batch = [*islice(draw, 2)]
+    mine: dict[str, list[list[int]]] = {}
     for pair in pairs:
-        ours, theirs = best[pair.ours.name], best[pair.peer.name]
-        case = f"{concurrency} x {pair.ours.name} / {pair.peer.name}"
-        ratio = theirs.seconds / ours.seconds
-        target = pair.targets.get(concurrency)
-        yield Finding("throughput", case, ours.tokens_per_s, theirs.tokens_per_s, "tokens/s", ratio, target)
+        case = against(pair.ours.name, pair.peer.name)
+        if pair.ours.name not in mine:
+            mine[pair.ours.name] = pair.ours.run(batch, exact=True).tokens
+        try:
+            theirs = pair.peer.run(batch, exact=True).tokens
+        except PeerFailed as failure:
+            yield Finding.failed("agreement", case, failure)
+            continue
+        rows = zip(mine[pair.ours.name], theirs, strict=True)
+        equal = sum(a == b for row in rows for a, b in zip(*row, strict=True))
+        total = sum(map(len, theirs))
+        target = 1.0 if pair.is_exact else None
+        yield Finding("agreement", case, equal, total, "equal tokens", equal / total, target)
+
+
+def throughput(pairs: Sequence[Against], concurrency: int, draw: Iterator[Prompt], rounds: Rounds) -> Iterator[Finding]:
+    """Output tokens a second of so many requests at once."""
+    best = quickest(_sides(pairs), lambda: [*islice(draw, concurrency)], rounds)
+    for pair in pairs:
+        yield _ratio("throughput", concurrent(concurrency, pair.ours.name, pair.peer.name), best, pair, concurrency)
 
 
 def mixed_lengths(
-    ours: Ours, peers: Sequence[Side], draw: Callable[[], list[Prompt]], batch: int, rounds: int
+    pairs: Sequence[Against], draw: Callable[[], list[Prompt]], size: int, rounds: Rounds
 ) -> Iterator[Finding]:
-    """All requests at once against batches that end with their longest answer."""
+    """All requests at once of ours against the peer's batches, each of which ends with its longest answer."""
+    at_once = {pair.ours.name for pair in pairs}
 
-    def run(side: Side, requests: list[Prompt]) -> Batch:
-        return static_batches(side, requests, batch)
+    def run(side: Side, batch: list[Prompt]) -> Batch:
+        return side.run(batch) if side.name in at_once else static_batches(side, batch, size)
 
-    at_once = quickest([ours], draw, rounds, lambda side, requests: side.run(requests))[ours.name]
-    for name, other in quickest([ours, *peers], draw, rounds, run).items():
-        ratio = at_once.tokens_per_s / other.tokens_per_s
-        case = f"{len(at_once.tokens)} / static {batch} {name}"
-        yield Finding("mixed lengths", case, at_once.tokens_per_s, other.tokens_per_s, "tokens/s", ratio, 3.0)
+    best = quickest(_sides(pairs), draw, rounds, run)
+    for pair in pairs:
+        yield _ratio("mixed", static(size, pair.ours.name, pair.peer.name), best, pair, size)
 
 
 def static_batches(side: Side, requests: Sequence[Prompt], size: int) -> Batch:
@@ -113,44 +117,101 @@ def static_batches(side: Side, requests: Sequence[Prompt], size: int) -> Batch:
     return Batch(sum(part.seconds for part in parts), [row for part in parts for row in part.tokens])
 
 
-def first_token(ours: Ours, draw_of: Callable[[int, int], Prompt], rounds: int) -> Iterator[Finding]:
+@dataclass(frozen=True, slots=True)
+class InBatches:
+    """One of our sides again, asked as one would ask a server that batches by hand."""
+
+    name: str
+    side: Side
+    warms_up: bool = False
+
+    def run(self, prompts: Sequence[Prompt], *, exact: bool = False) -> Batch:
+        """One batch."""
+        return self.side.run(prompts, exact=exact)
+
+
+def first_token(ours: Ours, draw_of: Callable[[int, int], Prompt], rounds: Rounds) -> Iterator[Finding]:
     """How much later the first token of a short prompt comes while a long one is being read, in decode steps."""
-    step_s = min(ours.step_s(draw_of(SHORT, 64)) for _ in range(2))
+    few_s, many_s = (
+        min(ours.latency_s(draw_of(SHORT, tokens)) for _ in range(3)) for tokens in (FEW_TOKENS, MANY_TOKENS)
+    )
+    step_ms = (many_s - few_s) * 1e3 / (MANY_TOKENS - FEW_TOKENS)
     idle_s, busy_s = [], []
-    for number_ in range(rounds * len(STAGGER_S)):
-        idle_s.append(ours.first_token_s(draw_of(SHORT, 2)))
-        after_s = STAGGER_S[number_ % len(STAGGER_S)]
-        busy_s.append(ours.first_token_s(draw_of(SHORT, 2), draw_of(LONG, 2), after_s))
+    for _ in rounds:
+        for after_s in STAGGER_S:
+            idle_s.append(ours.first_token_s(draw_of(SHORT, FEW_TOKENS)))
+            busy_s.append(ours.first_token_s(draw_of(SHORT, FEW_TOKENS), draw_of(LONG, FEW_TOKENS), after_s))
     idle_ms, busy_ms = median(idle_s) * 1e3, median(busy_s) * 1e3
-    steps = (busy_ms - idle_ms) / (step_s * 1e3)
-    case = f"{SHORT} tokens while {LONG} are read / idle (steps of {step_s * 1e3:.1f} ms)"
-    yield Finding("first token", case, busy_ms, idle_ms, "ms", steps, 2.0, "at most")
+    note(f"first token: {idle_ms:.1f} ms idle, {busy_ms:.1f} ms busy, steps of {step_ms:.2f} ms")
+    yield Finding("first-token", LATER, busy_ms, idle_ms, "ms", (busy_ms - idle_ms) / step_ms, 2.0, "at most")
 
 
-def agreement(pairs: Sequence[Against], draw: Iterator[Prompt]) -> Iterator[Finding]:
-    """The share of greedy tokens that are the same; a peer of less precision need not agree."""
-    batch = [*islice(draw, 2)]
-    for pair in pairs:
-        mine, theirs = (side.run(batch, exact=True).tokens for side in (pair.ours, pair.peer))
-        total = sum(map(len, mine))
-        equal = sum(a == b for rows in zip(mine, theirs, strict=True) for a, b in zip(*rows, strict=True))
-        case = f"{pair.ours.name} / {pair.peer.name}"
-        yield Finding("equal tokens", case, total, equal, "tokens", equal / total)
+LATER = f"{SHORT} tokens while {LONG} are read / idle, in decode steps"
+
+
+def against(ours: str, peer: str) -> str:
+    """Name of a case."""
+    return f"{ours} / {peer}"
+
+
+def concurrent(concurrency: int, ours: str, peer: str) -> str:
+    """Name of a case of so many requests at once."""
+    return f"{concurrency} x {against(ours, peer)}"
+
+
+def static(size: int, ours: str, peer: str) -> str:
+    """Name of a case of batches of so many rows."""
+    return f"{ours} at once / {peer}, static {size}"
 
 
 def quickest(
     sides: Sequence[Side],
     draw: Callable[[], list[Prompt]],
-    rounds: int,
-    run: Callable[[Side, list[Prompt]], Batch],
-) -> dict[str, Batch]:
-    """By side, the best of alternating rounds; within a round all get the same prompts."""
-    best: dict[str, Batch] = {}
-    for round_ in range(rounds):
+    rounds: Rounds,
+    run: Run = _at_once,
+) -> dict[str, Outcome]:
+    """By side, the best of alternating rounds, or why there is none; within a round all get the same prompts."""
+    best: dict[str, Outcome] = {}
+    warm_up = [replace(prompt, max_tokens=min(WARM_UP_TOKENS, prompt.max_tokens)) for prompt in draw()]
+    for side in sides:  # what is done once: connections, threads, memory
+        if side.warms_up:
+            _attempt(best, side, partial(run, batch=warm_up), counts=False)
+    for round_ in rounds:
         batch = draw()
         for side in sides[:: 1 if round_ % 2 == 0 else -1]:
-            result = run(side, batch)
-            note(f"round {round_ + 1}: {len(batch)} requests, {side.name}: {result.tokens_per_s:,.1f} tokens/s")
-            if side.name not in best or result.tokens_per_s > best[side.name].tokens_per_s:
-                best[side.name] = result
+            if not isinstance(best.get(side.name), PeerFailed):
+                _attempt(best, side, partial(run, batch=batch), counts=True)
     return best
+
+
+def _attempt(best: dict[str, Outcome], side: Side, run: Callable[[Side], Batch], *, counts: bool) -> None:
+    try:
+        result = run(side)
+    except PeerFailed as failure:
+        note(f"{side.name} failed: {failure}")
+        best[side.name] = failure
+        return
+    if not counts:
+        return
+    note(f"{len(result.tokens)} requests, {side.name}: {result.tokens_per_s:,.1f} tokens/s")
+    known = best.get(side.name)
+    if not isinstance(known, Batch) or result.tokens_per_s > known.tokens_per_s:
+        best[side.name] = result
+
+
+def _sides(pairs: Sequence[Against]) -> list[Side]:
+    """Each once, ours first."""
+    return [*{side.name: side for side in (*(pair.ours for pair in pairs), *(pair.peer for pair in pairs))}.values()]
+
+
+def _ratio(scenario: str, case: str, best: Mapping[str, Outcome], pair: Against, concurrency: int) -> Finding:
+    ours, theirs = best[pair.ours.name], best[pair.peer.name]
+    for outcome in (ours, theirs):
+        if isinstance(outcome, PeerFailed):
+            return Finding.failed(scenario, case, outcome)
+    assert isinstance(ours, Batch)
+    assert isinstance(theirs, Batch)
+    ratio = ours.tokens_per_s / theirs.tokens_per_s
+    return Finding(
+        scenario, case, ours.tokens_per_s, theirs.tokens_per_s, "tokens/s", ratio, pair.targets.get(concurrency)
+    )

@@ -6,10 +6,12 @@ its own Python that is handed the whole batch. Both wait idle while the other ru
 
 import asyncio
 import json
+import signal
 import subprocess
-import sys
+import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,9 +25,13 @@ from app.bench.load import ROUTE, Load, request_body
 from app.bench.random_model import tokens_of
 from app.bench.workload import Lengths, Prompt
 from app.errors import ConfigError
+from app.supervise import follow_parent
 
 SCRIPTS = Path(__file__).parent / "peers"
 MODEL = "random"
+# A batch of the largest model on two cores takes minutes; none takes so many.
+TIMEOUT_S = 900.0
+LAST_WORDS_S = 10.0
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +50,15 @@ class Batch:
 class Side(Protocol):
     """One of those compared."""
 
-    name: str
+    @property
+    def name(self) -> str:
+        """In reports."""
+        ...
+
+    @property
+    def warms_up(self) -> bool:
+        """Whether a shorter batch before does it any good; one that compiles by shape has to do it itself."""
+        ...
 
     def run(self, prompts: Sequence[Prompt], *, exact: bool = False) -> Batch:
         """Answer all of them; greedy, as long as each asks for.
@@ -63,6 +77,8 @@ class Ours:
         name: In reports.
         installation: Entered already; it serves ``MODEL``.
     """
+
+    warms_up = True
 
     def __init__(self, name: str, installation: Installation) -> None:
         self.name = name
@@ -85,12 +101,9 @@ class Ours:
                 raise ConfigError(f"{self.name}: an answer has {found} {answer.error}".rstrip())
         return Batch(max(answer.latency_s for answer in answers), [tokens_of(answer.text) for answer in answers])
 
-    def step_s(self, prompt: Prompt) -> float:
-        """Time per output token of one prompt alone."""
-        (answer,) = self._runner.run(self._ask([request_body(self._load, prompt)]))
-        if answer.per_token_s is None:
-            raise ConfigError(f"{self.name}: no tokens: {answer.error}")
-        return answer.per_token_s
+    def latency_s(self, prompt: Prompt) -> float:
+        """Time to the last byte of one prompt's answer, alone."""
+        return self.run([prompt]).seconds
 
     def first_token_s(self, prompt: Prompt, other: Prompt | None = None, after_s: float = 0.0) -> float:
         """Time to the first token of one prompt, sent so long after another or alone."""
@@ -118,6 +131,10 @@ class Ours:
         return [read(task.result()) for task in tasks]
 
 
+class PeerFailed(ConfigError):
+    """A peer did not start, broke off or took too long; the others go on without it."""
+
+
 class Peer:
     """A peer's process; entered, it has loaded its model.
 
@@ -125,66 +142,111 @@ class Peer:
         name: In reports.
         python: Of the environment that the peer is installed in.
         script: Below ``peers/``.
-        model: What it loads.
-        threads: That it computes with.
+        setup: Its first line: what it loads, the threads that it computes with.
+        timeout_s: Of each answer; a slower peer is ended.
+
+    Attributes:
+        ready: What it said when it had loaded.
     """
 
-    def __init__(self, name: str, python: Path, script: str, model: Path, threads: int) -> None:
+    def __init__(
+        self, name: str, python: Path, script: str, setup: Mapping[str, Any], timeout_s: float = TIMEOUT_S
+    ) -> None:
         self.name = name
         self._command = [str(python), str(SCRIPTS / script)]
-        self._setup = {"model": str(model), "threads": threads}
+        self._setup = dict(setup)
+        self._timeout_s = timeout_s
 
     def __enter__(self) -> Self:
-        self._process = subprocess.Popen(
-            self._command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True
-        )
-        self._ask(self._setup)
+        self._errors = tempfile.TemporaryFile("w+")
+        try:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=self._errors,
+                text=True,
+                preexec_fn=follow_parent(signal.SIGKILL),
+            )
+        except OSError as error:
+            self._errors.close()
+            raise PeerFailed(f"{self.name}: {self._command[0]}: {error.strerror}") from None
+        try:
+            self.ready = self._ask(self._setup)
+        except BaseException:
+            self._stop()
+            raise
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._process.kill()
-        self._process.communicate()
+        self._stop()
+
+    @property
+    def warms_up(self) -> bool:
+        """As it said itself."""
+        return not self.ready.get("compiles_by_shape", False)
 
     def run(self, prompts: Sequence[Prompt], *, exact: bool = False) -> Batch:
-        """The whole batch in one call."""
+        """The whole batch in one call.
+
+        Raises:
+            PeerFailed: No answer, or one of other lengths than asked.
+        """
         job = {
             "prompts": [prompt.tokens for prompt in prompts],
             "outputs": [prompt.max_tokens for prompt in prompts],
             "exact": exact,
         }
-        return Batch(**self._ask(job))
+        batch = Batch(**self._ask(job))
+        if [len(row) for row in batch.tokens] != job["outputs"]:
+            raise PeerFailed(f"{self.name}: its answers are not as long as asked")
+        return batch
 
     def _ask(self, line: dict[str, Any]) -> dict[str, Any]:
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        with suppress(BrokenPipeError):  # the empty answer below says it
-            self._process.stdin.write(json.dumps(line) + "\n")
-            self._process.stdin.flush()
-        answer = self._process.stdout.readline()
+        timer = threading.Timer(self._timeout_s, self._process.kill)
+        timer.start()
+        try:
+            with suppress(BrokenPipeError):  # the empty answer below says it
+                self._process.stdin.write(json.dumps(line) + "\n")
+                self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+        finally:
+            timer.cancel()
         if not answer:
-            raise ConfigError(f"{self.name} ended; try: echo '{json.dumps(self._setup)}' | {' '.join(self._command)}")
+            raise PeerFailed(f"{self.name} ended: {self._last_error}")
         parsed: dict[str, Any] = json.loads(answer)
         return parsed
+
+    @property
+    def _last_error(self) -> str:
+        with suppress(subprocess.TimeoutExpired):  # its last words come after it closed its answers
+            self._process.wait(LAST_WORDS_S)
+        self._errors.seek(0)
+        lines = self._errors.read().strip().splitlines()
+        return lines[-1].strip() if lines else f"it said nothing within {self._timeout_s:g} s"
+
+    def _stop(self) -> None:
+        self._process.kill()
+        with suppress(BrokenPipeError):
+            self._process.communicate()
+        self._errors.close()
 
 
 def write_gguf(python: Path, model: Path, out: Path, kind: str) -> Path:
     """A GGUF file of a model, by the package `gguf` of the peers' environment.
 
     Raises:
-        ConfigError: It could not be written.
+        PeerFailed: It could not be written.
     """
     job = json.dumps({"model": str(model), "out": str(out), "type": kind}) + "\n"
     result = subprocess.run(
         [str(python), str(SCRIPTS / "write_gguf.py")], input=job, capture_output=True, text=True, check=False
     )
     if result.returncode:
-        raise ConfigError(f"no GGUF file could be written: {result.stderr.strip().splitlines()[-1:]}")
+        last = [*result.stderr.strip().splitlines()[-1:], ""][0]
+        raise PeerFailed(f"no GGUF file could be written: {last}")
     return out
-
-
-def note(line: str) -> None:
-    """A line of progress on standard error."""
-    sys.stderr.write(line + "\n")
-    sys.stderr.flush()

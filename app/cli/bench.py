@@ -1,4 +1,4 @@
-"""`tollgate bench`: how fast a running server, the engine alone, and others on the same weights are."""
+"""`tollgate bench`: how fast a server, the engine, and others on the same weights are; what a long load leaves."""
 
 import json
 from pathlib import Path
@@ -8,7 +8,9 @@ import typer
 
 from app.cli.context import import_tensorflow, model_directory
 
-app = typer.Typer(no_args_is_help=True, help="Measure: a running server, the engine alone, others beside it.")
+app = typer.Typer(
+    no_args_is_help=True, help="Measure: a running server, the engine alone, others beside it, a long load."
+)
 
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")]
 Seed = Annotated[int, typer.Option(min=0, help="Of everything drawn.")]
@@ -145,17 +147,25 @@ def peers(
         Path | None, typer.Option(help="Python of the environment that the peers are installed in; without: no peer.")
     ] = None,
     peer: Annotated[
-        list[str] | None, typer.Option(help="One of transformers, llama.cpp, 'llama.cpp q8_0', keras-hub; default all.")
+        list[str] | None,
+        typer.Option(
+            help="One of transformers, llama.cpp, keras-hub, 'llama.cpp q8_0', 'onnx single', 'onnx dynamic'"
+            " (default all of these), 'transformers static', 'llama.cpp plain'."
+        ),
     ] = None,
     scenario: Annotated[
         list[str] | None,
-        typer.Option(help="One of agreement, throughput, mixed, first-token, overhead; default all."),
+        typer.Option(help="One of agreement, throughput, mixed, first-token, classification, overhead; default all."),
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="A tiny model and short answers: does everything work?")
     ] = False,
+    out: Annotated[
+        Path | None, typer.Option(help="Keep each figure here as it is made; the same command goes on from it.")
+    ] = None,
     concurrency: Annotated[list[int] | None, typer.Option(help="Requests at once; default 1, 8 and 32.")] = None,
     rounds: Annotated[int, typer.Option(min=1, help="Of which the quickest counts.")] = 3,
+    case_seconds: Annotated[float, typer.Option(min=0, help="No further round of a case begins after these.")] = 60.0,
     slots: Annotated[int, typer.Option(min=1, help="Of our engine.")] = 32,
     mixed_batch: Annotated[int, typer.Option(min=1, help="Rows of a static batch.")] = 32,
     int8: Annotated[str | None, typer.Option(help="NAME=VALUE that makes our engine use int8.")] = None,
@@ -172,24 +182,74 @@ def peers(
     """Compare a whole installation with other ways to run the same weights.
 
     Ours is asked over HTTP with key, admission and metering on. Sides take turns, the
-    quickest round of each counts, and targets stand beside the ratios.
+    quickest round of each counts, and targets stand beside the ratios. Exits 1 if a
+    peer failed; the others are measured all the same.
     """
     import_tensorflow()
-    from app.bench import compare, scenarios
+    from app.bench import compare
+    from app.bench.finding import Record, report
     from app.bench.random_model import Sizes
 
-    sizes = Sizes(layers, width, feed_forward, heads, key_heads, vocab, context)
     plan = compare.Plan(
         python=python,
         peers=tuple(peer or compare.PEERS),
         scenarios=tuple(scenario or compare.SCENARIOS),
-        sizes=sizes,
+        sizes=Sizes(layers, width, feed_forward, heads, key_heads, vocab, context),
         concurrencies=tuple(concurrency or (1, 8, 32)),
         rounds=rounds,
+        case_seconds=case_seconds,
         num_slots=slots,
         mixed_batch=mixed_batch,
         int8=int8,
         seed=seed,
     )
-    findings = list(compare.compare(compare.quick(plan) if quick else plan))
-    print(json.dumps([finding.as_json() for finding in findings]) if as_json else scenarios.report(findings))
+    if quick:
+        plan = compare.quick(plan)
+    record = Record(out, plan.settings)
+    compare.compare(plan, record)
+    findings = [finding.as_json() for finding in record.findings]
+    print(json.dumps(findings) if as_json else report(record.findings))
+    if any(finding.failure for finding in record.findings):
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: tollgate bench soak --minutes 2")
+def soak(
+    minutes: Annotated[float, typer.Option(min=0.05, help="Of load.")] = 20.0,
+    concurrency: Annotated[int, typer.Option(min=1, help="Callers, each with one request at a time.")] = 32,
+    models: Annotated[
+        Path | None, typer.Option(help="Folder of what is served; default MODELS_DIR.", show_default=False)
+    ] = None,
+    random: Annotated[
+        bool, typer.Option("--random", help="A small decoder and a BERT-mini of random weights instead.")
+    ] = False,
+    slots: Annotated[int, typer.Option(min=1, help="Of the engine, for each generation model.")] = 16,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Load an installation of its own with everything that customers do, and look for what is left.
+
+    Streams, whole answers, chats, classifications, callers that leave, deadlines, wrong
+    requests. Exits 1 unless every slot is free again, nothing was compiled, memory is
+    level and the ledger is what the callers counted.
+    """
+    import tempfile
+
+    from app.bench import soak as soaking
+    from app.cli.context import settings_for_command
+
+    with tempfile.TemporaryDirectory(prefix="tollgate-soak-") as folder:
+        models_dir = models or settings_for_command(log_level="warning").models_dir
+        if random:
+            import_tensorflow()
+            from app.bench.random_model import Sizes, TextSizes, write_random_classifier, write_random_model
+
+            models_dir = Path(folder)
+            models_dir.chmod(0o711)
+            write_random_model(models_dir / "writer", Sizes(4, 256, 768, 4, 4, 4096, 512), seed)
+            write_random_classifier(models_dir / "reader", TextSizes(), seed)
+        plan = soaking.Plan(models_dir, minutes * 60, concurrency, slots, seed)
+        report = soaking.soak(plan)
+    print(json.dumps(report.as_json()) if as_json else report.as_text())
+    if report.problems:
+        raise typer.Exit(1)

@@ -1,0 +1,35 @@
+import json
+from pathlib import Path
+
+import pytest
+
+from app.bench.engine_bench import Plan, measure
+from app.bench.random_model import Sizes, TextSizes, write_random_classifier, write_random_model
+from app.errors import ConfigError
+
+
+@pytest.mark.slow
+def test_every_phase_of_a_tiny_model_has_a_figure(tmp_path: Path) -> None:
+    write_random_model(
+        tmp_path / "m", Sizes(layers=1, width=16, feed_forward=32, heads=2, key_heads=2, vocab=50, context=64)
+    )
+    plan = Plan(
+        tmp_path / "m", tmp_path, prompts=(4, 8), batches=(1, 2), contexts=(8,), num_steps=4, rounds=1, num_slots=2
+    )
+    report = measure(plan)
+    assert [(line.phase, line.batch, line.tokens) for line in report.lines] == [
+        ("prefill", 1, 4),
+        ("prefill", 1, 8),
+        ("decode", 1, 8),
+        ("decode", 2, 8),
+    ]
+    assert all(line.step_ms > 0 and line.tokens_per_s > 0 and 0 < line.roofline < 1 for line in report.lines)
+    assert report.compilations == 0
+    assert json.loads(json.dumps(report.as_json()))["num_slots"] == 2
+    assert "of roofline" in report.as_text()
+
+
+def test_what_does_not_generate_is_refused(tmp_path: Path) -> None:
+    write_random_classifier(tmp_path / "m", TextSizes(layers=1, width=16, feed_forward=32, heads=2, vocab=60))
+    with pytest.raises(ConfigError, match="no decoder"):
+        measure(Plan(tmp_path / "m", tmp_path))

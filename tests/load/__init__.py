@@ -1,1 +1,0 @@
-"""A load on a running installation, with the books checked afterwards."""
