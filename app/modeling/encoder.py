@@ -24,8 +24,10 @@ from app.modeling.bert_config import MULTI_LABEL
 from app.modeling.registry import THRESHOLDS
 
 PAD_ID = 0
-# A product of fewer rows takes other ways through the libraries, with other roundings.
-MIN_ROWS = 16
+# A single text's products take other ways through the libraries, with other roundings.
+MIN_ROWS = 2
+# A multiple of the numbers that any processor computes at once.
+REGISTER = 16
 
 
 @dataclass(frozen=True, slots=True)
@@ -113,7 +115,10 @@ def classify(
     lengths: tf.Tensor,
     dropout: Callable[[tf.Tensor], tf.Tensor] = tf.identity,
 ) -> tf.Tensor:
-    """Logits of every label. A row's result does not depend on how far it is padded.
+    """Logits of every label. A row's result depends neither on how far it is padded nor on the others.
+
+    Each text is a product of its own, because in one of all texts together a row's last
+    bits depend on its place.
 
     Args:
         config: sizes.
@@ -126,26 +131,38 @@ def classify(
     Returns:
         `[B, L]` float32; a softmax over L makes scores of them.
     """
+    num_rows = tf.shape(tokens)[0]
+    missing = [[0, tf.maximum(0, MIN_ROWS - num_rows)]]
+    tokens, lengths = tf.pad(tokens, [*missing, [0, 0]]), tf.pad(lengths, missing)
     real = (tf.range(tf.shape(tokens)[1]) < lengths[:, tf.newaxis]) & (tokens != PAD_ID)
     x = tf.gather(weights["embeddings.weight"], tokens) * tf.cast(real, tf.float32)[..., tf.newaxis]
     x = dropout(x)  # [B, T, D]
     pooled = [_strongest(weights, size, x, lengths) for size in config.kernel_sizes]
     features = dropout(tf.concat(pooled, axis=-1))  # [B, F * kernel sizes]
-    num_rows = tf.shape(features)[0]
-    enough = tf.pad(features, [[0, tf.maximum(0, MIN_ROWS - num_rows)], [0, 0]])
-    return (tf.matmul(enough, weights["classifier.weight"], transpose_b=True) + weights["classifier.bias"])[:num_rows]
+    logits = tf.matmul(features[:, tf.newaxis], weights["classifier.weight"][tf.newaxis], transpose_b=True)[:, 0]
+    return (logits + weights["classifier.bias"])[:num_rows]
 
 
 def scores(config: EncoderConfig, weights: Mapping[str, Any], tokens: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
     """`[B, L]` probabilities: over all labels, or of a multi-label model each label's own."""
     logits = classify(config, weights, tokens, lengths)
-    return tf.sigmoid(logits) if config.is_multi_label else tf.nn.softmax(logits)
+    num_rows = tf.shape(logits)[0]
+    # Whole registers only: the rest of an array goes through other code, with other roundings.
+    logits = tf.pad(logits, [[0, -num_rows % REGISTER], [0, 0]])
+    if config.is_multi_label:
+        return tf.sigmoid(logits)[:num_rows]
+    powers = tf.exp(logits - tf.reduce_max(logits, axis=-1, keepdims=True))
+    total = tf.matmul(powers[:, tf.newaxis], tf.ones((1, len(config.labels), 1)))[:, 0]  # [B, 1]
+    return (powers / total)[:num_rows]
 
 
 def _strongest(weights: Mapping[str, Any], size: int, x: tf.Tensor, lengths: tf.Tensor) -> tf.Tensor:
     """The strongest response of every filter over the windows that touch the text, `[B, F]`."""
     kernel = tf.transpose(weights[f"convolutions.{size}.weight"], (2, 1, 0))  # [K, D, F]
+    flat = tf.reshape(kernel, (1, -1, kernel.shape[2]))  # [1, K * D, F]
     wide = tf.pad(x, [[0, 0], [size - 1, size - 1], [0, 0]])
-    response = tf.nn.relu(tf.nn.conv1d(wide, kernel, 1, "VALID") + weights[f"convolutions.{size}.bias"])
+    num_windows = tf.shape(x)[1] + size - 1
+    windows = tf.concat([wide[:, at : at + num_windows] for at in range(size)], axis=-1)  # [B, T + K - 1, K * D]
+    response = tf.nn.relu(tf.matmul(windows, flat) + weights[f"convolutions.{size}.bias"])
     touches = tf.range(tf.shape(response)[1]) < lengths[:, tf.newaxis] + size - 1
     return tf.reduce_max(response * tf.cast(touches, tf.float32)[..., tf.newaxis], axis=1)

@@ -348,7 +348,7 @@ class GenerateChunk(_message.Message):
     finish_reason: _builtins.str
     """"", "stop", "length"; non-empty in the last chunk only"""
     cached_tokens: _builtins.int
-    """last chunk: prompt tokens served from the prefix cache"""
+    """prompt tokens served from the prefix cache"""
     accelerator_ms: _builtins.float
     """this sequence's share of device time so far, prompt included"""
     queue_ms: _builtins.float
