@@ -8,6 +8,7 @@ import typer
 
 from app.cli.context import import_tensorflow, model_directory, require_extras, settings_for_command
 from app.errors import ConfigError
+from app.modeling.registry import PRECISIONS
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -139,15 +140,20 @@ def evaluate(
     data: Annotated[Path, typer.Option("--data", help="Texts, or labelled texts for a classifier.")],
     text_field: TextField = "text",
     label_field: LabelField = "label",
+    precision: Annotated[str, typer.Option(help="float32, or int8: as an engine of that precision computes.")] = (
+        "float32"
+    ),
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
 ) -> None:
     """Score a published model on data of your own."""
+    if precision not in PRECISIONS:
+        raise typer.BadParameter(f"{precision!r} is not one of {', '.join(PRECISIONS)}", param_hint="--precision")
     directory = model_directory(name)
     require_extras("sklearn", "scipy")
     import_tensorflow()
     from app.training.evaluation import evaluate_model
 
-    figures = evaluate_model(directory, data, text_field, label_field)
+    figures = evaluate_model(directory, data, text_field, label_field, precision)
     if as_json:
         print(json.dumps(figures))
         return

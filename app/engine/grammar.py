@@ -7,8 +7,9 @@ it says into a row of the vocabulary.
 
 Compiling takes a millisecond, at worst half a second, without Python's lock: call
 `Grammars.prepare` off the event loop and off the device's thread. A mask takes
-microseconds, so the device's thread computes it between two steps. Work is counted,
-not timed: the limits below end a hostile grammar at the same point on any machine.
+microseconds to some milliseconds, by the size of the vocabulary, so the device's thread
+computes it between two steps. Work is counted, not timed: the limits below end a
+hostile grammar at the same point on any machine.
 
 The end has an id of its own just behind the vocabulary: which tokens end a sequence
 is the request's affair, and some models have none.

@@ -9,24 +9,38 @@ from app.errors import DataError, ModelFormatError
 from app.modeling import bert, checkpoint, encoder
 from app.modeling.bert_config import BertConfig
 from app.modeling.family import family_of
+from app.modeling.quantize import quantize
 from app.training.classification import evaluate_examples
 from app.training.corpus import read_corpus
 from app.training.examples import Example, read_examples
 from app.training.generation import evaluate_documents
 
 
-def evaluate_model(directory: Path, data: Path, text_field: str, label_field: str) -> dict[str, float]:
+def evaluate_model(
+    directory: Path, data: Path, text_field: str, label_field: str, precision: str = "float32"
+) -> dict[str, float]:
     """Score a model on documents or on labelled texts, whichever it is made for.
+
+    Args:
+        directory: of the model.
+        data: documents or labelled texts.
+        text_field: where JSON lines or CSV have the text.
+        label_field: where they have the label.
+        precision: "int8" computes as an engine with that precision does.
 
     Raises:
         DataError: the data is unusable, or has a label that the model lacks.
-        ModelFormatError: the model is.
+        ModelFormatError: the model is, or it is none that int8 is for.
     """
     model = checkpoint.load(directory)
     tokenizer = Tokenizer.from_file(str(directory / "tokenizer.json"))
     config, arrays = model.config, model.weights
     if isinstance(config, BertConfig):
         arrays = bert.prepare(config, arrays)
+    if precision == "int8":
+        if isinstance(config, BertConfig | encoder.EncoderConfig):
+            raise ModelFormatError(f"{directory.name} does not generate; only generation models are served in int8")
+        arrays = quantize(config, arrays)
     weights = {name: tf.constant(value) for name, value in arrays.items()}
     if isinstance(config, BertConfig):
         if config.pooling is not None:

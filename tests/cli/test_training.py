@@ -56,7 +56,12 @@ def test_generation_is_trained_published_and_evaluated(
     card = (out / "MODEL_CARD.md").read_text()
     assert "public domain" in card
     assert architecture in card
-    assert json.loads(capsys.readouterr().out).keys() == json.loads((out / "eval.json").read_text())["metrics"].keys()
+    exact = json.loads(capsys.readouterr().out)
+    assert exact.keys() == json.loads((out / "eval.json").read_text())["metrics"].keys()
+    run(monkeypatch, "evaluate", "plays", "--data", str(folder / "plays.txt"), "--precision", "int8", "--json")
+    rounded = json.loads(capsys.readouterr().out)
+    assert rounded != exact
+    assert rounded == pytest.approx(exact, rel=0.1)
 
 
 def test_classification_is_trained_published_and_evaluated(
