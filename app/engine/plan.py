@@ -88,10 +88,11 @@ def context_buckets(context_length: int) -> tuple[int, ...]:
 
 def _columns(num_slots: int, widths: tuple[int, ...], least_growth: float) -> dict[int, int]:
     """Columns by rows, rising, each call so many times as large as the one before."""
-    chosen: dict[int, int] = {}
+    # Attention has as many rows as there are, whatever the products have: one caller alone is the commonest.
+    chosen = {1: widths[0]} if widths and least_growth == LEAST_GROWTH and num_slots > 1 else dict[int, int]()
     for width in widths:
         rows = min(width, num_slots)
-        if not chosen or width >= least_growth * max(chosen.values()) or rows == num_slots:
+        if max(chosen, default=0) < 2 or width >= least_growth * max(chosen.values()) or rows == num_slots:
             chosen[rows] = width
         if rows == num_slots:
             return chosen

@@ -7,8 +7,8 @@ AVX512 = (4, 8, 24, 40, 72, 120, 136, 264)
 
 def test_rows_are_padded_to_widths_that_agree() -> None:
     plan = make_plan(16, 256, AVX512)
-    assert plan.columns == {4: 4, 8: 8, 16: 24}
-    assert plan.shapes.rows == (4, 8, 16)
+    assert plan.columns == {1: 4, 4: 4, 8: 8, 16: 24}
+    assert plan.shapes.rows == (1, 4, 8, 16)
     assert (plan.padded(1), plan.padded(5), plan.padded(9)) == (4, 8, 24)
 
 
