@@ -167,7 +167,9 @@ def judge(ask: Ask, exchange: Exchange, answer: Answered) -> tuple[str, str]:
     if ask.num_texts:
         found = len(_objects(exchange, "data"))
         return "complete", "" if found == ask.num_texts else f"{found} of {ask.num_texts} texts came back"
-    if not answer.output_tokens or not answer.input_tokens:
+    # Now and then the first token drawn is the end: an answer of none, and rightly so.
+    is_empty = not answer.output_tokens and answer.finish_reason != "stop"
+    if is_empty or not answer.input_tokens:
         return "complete", "an answer without usage"
     if ask.has_logprobs and (carried := num_carried(exchange)) != answer.output_tokens:
         return "complete", f"a stream carried {carried} tokens and claims {answer.output_tokens}"

@@ -155,3 +155,10 @@ def test_a_few_samples_are_no_leak() -> None:
 def test_a_folder_without_a_model_that_generates_is_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="generates"):
         soak(Plan(tmp_path))
+
+
+@pytest.mark.parametrize(("reason", "is_fine"), [("stop", True), ("length", False)])
+def test_only_an_answer_that_ended_by_itself_may_have_no_tokens(reason: str, is_fine: bool) -> None:
+    usage = {"prompt_tokens": 3, "completion_tokens": 0}
+    answer = exchange({"choices": [{"text": "", "finish_reason": reason}], "usage": usage})
+    assert (verdict(WHOLE, answer)[1] == "") == is_fine
