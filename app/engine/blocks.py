@@ -1,8 +1,8 @@
 """The prefix cache's device half: copies of keys and values, by blocks of tokens.
 
 Which block lies where is `prefixes.py`'s affair. Copies, not shared pages: what runs
-against a slot stays as simple as without a cache, and a copy costs a hundredth of
-computing the block anew. Plain graphs of dynamic length; nothing is compiled.
+against a slot stays as simple as without a cache, and a copy reads no
+weights. Plain graphs of dynamic length; nothing is compiled.
 
 Letters: `P` places, `K` blocks of one copy, `G` key/value heads, `S` cache length,
 `T` tokens of a block, `H` head size.

@@ -16,7 +16,7 @@ SMALLEST_CONTEXT = 256
 LEAST_GROWTH, LEAST_GROWTH_OF_SMALL = 1.5, 4.0
 CPU_CHUNKS, CPU_SHORT = (24, 16, 32), 8
 CPU_PARTS = (5, 4, 3)
-# Prompts side by side gain a tenth while many wait, and cost as many functions to compile.
+# Prompts side by side gain little unless many wait, and cost as many functions to compile.
 LEAST_SLOTS_FOR_PARTS = 24
 ACCELERATOR_LENGTHS = (32, 128)
 
