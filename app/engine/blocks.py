@@ -1,70 +1,82 @@
 """The prefix cache's device half: copies of keys and values, by blocks of tokens.
 
 Which block lies where is `prefixes.py`'s affair. Copies, not shared pages: what runs
-against a slot stays as simple as without a cache, and a copy reads no
+against a lane (`lanes.py`) stays as simple as without a cache, and a copy reads no
 weights. Plain graphs of dynamic length; nothing is compiled.
 
-Letters: `P` places, `K` blocks of one copy, `G` key/value heads, `S` cache length,
-`T` tokens of a block, `H` head size.
+Letters: `P` places, `K` blocks of one copy, `G` key/value heads, `T` tokens of a
+block, `H` head size.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
 import tensorflow as tf
 
-from app.modeling.decoder import Cache
+from app.modeling.cache import Cache
 
 
 class BlockPool:
-    """Room for blocks of keys and values, and the copies from and to slots.
+    """Room for blocks of keys and values, and the copies from and to lanes.
 
     Args:
-        cache: the slots' own.
+        lanes: where prompts are read, in one group.
         num_blocks: `P`, at least 1.
         block_tokens: `T`.
     """
 
-    def __init__(self, cache: Cache, num_blocks: int, block_tokens: int) -> None:
+    def __init__(self, lanes: Cache, num_blocks: int, block_tokens: int) -> None:
         self._block_tokens = block_tokens
-        self._pairs = [*_pairs(cache, num_blocks, block_tokens)]
+        [self._lanes] = lanes.groups
+        self._pools = [_pool(variable, num_blocks, block_tokens) for variable in self._lanes.blocks[0].variables]
         self._restore = _function(self._restore_graph, 0, 1)
         self._keep = _function(self._keep_graph, 0, 0, 1)
 
-    def restore(self, slot: int, places: tuple[int, ...]) -> None:
-        """Copy blocks to the beginning of a slot, in order."""
-        self._restore(np.int32(slot), np.array(places, np.int32))
+    def restore(self, lane: int, places: tuple[int, ...]) -> None:
+        """Copy blocks to the beginning of a lane, in order."""
+        self._restore(np.int32(lane), np.array(places, np.int32))
 
-    def keep(self, slot: int, first: int, places: tuple[int, ...]) -> None:
-        """Copy a slot's blocks from number `first` on to these places."""
-        self._keep(np.int32(slot), np.int32(first), np.array(places, np.int32))
+    def keep(self, lane: int, first: int, places: tuple[int, ...]) -> None:
+        """Copy a lane's blocks from number `first` on to these places."""
+        self._keep(np.int32(lane), np.int32(first), np.array(places, np.int32))
 
-    def _restore_graph(self, slot: tf.Tensor, places: tf.Tensor) -> None:
-        for slots, pool in self._pairs:
+    def _restore_graph(self, lane: tf.Tensor, places: tf.Tensor) -> None:
+        end = tf.size(places) * self._block_tokens
+        for i, pool in enumerate(self._pools):
             blocks = tf.transpose(tf.gather(pool, places), (1, 0, 2, 3))  # [G, K, T, H]
-            flat = tf.reshape(blocks, (slots.shape[1], -1, slots.shape[3]))
-            slots[slot, :, : tf.shape(flat)[1]].assign(flat)
+            flat = tf.reshape(blocks, (pool.shape[1], -1, pool.shape[3]))
+            for piece in self._lanes.blocks:
+                count = _within(end, piece.positions)
+                start = piece.positions.start
+                piece.variables[i][lane, :, :count].assign(flat[:, start : start + count])
 
-    def _keep_graph(self, slot: tf.Tensor, first: tf.Tensor, places: tf.Tensor) -> None:
-        start, size = first * self._block_tokens, tf.size(places) * self._block_tokens
-        for slots, pool in self._pairs:
-            flat = slots[slot, :, start : start + size]  # [G, K * T, H]
-            blocks = tf.reshape(flat, (slots.shape[1], -1, self._block_tokens, slots.shape[3]))
+    def _keep_graph(self, lane: tf.Tensor, first: tf.Tensor, places: tf.Tensor) -> None:
+        start = first * self._block_tokens
+        end = start + tf.size(places) * self._block_tokens
+        for i, pool in enumerate(self._pools):
+            pieces = [
+                piece.variables[i][lane, :, _within(start, piece.positions) : _within(end, piece.positions)]
+                for piece in self._lanes.blocks
+            ]
+            flat = tf.concat(pieces, axis=1)  # [G, K * T, H]
+            blocks = tf.reshape(flat, (pool.shape[1], -1, self._block_tokens, pool.shape[3]))
             pool.scatter_update(tf.IndexedSlices(tf.transpose(blocks, (1, 0, 2, 3)), places))
 
 
 def block_bytes(cache: Cache, block_tokens: int) -> int:
     """Device memory of one block of all layers."""
-    num_slots, _, length, _ = cache.keys[0].shape
-    return cache.nbytes // (int(num_slots) * int(length)) * block_tokens
+    return cache.nbytes // (cache.num_slots * cache.context_length) * block_tokens
 
 
-def _pairs(cache: Cache, num_blocks: int, block_tokens: int) -> Iterator[tuple[tf.Variable, tf.Variable]]:
-    """Each of the slots' variables `[B, G, S, H]` with its pool `[P, G, T, H]`."""
-    for slots in (*cache.keys, *cache.values):
-        shape = (num_blocks, slots.shape[1], block_tokens, slots.shape[3])
-        yield slots, tf.Variable(tf.zeros(shape, slots.dtype))
+def _pool(lanes: tf.Variable, num_blocks: int, block_tokens: int) -> tf.Variable:
+    """A variable `[P, G, T, H]` for what one of the lanes' variables `[B, G, some positions, H]` holds."""
+    return tf.Variable(tf.zeros((num_blocks, lanes.shape[1], block_tokens, lanes.shape[3]), lanes.dtype))
+
+
+def _within(position: tf.Tensor, positions: range) -> tf.Tensor:
+    """How many of these lie before a position."""
+    return tf.clip_by_value(position - positions.start, 0, len(positions))
 
 
 def _function(graph: Callable[..., None], *ranks: int) -> Any:  # noqa: ANN401 - TensorFlow has no types

@@ -3,7 +3,8 @@
 XLA compiles one function for each shape of a call (`plan.py`): parts of prompts by
 their number, padded length and context, decode steps by rows and context. A decode
 call takes several steps in a loop on the device. What is known of prompts' beginnings
-is copied (`blocks.py`).
+is copied (`blocks.py`). Prompts are read in lanes and go to their slots when complete
+(`lanes.py`).
 
 Everything is traced in the constructor and compiled in `warm_up`; TensorFlow numbers
 functions as they are traced, and XLA's cache on disk knows them by that number, so
@@ -35,13 +36,13 @@ from app.engine.bias import Bias
 from app.engine.blocks import BlockPool, block_bytes
 from app.engine.device import align_function_numbers, is_accelerated, losses_translated
 from app.engine.grammar import Grammars
+from app.engine.lanes import Lanes
 from app.engine.plan import make_plan
 from app.engine.runner import NO_GRAMMARS, Result
 from app.engine.scheduler import STEPS, Decode, Part, Prefill, Restore, Step
 from app.engine.sequence import Grammar, Sampling, Token
 from app.engine.shapes import Shapes
 from app.errors import BadRequest
-from app.modeling.decoder import Cache
 from app.modeling.decoder_config import DecoderConfig
 from app.modeling.family import family_of
 from app.modeling.gru import GruConfig
@@ -53,6 +54,8 @@ COMPILE_THREADS = 4
 SMALL_BYTES = 64 * 2**20
 # Any tokens will do to compare calls: the multiples of a prime.
 PROBED = 7919
+# Prompts that are under way before one has to give way to another.
+NUM_LANES = 3
 
 
 class DecoderRunner:
@@ -82,7 +85,6 @@ class DecoderRunner:
         self._config = config
         self._weights = {name: tf.constant(array) for name, array in weights.items()}
         self._family = family_of(config)
-        self._cache = self._family.init_cache(config, num_slots, config.context_length)
         self._plan = make_plan(
             num_slots,
             config.context_length,
@@ -92,6 +94,10 @@ class DecoderRunner:
             is_accelerator=is_accelerated(),
         )
         self.shapes = self._plan.shapes
+        self._cache = self._family.init_cache(config, self._plan.groups, self._plan.contexts)
+        num_lanes = 1 + max(NUM_LANES, *self.shapes.parts)
+        self._lane_cache = self._family.init_cache(config, (num_lanes,), self._plan.contexts)
+        self._lanes = Lanes(self._cache, self._lane_cache)
         self._pool = self._make_pool(cache_bytes)
         self._grammars = grammars
         self._bias = Bias(num_slots, config.vocab_size, grammars)
@@ -135,7 +141,8 @@ class DecoderRunner:
 
     def _restore(self, step: Restore) -> tuple[tuple[Token, ...], ...]:
         assert self._pool is not None
-        self._pool.restore(step.slot, step.places)
+        [lane] = self._lanes.enter([step.slot], [0], [step.end])
+        self._pool.restore(lane, step.places)
         self._next_write[step.slot] = step.end
         return ((),)
 
@@ -146,12 +153,16 @@ class DecoderRunner:
         for row, part in enumerate(parts):
             tokens[row, : part.end - part.start] = part.sequence.request.prompt[part.start : part.end]
             self._next_write[part.slot] = part.end
-        places = np.array([(part.slot, part.start, part.end - part.start) for part in parts], np.int32)
+        slots, starts, ends = zip(*((part.slot, part.start, part.end) for part in parts), strict=True)
+        lanes = self._lanes.enter(slots, starts, ends)
+        places = np.array([lanes, starts, np.subtract(ends, starts)], np.int32).T
         context = self._plan.context(max(part.end for part in parts))
         last, states = self._prefills[len(parts), length, context](tokens, places)
-        for part in parts:
+        for part, lane in zip(parts, lanes, strict=True):
             if part.kept and self._pool is not None:
-                self._pool.keep(part.slot, part.first_kept, part.kept)
+                self._pool.keep(lane, part.first_kept, part.kept)
+            if part.is_last:
+                self._lanes.store(part.slot)
         return self._sample_first(parts, last), self._score(parts[0], states)
 
     def _sample_first(self, parts: tuple[Part, ...], last: tf.Tensor) -> tuple[tuple[Token, ...], ...]:
@@ -188,8 +199,9 @@ class DecoderRunner:
         return tuple(sampler.unpack(packed, i, request.logprobs) for i in range(len(wanted)))
 
     def _decode(self, step: Decode) -> tuple[tuple[Token, ...], ...]:
+        positions = {row.slot: row.position for row in step.rows}
         for source, target in step.moves:
-            self._move(np.int32(source), np.int32(target))
+            self._lanes.move(source, target, positions[target])
             self._bias.move(source, target)
         size = self.shapes.row_bucket(1 + max(row.slot for row in step.rows))
         ints, floats = _idle_rows(size)
@@ -213,19 +225,18 @@ class DecoderRunner:
         )
 
     def _make_pool(self, cache_bytes: int) -> BlockPool | None:
-        if not isinstance(self._cache, Cache):  # a recurrent state has no parts that could be kept
+        if isinstance(self._config, GruConfig):  # a recurrent state has no parts that could be kept
             return None
         chunk = self.shapes.chunk
-        num_blocks = cache_bytes // block_bytes(self._cache, chunk)
+        num_blocks = cache_bytes // block_bytes(self._lane_cache, chunk)
         if num_blocks < 1:
             return None
         self.shapes = replace(self.shapes, num_blocks=num_blocks)
-        return BlockPool(self._cache, num_blocks, chunk)
+        return BlockPool(self._lane_cache, num_blocks, chunk)
 
     def _make_functions(self) -> None:
         shapes, contexts, vocab_size = self.shapes, self._plan.contexts, self.vocab_size
         width = self._config.hidden_size
-        self._move = _function(partial(self._family.move, self._cache), _ints(), _ints())
         self._prefills = {
             (parts, length, context): _compiled(
                 partial(self._prefill_graph, context), _ints(parts, length), _ints(parts, 3)
@@ -264,13 +275,13 @@ class DecoderRunner:
             partial(function, *self._idle_call(rows)) for (rows, _), function in self._decodes.items()
         ]
         for (parts, length, _), function in self._prefills.items():
-            trials.append(partial(function, np.zeros((parts, length), np.int32), _first_slots(parts)))
+            trials.append(partial(function, np.zeros((parts, length), np.int32), _first_lanes(parts)))
         width = self._config.hidden_size
         for parts, function in self._firsts.items():
             trials.append(partial(function, np.zeros((width, parts), np.float32), *self._idle_call(parts)[:3]))
         chunk = self.shapes.chunk
         trials.append(partial(self._scores, np.zeros((width, chunk), np.float32), np.zeros(chunk, np.int32)))
-        trials.append(partial(self._move, np.int32(0), np.int32(0)))
+        trials.append(self._lanes.warm_up)
         return trials
 
     def _idle_call(self, size: int) -> tuple[Any, ...]:
@@ -281,6 +292,7 @@ class DecoderRunner:
         length = min(shapes.chunk, (self.context_length - 1) // 2)
         for start in (0, length):
             states = {parts: self._read_probe(parts, start, length) for parts in shapes.parts}
+        self._lanes.store(0)
         answers = {rows: self._decode_probe(rows, 2 * length) for rows in shapes.rows}
         rows = tuple(rows for rows in shapes.rows if np.array_equal(answers[rows], answers[shapes.num_slots]))
         parts = tuple(parts for parts in shapes.parts if np.array_equal(states[parts], states[1]))
@@ -290,9 +302,10 @@ class DecoderRunner:
 
     def _read_probe(self, parts: int, start: int, length: int) -> np.ndarray:
         """The first slot's state after a part of a prompt, beside others of no meaning."""
-        tokens, places = np.zeros((parts, self.shapes.chunk), np.int32), _first_slots(parts)
+        tokens, places = np.zeros((parts, self.shapes.chunk), np.int32), _first_lanes(parts)
         tokens[0, :length] = PROBED * np.arange(start + 1, start + 1 + length) % self.vocab_size
         places[0, 1:] = start, length
+        places[:, 0] = self._lanes.enter(range(parts), places[:, 1].tolist(), places[:, 1:].sum(1).tolist())
         last, _ = self._prefills[parts, self.shapes.chunk, self._plan.contexts[0]](tokens, places)
         state: np.ndarray = last.numpy()[:, 0]
         return state
@@ -308,8 +321,10 @@ class DecoderRunner:
 
     def _prefill_graph(self, context: int, tokens: tf.Tensor, places: tf.Tensor) -> tuple[tf.Tensor, tf.Tensor]:
         """The states after each part's last real token `[D, P]`, and all of them `[D, P * T]`."""
-        slots, starts, lengths = tf.unstack(places, axis=1)
-        states = self._family.prefill(self._config, self._weights, self._cache, tokens, slots, starts, lengths, context)
+        lanes, starts, lengths = tf.unstack(places, axis=1)
+        states = self._family.prefill(
+            self._config, self._weights, self._lane_cache, tokens, lanes, starts, lengths, context
+        )
         num_parts, length = tokens.shape
         return tf.gather(states, tf.range(num_parts) * length + lengths - 1, axis=1), states
 
@@ -357,9 +372,9 @@ def _idle_rows(count: int) -> tuple[np.ndarray, np.ndarray]:
     return np.zeros((count, 2 + sampler.NUM_INTS), np.int32), np.zeros((count, sampler.NUM_FLOATS), np.float32)
 
 
-def _first_slots(count: int) -> np.ndarray:
-    """Places of parts of one token at the beginning of the first slots, `[P, 3]`."""
-    return np.array([(slot, 0, 1) for slot in range(count)], np.int32)
+def _first_lanes(count: int) -> np.ndarray:
+    """Places of parts of one token at the beginning of the first lanes, `[P, 3]`."""
+    return np.array([(lane, 0, 1) for lane in range(count)], np.int32)
 
 
 def _row_specs(count: int, vocab_size: int) -> tuple[tf.TensorSpec, ...]:
@@ -376,7 +391,3 @@ def _floats(*shape: int | None) -> tf.TensorSpec:
 
 def _compiled(graph: Callable[..., Any], *signature: tf.TensorSpec) -> Any:  # noqa: ANN401 - TensorFlow has no types
     return tf.function(graph, input_signature=signature, autograph=False, jit_compile=True)
-
-
-def _function(graph: Callable[..., Any], *signature: tf.TensorSpec) -> Any:  # noqa: ANN401
-    return tf.function(graph, input_signature=signature, autograph=False)

@@ -13,7 +13,7 @@ from app.engine.shapes import Shapes
 SMALLEST_CONTEXT = 256
 # A larger call is worth compiling from this ratio on; a step of a small model takes about
 # the same time for 4 columns as for 16, so there it would only make the start longer.
-LEAST_GROWTH, LEAST_GROWTH_OF_SMALL = 1.5, 4.0
+LEAST_GROWTH, LEAST_GROWTH_OF_SMALL = 2, 4
 CPU_CHUNKS, CPU_SHORT = (24, 16, 32), 8
 CPU_PARTS = (5, 4, 3)
 # Prompts side by side gain little unless many wait, and cost as many functions to compile.
@@ -26,12 +26,14 @@ class Plan:
     """What is compiled.
 
     Attributes:
+        groups: how many slots lie before the end of each group that is kept apart, rising.
         columns: of the products of a decode call, by its rows.
         contexts: lengths of cache that a call may read, rising.
         widths: numbers of columns that agree, rising; none where that is unknown.
     """
 
     shapes: Shapes
+    groups: tuple[int, ...]
     columns: dict[int, int]
     contexts: tuple[int, ...]
     widths: tuple[int, ...]
@@ -65,15 +67,15 @@ def make_plan(
             products of as many columns, which need not agree.
         is_accelerator: calls should be large.
     """
-    columns = _columns(num_slots, widths, LEAST_GROWTH_OF_SMALL if is_small else LEAST_GROWTH)
+    columns = _columns(num_slots, widths, is_small=is_small)
+    rows = tuple(columns)
     lengths, parts = (ACCELERATOR_LENGTHS, (1,)) if is_accelerator else _prompt_shapes(widths)
     if is_small:
         lengths = lengths[-1:]
     if is_recurrent or num_slots < LEAST_SLOTS_FOR_PARTS:
         parts = (1,)
-    if is_recurrent:
-        return Plan(Shapes(tuple(columns), parts, lengths), columns, (context_length,), widths)
-    return Plan(Shapes(tuple(columns), parts, lengths), columns, context_buckets(context_length), widths)
+    contexts = (context_length,) if is_recurrent else context_buckets(context_length)
+    return Plan(Shapes(rows, parts, lengths), (num_slots,) if is_accelerator else rows, columns, contexts, widths)
 
 
 def context_buckets(context_length: int) -> tuple[int, ...]:
@@ -86,13 +88,14 @@ def context_buckets(context_length: int) -> tuple[int, ...]:
     return (*buckets, context_length)
 
 
-def _columns(num_slots: int, widths: tuple[int, ...], least_growth: float) -> dict[int, int]:
+def _columns(num_slots: int, widths: tuple[int, ...], *, is_small: bool) -> dict[int, int]:
     """Columns by rows, rising, each call so many times as large as the one before."""
+    least_growth = LEAST_GROWTH_OF_SMALL if is_small else LEAST_GROWTH
     # Attention has as many rows as there are, whatever the products have: one caller alone is the commonest.
-    chosen = {1: widths[0]} if widths and least_growth == LEAST_GROWTH and num_slots > 1 else dict[int, int]()
+    chosen = {1: widths[0]} if widths and num_slots > 1 and not is_small else dict[int, int]()
     for width in widths:
         rows = min(width, num_slots)
-        if max(chosen, default=0) < 2 or width >= least_growth * max(chosen.values()) or rows == num_slots:
+        if rows == num_slots or width >= least_growth * max(chosen.values(), default=0):
             chosen[rows] = width
         if rows == num_slots:
             return chosen

@@ -12,23 +12,23 @@ their number is one of those that `engine/widths.py` finds.
 It owns no variables and compiles nothing: callers wrap these functions in
 `tf.function`. Biases are applied where the checkpoint has them.
 
-Letters in shapes: `B` rows, `T` tokens, `M` columns (`B * T`), `S` cache length,
-`C` context read, `N` query heads, `G` key/value heads, `H` head size, `D` width,
-`F` feed-forward width, `V` vocabulary.
+Letters in shapes: `B` rows, `T` tokens, `M` columns (`B * T`), `C` context read,
+`N` query heads, `G` key/value heads, `H` head size, `D` width, `F` feed-forward
+width, `V` vocabulary.
 
 Sources: RMSNorm, Zhang & Sennrich 2019 eq. 4; LayerNorm, Ba et al. 2016 eq. 4;
 SwiGLU, Shazeer 2020 sec. 2; grouped queries, Ainslie et al. 2023 sec. 2; windows,
 Beltagy et al. 2020 sec. 3.1; GPT-2, Radford et al. 2019 sec. 2.3.
 """
 
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 
 import numpy as np
 import tensorflow as tf
 
 from app.modeling import attention, rotary
+from app.modeling.cache import Block, Cache, Group, stretches
 from app.modeling.decoder_config import DecoderConfig
 from app.modeling.layouts import QKV
 from app.modeling.linear import Weights, linear, lookup
@@ -48,27 +48,24 @@ ACTIVATIONS: Mapping[str, Callable[[tf.Tensor], tf.Tensor]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
-class Cache:
-    """Keys and values of every layer, each a variable `[slots, G, S, H]` updated in place."""
+def init_cache(
+    config: DecoderConfig, slots: Sequence[int], positions: Sequence[int], dtype: tf.DType = tf.float32
+) -> Cache:
+    """Nothing remembered yet: per block a key and a value variable of each layer, `[slots, G, positions, H]`, zeroed.
 
-    keys: tuple[tf.Variable, ...]
-    values: tuple[tf.Variable, ...]
+    Args:
+        config: sizes.
+        slots: rising ends of the groups; the last is the number of slots.
+        positions: rising ends of the blocks; the last is the length of the cache.
+        dtype: of keys and values.
+    """
 
-    @property
-    def nbytes(self) -> int:
-        """Device memory that all of it takes, bytes."""
-        return sum(v.dtype.size * v.shape.num_elements() for v in (*self.keys, *self.values))
+    def allocate(held: range, reach: range) -> Block:
+        shape = (len(held), config.num_kv_heads, len(reach), config.head_dim)
+        return Block(reach, tuple(tf.Variable(tf.zeros(shape, dtype)) for _ in range(2 * config.num_layers)))
 
-
-def init_cache(config: DecoderConfig, num_slots: int, cache_length: int, dtype: tf.DType = tf.float32) -> Cache:
-    """Allocate `2 * num_layers` variables `[num_slots, G, cache_length, H]`, zeroed."""
-    shape = (num_slots, config.num_kv_heads, cache_length, config.head_dim)
-
-    def allocate() -> tuple[tf.Variable, ...]:
-        return tuple(tf.Variable(tf.zeros(shape, dtype)) for _ in range(config.num_layers))
-
-    return Cache(keys=allocate(), values=allocate())
+    reaches = stretches(positions)
+    return Cache(tuple(Group(held, tuple(allocate(held, reach) for reach in reaches)) for held in stretches(slots)))
 
 
 def joined(config: DecoderConfig, weights: Mapping[str, np.ndarray]) -> dict[str, np.ndarray]:
@@ -103,7 +100,7 @@ def forward(config: DecoderConfig, weights: Weights, tokens: tf.Tensor, dropout:
 
     def mix(layer: int, q: tf.Tensor, k: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
         q, k, v = _heads(config, num_rows, turns, q, k, v)
-        return _columns(attention.attend(q, k, v, visible[config.window(layer)]))
+        return _columns(attention.attend(q, [[k]], [[v]], visible[config.window(layer)]))
 
     x = dropout(_embed(config, weights, tokens, tf.broadcast_to(positions, tf.shape(tokens))))  # [D, M]
     for layer in range(config.num_layers):
@@ -130,31 +127,30 @@ def prefill(
     Args:
         config: sizes.
         weights: tensors by Hugging Face name.
-        cache: updated in place at `[slots[b], :, starts[b]:starts[b] + T]`.
+        cache: of one group; updated in place at `[slots[b], :, starts[b]:starts[b] + T]`.
         tokens: `[B, T]` int32, padded.
         slots: `[B]` int32, rows of the cache, all different.
         starts: `[B]` int32, position of `tokens[b, 0]`.
         lengths: `[B]` int32, number of real tokens; does not matter here.
-        context: positions of the cache to read, at least `starts + lengths`; a
-            constant of the compiled function.
+        context: positions of the cache to read, at least `starts + lengths`: the end of
+            one of its blocks, and a constant of the compiled function.
 
     Returns:
         `[D, B * T]`, every position's state before the output head.
     """
     del lengths
     num_rows, num_tokens = tokens.shape
+    [group] = cache.groups
     positions = starts[:, tf.newaxis] + tf.range(num_tokens)  # [B, T]
     turns = rotary.turns(config, positions[:, tf.newaxis])  # [B, 1, T, H/2] each
     visible = _visible(config, tf.reshape(positions, (num_rows, 1, num_tokens, 1)), tf.range(context))
-    where = _places(slots, positions, config.num_kv_heads)  # [B, G, T, 3]
 
     def mix(layer: int, q: tf.Tensor, k: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
         q, k, v = _heads(config, num_rows, turns, q, k, v)
-        cache.keys[layer].scatter_nd_update(where, k)
-        cache.values[layer].scatter_nd_update(where, v)
-        seen_k = tf.gather(cache.keys[layer][:, :, :context], slots)  # [B, G, C, H]
-        seen_v = tf.gather(cache.values[layer][:, :, :context], slots)
-        return _columns(attention.attend(q, seen_k, seen_v, visible[config.window(layer)]))
+        _write(group, layer, slots, positions, context, k, v)
+        keys, values = _kept(group, layer, context)
+        keys, values = [_cut(rows, slots) for rows in keys], [_cut(rows, slots) for rows in values]
+        return _columns(attention.attend(q, [keys], [values], visible[config.window(layer)]))
 
     x = _embed(config, weights, tokens, positions)  # [D, B * T]
     for layer in range(config.num_layers):
@@ -179,11 +175,12 @@ def decode(
     Args:
         config: sizes.
         weights: tensors by Hugging Face name.
-        cache: updated in place at `[b, :, positions[b]]`.
+        cache: updated in place at `[b, :, positions[b]]`; a call that takes whole
+            groups copies nothing.
         tokens: `[B]` int32, the token at `positions`; `B` at most the slots.
         positions: `[B]` int32, below `context`.
-        context: positions of the cache to read (a constant of the compiled
-            function).
+        context: positions of the cache to read: the end of one of its blocks, and a
+            constant of the compiled function.
         num_columns: how many columns the products shall have, at least `B`; more
             are filled with what nobody reads.
 
@@ -195,14 +192,19 @@ def decode(
     queries = tf.reshape(positions, (num_rows, 1, 1, 1))
     visible = _visible(config, queries, tf.range(context))
     turns = rotary.turns(config, queries[..., 0])  # [B, 1, 1, H/2] each
-    where = _places(tf.range(num_rows), positions[:, tf.newaxis], config.num_kv_heads)  # [B, G, 1, 3]
+    groups = [group for group in cache.groups if group.slots.start < num_rows]
 
     def mix(layer: int, q: tf.Tensor, k: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
         q, k, v = _heads(config, num_rows, turns, q[:, :num_rows], k[:, :num_rows], v[:, :num_rows])
-        cache.keys[layer].scatter_nd_update(where, k)
-        cache.values[layer].scatter_nd_update(where, v)
-        seen_k, seen_v = cache.keys[layer][:num_rows, :, :context], cache.values[layer][:num_rows, :, :context]
-        mixed = _columns(attention.attend(q, seen_k, seen_v, visible[config.window(layer)]))
+        keys, values = [], []
+        for group in groups:
+            rows = slice(group.slots.start, min(group.slots.stop, num_rows))
+            count = rows.stop - rows.start
+            _write(group, layer, tf.range(count), positions[rows, tf.newaxis], context, k[rows], v[rows])
+            kept = _kept(group, layer, context)
+            keys.append([_first(block, count) for block in kept[0]])
+            values.append([_first(block, count) for block in kept[1]])
+        mixed = _columns(attention.attend(q, keys, values, visible[config.window(layer)]))
         return tf.pad(mixed, [[0, 0], *padding]) if padding[0][1] else mixed
 
     x = _embed(config, weights, tf.pad(tokens, padding), tf.pad(positions, padding))  # [D, M]
@@ -216,12 +218,6 @@ def head(config: DecoderConfig, weights: Weights, states: tf.Tensor) -> tf.Tenso
     x = _norm(config, weights, "model.norm", states)
     name = "model.embed_tokens" if config.tie_embeddings else "lm_head"
     return tf.cast(linear(weights, name, x), tf.float32)
-
-
-def move(cache: Cache, source: tf.Tensor, target: tf.Tensor) -> None:
-    """Copy what one slot `[]` holds to another."""
-    for variable in (*cache.keys, *cache.values):
-        variable.scatter_update(tf.IndexedSlices(tf.gather(variable, [source]), [target]))
 
 
 def _block(
@@ -281,12 +277,42 @@ def _embed(config: DecoderConfig, weights: Weights, tokens: tf.Tensor, positions
     return tf.transpose(x)
 
 
+def _kept(group: Group, layer: int, context: int) -> tuple[list[tf.Tensor], list[tf.Tensor]]:
+    """A layer's keys and values `[slots, G, positions, H]`, by block."""
+    blocks = group.read(context)
+    keys, values = ([block.variables[2 * layer + part].value() for block in blocks] for part in (0, 1))
+    return keys, values
+
+
+def _write(
+    group: Group, layer: int, slots: tf.Tensor, positions: tf.Tensor, context: int, k: tf.Tensor, v: tf.Tensor
+) -> None:
+    """Put keys and values `[B, G, T, H]` at slots `[B]` of the group and positions `[B, T]`.
+
+    Each block drops what lies outside of it, as XLA's scatter does.
+    """
+    for block in group.read(context):
+        where = _places(slots, positions - block.positions.start, k.shape[1])
+        block.variables[2 * layer].scatter_nd_update(where, k)
+        block.variables[2 * layer + 1].scatter_nd_update(where, v)
+
+
 def _places(slots: tf.Tensor, positions: tf.Tensor, num_heads: int) -> tf.Tensor:
-    """Where keys go in the cache: `[B, G, T, 3]` of slots `[B]` and positions `[B, T]`."""
+    """Where keys go in a block: `[B, G, T, 3]` of slots `[B]` and positions `[B, T]`."""
     num_rows, num_tokens = positions.shape
     shape = (num_rows, num_heads, num_tokens)
     parts = (slots[:, tf.newaxis, tf.newaxis], tf.range(num_heads)[:, tf.newaxis], positions[:, tf.newaxis])
     return tf.stack([tf.broadcast_to(part, shape) for part in parts], axis=-1)
+
+
+def _cut(rows: tf.Tensor, slots: tf.Tensor) -> tf.Tensor:
+    """Some rows, one by one: of a gather XLA would make one of all rows."""
+    return tf.concat([rows[slot : slot + 1] for slot in tf.unstack(slots)], axis=0)
+
+
+def _first(rows: tf.Tensor, count: int) -> tf.Tensor:
+    """The first rows; all of them without a slice, which would be a copy."""
+    return rows if rows.shape[0] == count else rows[:count]
 
 
 def _visible(config: DecoderConfig, queries: tf.Tensor, keys: tf.Tensor) -> dict[int | None, tf.Tensor]:

@@ -1,28 +1,21 @@
 """What the engine needs of a family of decoders, and which module is whose.
 
-A family is a module of pure functions. The runner knows these six and no more, so
+A family is a module of pure functions. The runner knows these five and no more, so
 a network with keys and values and one with a recurrent state are served alike.
 
 Activations are columns: `B` rows, `T` tokens, `N` columns, `D` width, `V` vocabulary.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any, Protocol
 
 import tensorflow as tf
 
 from app.modeling import decoder, gru
+from app.modeling.cache import Cache
 from app.modeling.decoder_config import DecoderConfig
 from app.modeling.gru import GruConfig
 from app.modeling.linear import Weights
-
-
-class Cache(Protocol):
-    """What sequences leave behind between steps, by slot; holds variables that are updated in place."""
-
-    @property
-    def nbytes(self) -> int:
-        """Device memory that it takes, bytes."""
 
 
 class Family(Protocol):
@@ -31,11 +24,11 @@ class Family(Protocol):
     def init_cache(
         self,
         config: Any,  # noqa: ANN401 - the family's own
-        num_slots: int,
-        cache_length: int,
+        slots: Sequence[int],
+        positions: Sequence[int],
         dtype: tf.DType = tf.float32,
     ) -> Cache:
-        """Nothing remembered yet, for `num_slots` sequences of up to `cache_length` tokens."""
+        """Nothing remembered yet; slots and positions may be kept apart at these rising numbers, the last is all."""
 
     def forward(
         self,
@@ -50,7 +43,7 @@ class Family(Protocol):
         self,
         config: Any,  # noqa: ANN401
         weights: Weights,
-        cache: Any,  # noqa: ANN401
+        cache: Cache,
         tokens: tf.Tensor,
         slots: tf.Tensor,
         starts: tf.Tensor,
@@ -66,16 +59,13 @@ class Family(Protocol):
         self,
         config: Any,  # noqa: ANN401
         weights: Weights,
-        cache: Any,  # noqa: ANN401
+        cache: Cache,
         tokens: tf.Tensor,
         positions: tf.Tensor,
         context: int,
         num_columns: int | None = None,
     ) -> tf.Tensor:
         """Logits `[V, B]` float32 after one step, in place, of the first `B` slots."""
-
-    def move(self, cache: Any, source: tf.Tensor, target: tf.Tensor) -> None:  # noqa: ANN401
-        """Copy what one slot remembers to another."""
 
 
 def family_of(config: DecoderConfig | GruConfig) -> Family:

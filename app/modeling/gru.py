@@ -20,13 +20,14 @@ Encoder-Decoder", sec. 2.3, in the variant that multiplies by the reset gate aft
 the product.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import tensorflow as tf
 
 from app.errors import ModelFormatError
+from app.modeling.cache import Block, Cache, Group
 from app.modeling.linear import Weights, linear, lookup
 from app.modeling.registry import token_ids
 
@@ -100,27 +101,24 @@ class GruConfig:
         return shapes
 
 
-@dataclass(frozen=True, slots=True)
-class Cache:
-    """The states of every slot, one variable `[2, L, S, D]` updated in place.
+def init_cache(
+    config: GruConfig, slots: Sequence[int], positions: Sequence[int], dtype: tf.DType = tf.float32
+) -> Cache:
+    """The states of every slot, one variable `[S, 2, L, D]`, zeroed.
 
     States after even positions are kept apart from those after odd ones. So a step
     at a position reads the one half and writes the other, and, as with keys and
     values, a step may be repeated, and a row without a live sequence may run along
     at the position that its prompt will write next, without harm.
+
+    Args:
+        config: sizes.
+        slots: rising numbers, the last is that of all slots; they stay together.
+        positions: rising numbers, the last is how long a sequence may become; a state does not grow with it.
+        dtype: of the states.
     """
-
-    states: tf.Variable
-
-    @property
-    def nbytes(self) -> int:
-        """Device memory that it takes, bytes."""
-        return int(self.states.dtype.size * self.states.shape.num_elements())
-
-
-def init_cache(config: GruConfig, num_slots: int, cache_length: int, dtype: tf.DType = tf.float32) -> Cache:
-    """Allocate the states of all slots, zeroed; `cache_length` does not matter."""
-    return Cache(tf.Variable(tf.zeros((2, config.num_layers, num_slots, config.hidden_size), dtype)))
+    states = tf.Variable(tf.zeros((slots[-1], 2, config.num_layers, config.hidden_size), dtype))
+    return Cache((Group(range(slots[-1]), (Block(range(positions[-1]), (states,)),)),))
 
 
 def forward(config: GruConfig, weights: Weights, tokens: tf.Tensor, dropout: Dropout = tf.identity) -> tf.Tensor:
@@ -226,13 +224,6 @@ def decode(
     return head(config, weights, x)[:, :num_rows]
 
 
-def move(cache: Cache, source: tf.Tensor, target: tf.Tensor) -> None:
-    """Copy what one slot `[]` remembers to another."""
-    states = cache.states.value()  # [2, L, S, D]
-    is_target = tf.range(tf.shape(states)[2])[:, tf.newaxis] == target  # [S, 1]
-    cache.states.assign(tf.where(is_target, tf.gather(states, [source], axis=2), states))
-
-
 def _embed(weights: Weights, tokens: tf.Tensor) -> tf.Tensor:
     """Columns `[E, N]` of tokens `[N]`."""
     columns = tf.transpose(lookup(weights, "model.embed_tokens", tokens))
@@ -261,22 +252,27 @@ def _step(weights: Weights, layer: int, inputs: tf.Tensor, state: tf.Tensor) -> 
 def _read(config: GruConfig, cache: Cache, slots: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
     """What `slots` `[B]` remember before the tokens at `positions` `[B]`, `[L, D, B]`; nothing at position 0."""
     # Not the variable's own gather_nd, which XLA does not know.
-    states = tf.gather_nd(cache.states.value(), _places(config, slots, positions - 1))  # [L, B, D]
+    states = tf.gather_nd(_states(cache).value(), _places(config, slots, positions - 1))  # [L, B, D]
     columns = tf.transpose(states, (0, 2, 1))
     return tf.where(positions == 0, tf.zeros_like(columns), columns)
 
 
 def _write(config: GruConfig, cache: Cache, slots: tf.Tensor, positions: tf.Tensor, states: tf.Tensor) -> None:
     """Remember the states `[L, D, B]` after the tokens at `positions`."""
-    values = tf.cast(tf.transpose(states, (0, 2, 1)), cache.states.dtype)
-    cache.states.scatter_nd_update(_places(config, slots, positions), values)
+    variable = _states(cache)
+    values = tf.cast(tf.transpose(states, (0, 2, 1)), variable.dtype)
+    variable.scatter_nd_update(_places(config, slots, positions), values)
+
+
+def _states(cache: Cache) -> tf.Variable:
+    return cache.groups[0].blocks[0].variables[0]
 
 
 def _places(config: GruConfig, slots: tf.Tensor, positions: tf.Tensor) -> tf.Tensor:
-    """Where the cache keeps the states after `positions`: half, layer and slot, `[L, B, 3]`."""
+    """Where the cache keeps the states after `positions`: slot, half and layer, `[L, B, 3]`."""
     layers, slots = tf.meshgrid(tf.range(config.num_layers), slots, indexing="ij")
     halves = tf.broadcast_to(positions % 2, tf.shape(slots))
-    return tf.stack([halves, layers, slots], axis=-1)
+    return tf.stack([slots, halves, layers], axis=-1)
 
 
 def _size(config: Mapping[str, Any], field: str) -> int:

@@ -40,7 +40,7 @@ def test_logits_of_the_published_checkpoint() -> None:
     weights = {name: tf.constant(array) for name, array in loaded.weights.items()}
     reference = np.load(folder / "reference_logits_f32.npz")
     tokens = tf.constant(reference["tokens"][np.newaxis, :STEPS], tf.int32)
-    cache = decoder.init_cache(loaded.config, 1, loaded.config.context_length)
+    cache = decoder.init_cache(loaded.config, (1,), (STEPS,))
     zero = tf.constant([0])
     states = decoder.prefill(loaded.config, weights, cache, tokens, zero, zero, tf.constant([STEPS]), STEPS)
     cached = tf.transpose(decoder.head(loaded.config, weights, states)).numpy()

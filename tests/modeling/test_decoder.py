@@ -1,4 +1,5 @@
 import json
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -20,7 +21,7 @@ def run_cached(
     config: DecoderConfig, weights: dict[str, Any], tokens: list[int], chunks: list[int], slot: int
 ) -> np.ndarray:
     """Logits after every chunk's end and every token decoded after the chunks."""
-    cache = decoder.init_cache(config, num_slots=3, cache_length=64)
+    cache = decoder.init_cache(config, slots=(3,), positions=(64,))
     collected, start = [], 0
     for size in chunks:
         padded = tokens[start : start + size] + [7] * (16 - size)
@@ -59,6 +60,31 @@ def test_cached_steps_equal_the_whole_forward(chunks: list[int], slot: int) -> N
     cached = run_cached(config, weights, tokens, chunks, slot)
 
     np.testing.assert_allclose(cached, whole[ends], atol=TOLERANCE)
+
+
+def test_a_row_is_the_same_bit_for_bit_however_its_cache_is_cut() -> None:
+    config = decoder_config(context_length=96)
+    weights = {name: tf.constant(array) for name, array in random_weights(config.shapes).items()}
+    prompt = tf.constant([np.random.default_rng(1).integers(0, 300, 40)], tf.int32)
+
+    def answer(slots: tuple[int, ...], positions: tuple[int, ...], num_rows: int, context: int) -> bytes:
+        lanes, cache = decoder.init_cache(config, (1,), positions), decoder.init_cache(config, slots, positions)
+        zero = tf.constant([0])
+        read = partial(decoder.prefill, config, weights, lanes, prompt, zero, zero, zero + 40, context)
+        step = tf.function(
+            lambda tokens, places: decoder.decode(config, weights, cache, tokens, places, context, num_columns=4),
+            jit_compile=True,
+        )
+        states = tf.function(read, jit_compile=True)()
+        for theirs, ours in zip(lanes.groups[0].blocks, cache.groups[0].blocks, strict=True):
+            for source, target in zip(theirs.variables, ours.variables, strict=True):
+                target.scatter_update(tf.IndexedSlices(source.value(), [0]))
+        logits = step(tf.constant([9, 8, 7, 6][:num_rows]), tf.constant([40, 3, 50, 63][:num_rows])).numpy()
+        return states.numpy().tobytes() + logits[:, 0].tobytes()
+
+    alone = answer((1, 4), (32, 64, 96), num_rows=1, context=64)
+    assert answer((1, 4), (32, 64, 96), num_rows=4, context=64) == alone
+    assert answer((4,), (32, 64, 96), num_rows=2, context=96) == alone
 
 
 def test_dropout_reaches_every_layer() -> None:

@@ -94,7 +94,7 @@ def test_a_layer_is_the_gru_of_keras() -> None:
 @pytest.mark.parametrize("pad", [0, 5])
 def test_chunks_and_steps_equal_the_whole_forward(chunks: list[int], pad: int) -> None:
     weights = random_weights(CONFIG.shapes)
-    cache, slot = gru.init_cache(CONFIG, NUM_SLOTS, 32), 1
+    cache, slot = gru.init_cache(CONFIG, (NUM_SLOTS,), (32,)), 1
     logits, start = [], 0
     for size in chunks:
         logits.append(prefill(weights, cache, TOKENS[start : start + size], slot, start, pad))
@@ -108,7 +108,7 @@ def test_chunks_and_steps_equal_the_whole_forward(chunks: list[int], pad: int) -
 
 def test_padded_chunk_has_the_states_of_the_forward_under_xla_too() -> None:
     weights = random_weights(CONFIG.shapes)
-    cache = gru.init_cache(CONFIG, NUM_SLOTS, 32)
+    cache = gru.init_cache(CONFIG, (NUM_SLOTS,), (32,))
 
     def logits(tokens: tf.Tensor, start: tf.Tensor, length: tf.Tensor) -> tf.Tensor:
         place = (tf.constant([2]), start[tf.newaxis], length[tf.newaxis])
@@ -125,21 +125,21 @@ def test_padded_chunk_has_the_states_of_the_forward_under_xla_too() -> None:
 
 def test_step_of_the_first_slots_leaves_the_others_alone() -> None:
     weights = random_weights(CONFIG.shapes)
-    cache = gru.init_cache(CONFIG, NUM_SLOTS, 32)
+    cache = gru.init_cache(CONFIG, (NUM_SLOTS,), (32,))
     prefill(weights, cache, TOKENS[:4], slot=0, start=0, pad=0)
     prefill(weights, cache, TOKENS[:4], slot=2, start=0, pad=1)
-    before = cache.states[:, :, 2].numpy()
+    before = gru._states(cache)[2].numpy()
 
     logits = gru.decode(CONFIG, weights, cache, tf.constant([TOKENS[4], 1]), tf.constant([4, 0]), context=32)
 
     assert logits.shape == (CONFIG.vocab_size, 2)
     np.testing.assert_allclose(logits[:, 0], loop(weights, TOKENS)[4], atol=TOLERANCE, rtol=0)
-    np.testing.assert_array_equal(cache.states[:, :, 2], before)
+    np.testing.assert_array_equal(gru._states(cache)[2], before)
 
 
 def test_step_may_be_repeated() -> None:
     weights = random_weights(CONFIG.shapes)
-    cache = gru.init_cache(CONFIG, NUM_SLOTS, 32)
+    cache = gru.init_cache(CONFIG, (NUM_SLOTS,), (32,))
     prefill(weights, cache, TOKENS[:3], slot=1, start=0, pad=0)
 
     once, twice = (decode(weights, cache, {1: (TOKENS[3], 3)})[1] for _ in range(2))
@@ -149,7 +149,7 @@ def test_step_may_be_repeated() -> None:
 
 def test_states_may_be_kept_in_half_the_width() -> None:
     weights = random_weights(CONFIG.shapes)
-    cache = gru.init_cache(CONFIG, NUM_SLOTS, 32, tf.bfloat16)
+    cache = gru.init_cache(CONFIG, (NUM_SLOTS,), (32,), tf.bfloat16)
     prefill(weights, cache, TOKENS[:3], slot=1, start=0, pad=0)
 
     logits = decode(weights, cache, {1: (TOKENS[3], 3)})[1]
@@ -161,7 +161,7 @@ def test_states_may_be_kept_in_half_the_width() -> None:
 
 def test_a_prompt_between_two_chunks_is_not_harmed_by_the_others_steps() -> None:
     weights = random_weights(CONFIG.shapes)
-    cache = gru.init_cache(CONFIG, NUM_SLOTS, 32)
+    cache = gru.init_cache(CONFIG, (NUM_SLOTS,), (32,))
     prefill(weights, cache, TOKENS[:3], slot=2, start=0, pad=0)
     prefill(weights, cache, [4], slot=0, start=0, pad=0)
     for position in range(1, 4):
@@ -174,7 +174,7 @@ def test_a_prompt_between_two_chunks_is_not_harmed_by_the_others_steps() -> None
 
 def test_next_sequence_of_a_slot_begins_from_nothing() -> None:
     weights = random_weights(CONFIG.shapes)
-    cache = gru.init_cache(CONFIG, NUM_SLOTS, 32)
+    cache = gru.init_cache(CONFIG, (NUM_SLOTS,), (32,))
     prefill(weights, cache, [30, 31, 32], slot=1, start=0, pad=0)
 
     prefilled = prefill(weights, cache, TOKENS[:2], slot=1, start=0, pad=0)
@@ -186,7 +186,7 @@ def test_next_sequence_of_a_slot_begins_from_nothing() -> None:
 
 def test_a_row_is_the_same_bit_for_bit_whatever_the_others_hold() -> None:
     weights = random_weights(CONFIG.shapes)
-    alone, together = (gru.init_cache(CONFIG, NUM_SLOTS, 32) for _ in range(2))
+    alone, together = (gru.init_cache(CONFIG, (NUM_SLOTS,), (32,)) for _ in range(2))
     step_alone, step_together = compiled_decode(weights, alone), compiled_decode(weights, together)
     prefill(weights, together, [1, 2, 3], slot=0, start=0, pad=0)
     for position, token in enumerate(TOKENS):

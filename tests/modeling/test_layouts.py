@@ -37,13 +37,12 @@ def test_forward_agrees_with_the_independent_logits(name: str) -> None:
 @pytest.mark.parametrize("name", DECODERS)
 def test_two_chunks_and_decoding_through_the_cache_agree_too(name: str) -> None:
     config, weights, tokens, expected = load(name)
-    cache = decoder.init_cache(config, NUM_SLOTS, config.context_length)
+    cache = decoder.init_cache(config, (NUM_SLOTS,), (config.context_length,))
     logits = []
     for start in (0, CHUNK):
         chunk = tf.constant([tokens[start : start + CHUNK]])
-        end = start + CHUNK
         place = (tf.constant([SLOT]), tf.constant([start]), tf.constant([CHUNK]))
-        states = decoder.prefill(config, weights, cache, chunk, *place, context=end)
+        states = decoder.prefill(config, weights, cache, chunk, *place, config.context_length)
         logits.append(decoder.head(config, weights, states[:, -1:])[:, 0])
     for position in range(2 * CHUNK, len(tokens)):
         ids, positions = np.full(NUM_SLOTS, 3, np.int32), np.zeros(NUM_SLOTS, np.int32)
