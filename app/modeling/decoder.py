@@ -31,7 +31,7 @@ from app.modeling import attention, rotary
 from app.modeling.cache import Block, Cache, Group, stretches
 from app.modeling.decoder_config import DecoderConfig
 from app.modeling.layouts import QKV
-from app.modeling.linear import Weights, linear, lookup
+from app.modeling.linear import Weights, first_only, linear, lookup
 
 Dropout = Callable[[tf.Tensor], tf.Tensor]
 Mix = Callable[[int, tf.Tensor, tf.Tensor, tf.Tensor], tf.Tensor]
@@ -188,6 +188,8 @@ def decode(
         `[V, B]` float32.
     """
     num_rows = tokens.shape[0]
+    if num_rows == 1:
+        weights = first_only(weights)
     padding = [[0, (num_columns or num_rows) - num_rows]]
     queries = tf.reshape(positions, (num_rows, 1, 1, 1))
     visible = _visible(config, queries, tf.range(context))

@@ -28,7 +28,7 @@ import tensorflow as tf
 
 from app.errors import ModelFormatError
 from app.modeling.cache import Block, Cache, Group
-from app.modeling.linear import Weights, linear, lookup
+from app.modeling.linear import Weights, first_only, linear, lookup
 from app.modeling.registry import token_ids
 
 Dropout = Callable[[tf.Tensor], tf.Tensor]
@@ -211,6 +211,8 @@ def decode(
         `[V, B]` float32.
     """
     num_rows = tokens.shape[0]
+    if num_rows == 1:
+        weights = first_only(weights)
     padding = [[0, (num_columns or num_rows) - num_rows]]
     slots = tf.range(num_rows)
     before = tf.pad(_read(config, cache, slots, positions), [[0, 0], [0, 0], *padding])  # [L, D, N]
