@@ -296,6 +296,8 @@ def engine_request(
         ignore_eos=bool(body.ignore_eos),
         grammar=engine_grammar(body),
         cache_salt=call.cache_salt,
+        # A stop string ends an answer early, which is seen here.
+        whole=not body.stream and not body.stop,
         sampling=_sampling(body, bias, seed),
     )
 

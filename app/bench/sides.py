@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Protocol, Self
@@ -85,7 +85,8 @@ class Ours:
         self.installation = installation
         self._runner = asyncio.Runner()
         self._client = HttpClient(installation.url, installation.key)
-        self._load = Load(MODEL, Lengths.of(1), Lengths.of(1), num_requests=1)
+        self._stream = Load(MODEL, Lengths.of(1), Lengths.of(1), num_requests=1)
+        self._load = replace(self._stream, is_streamed=False)
 
     def run(self, prompts: Sequence[Prompt], *, exact: bool = False) -> Batch:
         """All at once; the engine batches as it sees fit.
@@ -107,7 +108,7 @@ class Ours:
 
     def first_token_s(self, prompt: Prompt, other: Prompt | None = None, after_s: float = 0.0) -> float:
         """Time to the first token of one prompt, sent so long after another or alone."""
-        bodies = [request_body(self._load, each) for each in (other, prompt) if each]
+        bodies = [request_body(self._stream, each) for each in (other, prompt) if each]
         answers = self._runner.run(self._ask(bodies, after_s))
         first_s = answers[-1].first_s
         if first_s is None:

@@ -29,6 +29,8 @@ log = get_logger(__name__)
 # the model does.
 CHUNK_TOKENS = 4
 CHUNK_S = 0.02
+# Of an answer that nobody reads before its end; a caller still sees that the engine lives.
+WHOLE_CHUNK_S = 1.0
 MAX_FAILURES_IN_A_ROW = 3
 # Longest decode call of several steps: what a newcomer waits for at most, and how often
 # somebody who left is noticed.
@@ -83,6 +85,8 @@ class _Stream:
         unsent = len(self.sequence.output) - self.sent
         if self.is_over:
             return True
+        if self.sequence.request.is_whole:
+            return unsent > 0 and now - self.sent_at >= WHOLE_CHUNK_S
         return unsent > 0 and (not self.has_begun or unsent >= CHUNK_TOKENS or now - self.sent_at >= CHUNK_S)
 
     def take(self, now: float) -> Chunk:

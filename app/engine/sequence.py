@@ -78,6 +78,7 @@ class Request:
         start_index: tokens below this index are not delivered again.
         grammar: only a whole sentence of it ends with "stop"; None: anything goes.
         cache_salt: beginnings of prompts are shared among equal salts; "": not at all.
+        is_whole: nobody reads the answer before its end, so it may come in few pieces.
     """
 
     request_id: str
@@ -91,6 +92,7 @@ class Request:
     start_index: int = 0
     grammar: Grammar | None = None
     cache_salt: str = ""
+    is_whole: bool = False
 
     @property
     def may_use_cache(self) -> bool:

@@ -186,6 +186,7 @@ def _request(message: pb.GenerateRequest, eos_token_ids: tuple[int, ...]) -> Req
         start_index=message.start_index,
         grammar=_grammar(message.grammar),
         cache_salt=message.cache_salt,
+        is_whole=message.whole,
     )
 
 

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x61pp/rpc/engine.proto\x12\x12tollgate.engine.v1\"\x11\n\x0f\x44\x65scribeRequest\"v\n\x10\x44\x65scribeResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\x12/\n\x06models\x18\x04 \x03(\x0b\x32\x1f.tollgate.engine.v1.ModelStatus\"\x9b\x02\n\x0bModelStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\r\n\x05ready\x18\x04 \x01(\x08\x12\x16\n\x0e\x63ontext_length\x18\x05 \x01(\r\x12\x11\n\tnum_slots\x18\x06 \x01(\r\x12\x12\n\nfree_slots\x18\x07 \x01(\r\x12\x13\n\x0bqueue_depth\x18\x08 \x01(\r\x12\x16\n\x0equeue_capacity\x18\t \x01(\r\x12\"\n\x1a\x63ompilations_after_warm_up\x18\n \x01(\x04\x12\x1b\n\x13\x61\x63\x63\x65lerator_seconds\x18\x0b \x01(\x01\x12\r\n\x05state\x18\x0c \x01(\t\x12\x15\n\rcached_tokens\x18\r \x01(\x04\"\x80\x03\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x19\n\rprompt_tokens\x18\x03 \x03(\rB\x02\x10\x01\x12\x12\n\nmax_tokens\x18\x04 \x01(\r\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x05 \x01(\r\x12\x13\n\x0bstart_index\x18\x06 \x01(\r\x12.\n\x08sampling\x18\x07 \x01(\x0b\x32\x1c.tollgate.engine.v1.Sampling\x12\x1a\n\x0estop_token_ids\x18\x08 \x03(\rB\x02\x10\x01\x12\x12\n\nmin_tokens\x18\t \x01(\r\x12\x12\n\nignore_eos\x18\n \x01(\x08\x12\x15\n\x08logprobs\x18\x0b \x01(\rH\x00\x88\x01\x01\x12\x17\n\x0fprompt_logprobs\x18\x0c \x01(\x08\x12\x12\n\ncache_salt\x18\r \x01(\t\x12,\n\x07grammar\x18\x0e \x01(\x0b\x32\x1b.tollgate.engine.v1.GrammarB\x0b\n\t_logprobs\"~\n\x07Grammar\x12\x15\n\x0bjson_object\x18\x01 \x01(\x08H\x00\x12\x15\n\x0bjson_schema\x18\x02 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x03 \x01(\tH\x00\x12,\n\x06\x63hoice\x18\x04 \x01(\x0b\x32\x1a.tollgate.engine.v1.ChoiceH\x00\x42\x06\n\x04\x66orm\"\x17\n\x06\x43hoice\x12\r\n\x05texts\x18\x01 \x03(\t\"\x82\x02\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x18\n\x10presence_penalty\x18\x05 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x06 \x01(\x02\x12?\n\nlogit_bias\x18\x07 \x03(\x0b\x32+.tollgate.engine.v1.Sampling.LogitBiasEntry\x12\x0c\n\x04seed\x18\x08 \x01(\x04\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\"\xf9\x01\n\rGenerateChunk\x12\r\n\x05index\x18\x01 \x01(\r\x12\x12\n\x06tokens\x18\x02 \x03(\rB\x02\x10\x01\x12\x32\n\x08logprobs\x18\x03 \x03(\x0b\x32 .tollgate.engine.v1.TokenLogprob\x12\x39\n\x0fprompt_logprobs\x18\x04 \x03(\x0b\x32 .tollgate.engine.v1.TokenLogprob\x12\x15\n\rfinish_reason\x18\x05 \x01(\t\x12\x15\n\rcached_tokens\x18\x06 \x01(\r\x12\x16\n\x0e\x61\x63\x63\x65lerator_ms\x18\x07 \x01(\x01\x12\x10\n\x08queue_ms\x18\x08 \x01(\x01\"`\n\x0cTokenLogprob\x12\r\n\x05token\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x16\n\ntop_tokens\x18\x03 \x03(\rB\x02\x10\x01\x12\x18\n\x0ctop_logprobs\x18\x04 \x03(\x02\x42\x02\x10\x01\"w\n\x0f\x43lassifyRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12,\n\x06inputs\x18\x03 \x03(\x0b\x32\x1c.tollgate.engine.v1.TokenIds\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x04 \x01(\r\"\x1b\n\x08TokenIds\x12\x0f\n\x03ids\x18\x01 \x03(\rB\x02\x10\x01\"\\\n\x10\x43lassifyResponse\x12\x30\n\x07results\x18\x01 \x03(\x0b\x32\x1f.tollgate.engine.v1.LabelScores\x12\x16\n\x0e\x61\x63\x63\x65lerator_ms\x18\x02 \x01(\x01\"!\n\x0bLabelScores\x12\x12\n\x06scores\x18\x01 \x03(\x02\x42\x02\x10\x01\"t\n\x0c\x45mbedRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12,\n\x06inputs\x18\x03 \x03(\x0b\x32\x1c.tollgate.engine.v1.TokenIds\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x04 \x01(\r\"W\n\rEmbedResponse\x12.\n\x07results\x18\x01 \x03(\x0b\x32\x1d.tollgate.engine.v1.Embedding\x12\x16\n\x0e\x61\x63\x63\x65lerator_ms\x18\x02 \x01(\x01\"\x1f\n\tEmbedding\x12\x12\n\x06values\x18\x01 \x03(\x02\x42\x02\x10\x01\x32\xda\x02\n\x06\x45ngine\x12U\n\x08\x44\x65scribe\x12#.tollgate.engine.v1.DescribeRequest\x1a$.tollgate.engine.v1.DescribeResponse\x12T\n\x08Generate\x12#.tollgate.engine.v1.GenerateRequest\x1a!.tollgate.engine.v1.GenerateChunk0\x01\x12U\n\x08\x43lassify\x12#.tollgate.engine.v1.ClassifyRequest\x1a$.tollgate.engine.v1.ClassifyResponse\x12L\n\x05\x45mbed\x12 .tollgate.engine.v1.EmbedRequest\x1a!.tollgate.engine.v1.EmbedResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14\x61pp/rpc/engine.proto\x12\x12tollgate.engine.v1\"\x11\n\x0f\x44\x65scribeRequest\"v\n\x10\x44\x65scribeResponse\x12\x0f\n\x07version\x18\x01 \x01(\t\x12\x0e\n\x06\x64\x65vice\x18\x02 \x01(\t\x12\x10\n\x08\x64raining\x18\x03 \x01(\x08\x12/\n\x06models\x18\x04 \x03(\x0b\x32\x1f.tollgate.engine.v1.ModelStatus\"\x9b\x02\n\x0bModelStatus\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04kind\x18\x02 \x01(\t\x12\x0e\n\x06\x64igest\x18\x03 \x01(\t\x12\r\n\x05ready\x18\x04 \x01(\x08\x12\x16\n\x0e\x63ontext_length\x18\x05 \x01(\r\x12\x11\n\tnum_slots\x18\x06 \x01(\r\x12\x12\n\nfree_slots\x18\x07 \x01(\r\x12\x13\n\x0bqueue_depth\x18\x08 \x01(\r\x12\x16\n\x0equeue_capacity\x18\t \x01(\r\x12\"\n\x1a\x63ompilations_after_warm_up\x18\n \x01(\x04\x12\x1b\n\x13\x61\x63\x63\x65lerator_seconds\x18\x0b \x01(\x01\x12\r\n\x05state\x18\x0c \x01(\t\x12\x15\n\rcached_tokens\x18\r \x01(\x04\"\x8f\x03\n\x0fGenerateRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12\x19\n\rprompt_tokens\x18\x03 \x03(\rB\x02\x10\x01\x12\x12\n\nmax_tokens\x18\x04 \x01(\r\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x05 \x01(\r\x12\x13\n\x0bstart_index\x18\x06 \x01(\r\x12.\n\x08sampling\x18\x07 \x01(\x0b\x32\x1c.tollgate.engine.v1.Sampling\x12\x1a\n\x0estop_token_ids\x18\x08 \x03(\rB\x02\x10\x01\x12\x12\n\nmin_tokens\x18\t \x01(\r\x12\x12\n\nignore_eos\x18\n \x01(\x08\x12\x15\n\x08logprobs\x18\x0b \x01(\rH\x00\x88\x01\x01\x12\x17\n\x0fprompt_logprobs\x18\x0c \x01(\x08\x12\x12\n\ncache_salt\x18\r \x01(\t\x12,\n\x07grammar\x18\x0e \x01(\x0b\x32\x1b.tollgate.engine.v1.Grammar\x12\r\n\x05whole\x18\x0f \x01(\x08\x42\x0b\n\t_logprobs\"~\n\x07Grammar\x12\x15\n\x0bjson_object\x18\x01 \x01(\x08H\x00\x12\x15\n\x0bjson_schema\x18\x02 \x01(\tH\x00\x12\x0f\n\x05regex\x18\x03 \x01(\tH\x00\x12,\n\x06\x63hoice\x18\x04 \x01(\x0b\x32\x1a.tollgate.engine.v1.ChoiceH\x00\x42\x06\n\x04\x66orm\"\x17\n\x06\x43hoice\x12\r\n\x05texts\x18\x01 \x03(\t\"\x82\x02\n\x08Sampling\x12\x13\n\x0btemperature\x18\x01 \x01(\x02\x12\r\n\x05top_p\x18\x02 \x01(\x02\x12\r\n\x05top_k\x18\x03 \x01(\r\x12\r\n\x05min_p\x18\x04 \x01(\x02\x12\x18\n\x10presence_penalty\x18\x05 \x01(\x02\x12\x19\n\x11\x66requency_penalty\x18\x06 \x01(\x02\x12?\n\nlogit_bias\x18\x07 \x03(\x0b\x32+.tollgate.engine.v1.Sampling.LogitBiasEntry\x12\x0c\n\x04seed\x18\x08 \x01(\x04\x1a\x30\n\x0eLogitBiasEntry\x12\x0b\n\x03key\x18\x01 \x01(\r\x12\r\n\x05value\x18\x02 \x01(\x02:\x02\x38\x01\"\xf9\x01\n\rGenerateChunk\x12\r\n\x05index\x18\x01 \x01(\r\x12\x12\n\x06tokens\x18\x02 \x03(\rB\x02\x10\x01\x12\x32\n\x08logprobs\x18\x03 \x03(\x0b\x32 .tollgate.engine.v1.TokenLogprob\x12\x39\n\x0fprompt_logprobs\x18\x04 \x03(\x0b\x32 .tollgate.engine.v1.TokenLogprob\x12\x15\n\rfinish_reason\x18\x05 \x01(\t\x12\x15\n\rcached_tokens\x18\x06 \x01(\r\x12\x16\n\x0e\x61\x63\x63\x65lerator_ms\x18\x07 \x01(\x01\x12\x10\n\x08queue_ms\x18\x08 \x01(\x01\"`\n\x0cTokenLogprob\x12\r\n\x05token\x18\x01 \x01(\r\x12\x0f\n\x07logprob\x18\x02 \x01(\x02\x12\x16\n\ntop_tokens\x18\x03 \x03(\rB\x02\x10\x01\x12\x18\n\x0ctop_logprobs\x18\x04 \x03(\x02\x42\x02\x10\x01\"w\n\x0f\x43lassifyRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12,\n\x06inputs\x18\x03 \x03(\x0b\x32\x1c.tollgate.engine.v1.TokenIds\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x04 \x01(\r\"\x1b\n\x08TokenIds\x12\x0f\n\x03ids\x18\x01 \x03(\rB\x02\x10\x01\"\\\n\x10\x43lassifyResponse\x12\x30\n\x07results\x18\x01 \x03(\x0b\x32\x1f.tollgate.engine.v1.LabelScores\x12\x16\n\x0e\x61\x63\x63\x65lerator_ms\x18\x02 \x01(\x01\"!\n\x0bLabelScores\x12\x12\n\x06scores\x18\x01 \x03(\x02\x42\x02\x10\x01\"t\n\x0c\x45mbedRequest\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12\r\n\x05model\x18\x02 \x01(\t\x12,\n\x06inputs\x18\x03 \x03(\x0b\x32\x1c.tollgate.engine.v1.TokenIds\x12\x13\n\x0b\x64\x65\x61\x64line_ms\x18\x04 \x01(\r\"W\n\rEmbedResponse\x12.\n\x07results\x18\x01 \x03(\x0b\x32\x1d.tollgate.engine.v1.Embedding\x12\x16\n\x0e\x61\x63\x63\x65lerator_ms\x18\x02 \x01(\x01\"\x1f\n\tEmbedding\x12\x12\n\x06values\x18\x01 \x03(\x02\x42\x02\x10\x01\x32\xda\x02\n\x06\x45ngine\x12U\n\x08\x44\x65scribe\x12#.tollgate.engine.v1.DescribeRequest\x1a$.tollgate.engine.v1.DescribeResponse\x12T\n\x08Generate\x12#.tollgate.engine.v1.GenerateRequest\x1a!.tollgate.engine.v1.GenerateChunk0\x01\x12U\n\x08\x43lassify\x12#.tollgate.engine.v1.ClassifyRequest\x1a$.tollgate.engine.v1.ClassifyResponse\x12L\n\x05\x45mbed\x12 .tollgate.engine.v1.EmbedRequest\x1a!.tollgate.engine.v1.EmbedResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -56,33 +56,33 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_MODELSTATUS']._serialized_start=184
   _globals['_MODELSTATUS']._serialized_end=467
   _globals['_GENERATEREQUEST']._serialized_start=470
-  _globals['_GENERATEREQUEST']._serialized_end=854
-  _globals['_GRAMMAR']._serialized_start=856
-  _globals['_GRAMMAR']._serialized_end=982
-  _globals['_CHOICE']._serialized_start=984
-  _globals['_CHOICE']._serialized_end=1007
-  _globals['_SAMPLING']._serialized_start=1010
-  _globals['_SAMPLING']._serialized_end=1268
-  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_start=1220
-  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_end=1268
-  _globals['_GENERATECHUNK']._serialized_start=1271
-  _globals['_GENERATECHUNK']._serialized_end=1520
-  _globals['_TOKENLOGPROB']._serialized_start=1522
-  _globals['_TOKENLOGPROB']._serialized_end=1618
-  _globals['_CLASSIFYREQUEST']._serialized_start=1620
-  _globals['_CLASSIFYREQUEST']._serialized_end=1739
-  _globals['_TOKENIDS']._serialized_start=1741
-  _globals['_TOKENIDS']._serialized_end=1768
-  _globals['_CLASSIFYRESPONSE']._serialized_start=1770
-  _globals['_CLASSIFYRESPONSE']._serialized_end=1862
-  _globals['_LABELSCORES']._serialized_start=1864
-  _globals['_LABELSCORES']._serialized_end=1897
-  _globals['_EMBEDREQUEST']._serialized_start=1899
-  _globals['_EMBEDREQUEST']._serialized_end=2015
-  _globals['_EMBEDRESPONSE']._serialized_start=2017
-  _globals['_EMBEDRESPONSE']._serialized_end=2104
-  _globals['_EMBEDDING']._serialized_start=2106
-  _globals['_EMBEDDING']._serialized_end=2137
-  _globals['_ENGINE']._serialized_start=2140
-  _globals['_ENGINE']._serialized_end=2486
+  _globals['_GENERATEREQUEST']._serialized_end=869
+  _globals['_GRAMMAR']._serialized_start=871
+  _globals['_GRAMMAR']._serialized_end=997
+  _globals['_CHOICE']._serialized_start=999
+  _globals['_CHOICE']._serialized_end=1022
+  _globals['_SAMPLING']._serialized_start=1025
+  _globals['_SAMPLING']._serialized_end=1283
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_start=1235
+  _globals['_SAMPLING_LOGITBIASENTRY']._serialized_end=1283
+  _globals['_GENERATECHUNK']._serialized_start=1286
+  _globals['_GENERATECHUNK']._serialized_end=1535
+  _globals['_TOKENLOGPROB']._serialized_start=1537
+  _globals['_TOKENLOGPROB']._serialized_end=1633
+  _globals['_CLASSIFYREQUEST']._serialized_start=1635
+  _globals['_CLASSIFYREQUEST']._serialized_end=1754
+  _globals['_TOKENIDS']._serialized_start=1756
+  _globals['_TOKENIDS']._serialized_end=1783
+  _globals['_CLASSIFYRESPONSE']._serialized_start=1785
+  _globals['_CLASSIFYRESPONSE']._serialized_end=1877
+  _globals['_LABELSCORES']._serialized_start=1879
+  _globals['_LABELSCORES']._serialized_end=1912
+  _globals['_EMBEDREQUEST']._serialized_start=1914
+  _globals['_EMBEDREQUEST']._serialized_end=2030
+  _globals['_EMBEDRESPONSE']._serialized_start=2032
+  _globals['_EMBEDRESPONSE']._serialized_end=2119
+  _globals['_EMBEDDING']._serialized_start=2121
+  _globals['_EMBEDDING']._serialized_end=2152
+  _globals['_ENGINE']._serialized_start=2155
+  _globals['_ENGINE']._serialized_end=2501
 # @@protoc_insertion_point(module_scope)

@@ -53,6 +53,22 @@ async def test_first_token_goes_alone_and_indices_have_no_gap() -> None:
     assert len(tokens(chunks)) == 40
 
 
+async def test_answer_that_nobody_reads_before_its_end_comes_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.engine.engine.WHOLE_CHUNK_S", SOON_S)
+    async with running(FaultyRunner()) as engine:
+        [chunk] = await collect(engine, Request("r", (3, 4), 40, is_whole=True))
+    assert [token.id for token in chunk.tokens] == sums((3, 4), 40)
+    assert (chunk.index, chunk.finish_reason) == (0, "length")
+
+
+async def test_answer_that_comes_whole_shows_now_and_then_that_it_grows(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.engine.engine.WHOLE_CHUNK_S", 0.0)
+    async with running(FaultyRunner()) as engine:
+        chunks = await collect(engine, Request("r", (3, 4), 40, is_whole=True))
+    assert len(chunks) > 2
+    assert tokens(chunks) == sums((3, 4), 40)
+
+
 async def test_end_token_ends_the_answer_without_being_delivered() -> None:
     async with running(FaultyRunner()) as engine:
         chunks = await collect(engine, Request("r", (3, 4), 9, end_token_ids=frozenset({28})))
