@@ -6,16 +6,17 @@ in a few lanes, which lie together, and a prompt goes to its slot once, when it 
 complete. A lane that is needed for another prompt is copied to its slot first, and
 back when its turn comes again.
 
-Copies are plain graphs, one for each group and block; nothing is compiled.
+Copies are compiled too, one for each group and block: once a plain operation has
+gathered from a variable or scattered into it, TensorFlow copies all of it at each read.
 """
 
 from collections import OrderedDict
 from collections.abc import Sequence
 from typing import Any
 
-import numpy as np
 import tensorflow as tf
 
+from app.engine.device import align_function_numbers
 from app.modeling.cache import Block, Cache
 
 
@@ -63,7 +64,7 @@ class Lanes:
         self._copy(self._stores, target, self._spare, end)
 
     def warm_up(self) -> None:
-        """Trace all copies, on slots that nobody owns yet."""
+        """Run each copy once, on slots that nobody owns yet."""
         for group in self._slots.groups:
             self.move(group.slots[0], group.slots[0], self._slots.context_length)
 
@@ -93,7 +94,7 @@ class Lanes:
         pair = (lane, row) if copies is self._stores else (row, lane)
         for positions, copy in copies[number]:
             if positions.start < end:
-                copy(*map(np.int32, pair))
+                copy(*map(tf.constant, pair))
 
 
 def _copies(sources: Sequence[Block], targets: Sequence[Block]) -> list[tuple[range, Any]]:
@@ -104,6 +105,9 @@ def _copies(sources: Sequence[Block], targets: Sequence[Block]) -> list[tuple[ra
 def _copy_of(source: Block, target: Block) -> Any:  # noqa: ANN401 - TensorFlow has no types
     def copy(read: tf.Tensor, written: tf.Tensor) -> None:
         for theirs, ours in zip(source.variables, target.variables, strict=True):
-            ours.scatter_update(tf.IndexedSlices(tf.gather(theirs, [read]), [written]))
+            row = theirs.value()[read]
+            ours.scatter_nd_update([[written]], row[tf.newaxis])
 
-    return tf.function(copy, input_signature=[tf.TensorSpec((), tf.int32)] * 2, autograph=False)
+    align_function_numbers()
+    row = tf.TensorSpec((), tf.int32)
+    return tf.function(copy, autograph=False, jit_compile=True).get_concrete_function(row, row)

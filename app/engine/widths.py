@@ -73,7 +73,8 @@ def _try(num_outputs: int, num_inputs: int) -> list[int]:
     run = tf.function(lambda *xs: [tf.matmul(weight, x) for x in xs], jit_compile=True, autograph=False)
     seen: dict[bytes, int] = {}
     groups = []
-    for product in run(*map(tf.constant, inputs)):
+    arguments = [tf.constant(x) for x in inputs]
+    for product in run.get_concrete_function(*arguments)(*arguments):
         y = product.numpy()  # [F, M]
         first = np.ascontiguousarray(y[:, :DISTINCT])
         is_uniform = np.array_equal(y, np.tile(first, -(-y.shape[1] // DISTINCT))[:, : y.shape[1]])
