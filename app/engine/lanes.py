@@ -105,8 +105,8 @@ def _copies(sources: Sequence[Block], targets: Sequence[Block]) -> list[tuple[ra
 def _copy_of(source: Block, target: Block) -> Any:  # noqa: ANN401 - TensorFlow has no types
     def copy(read: tf.Tensor, written: tf.Tensor) -> None:
         for theirs, ours in zip(source.variables, target.variables, strict=True):
-            row = theirs.value()[read]
-            ours.scatter_nd_update([[written]], row[tf.newaxis])
+            # Gathered: for a slice XLA would compile anew for each value of its start.
+            ours.scatter_nd_update([[written]], tf.gather(theirs.value(), [read]))
 
     align_function_numbers()
     row = tf.TensorSpec((), tf.int32)

@@ -149,7 +149,8 @@ def prefill(
         q, k, v = _heads(config, num_rows, turns, q, k, v)
         _write(group, layer, slots, positions, context, k, v)
         keys, values = _kept(group, layer, context)
-        keys, values = [_cut(rows, slots) for rows in keys], [_cut(rows, slots) for rows in values]
+        # Gathered: for a slice XLA would compile anew for each value of its start.
+        keys, values = [tf.gather(rows, slots) for rows in keys], [tf.gather(rows, slots) for rows in values]
         return _columns(attention.attend(q, [keys], [values], visible[config.window(layer)]))
 
     x = _embed(config, weights, tokens, positions)  # [D, B * T]
@@ -305,11 +306,6 @@ def _places(slots: tf.Tensor, positions: tf.Tensor, num_heads: int) -> tf.Tensor
     shape = (num_rows, num_heads, num_tokens)
     parts = (slots[:, tf.newaxis, tf.newaxis], tf.range(num_heads)[:, tf.newaxis], positions[:, tf.newaxis])
     return tf.stack([tf.broadcast_to(part, shape) for part in parts], axis=-1)
-
-
-def _cut(rows: tf.Tensor, slots: tf.Tensor) -> tf.Tensor:
-    """Some rows, one by one: of a gather XLA would make one of all rows."""
-    return tf.concat([rows[slot : slot + 1] for slot in tf.unstack(slots)], axis=0)
 
 
 def _first(rows: tf.Tensor, count: int) -> tf.Tensor:

@@ -80,7 +80,8 @@ def test_a_row_is_the_same_bit_for_bit_however_its_cache_is_cut() -> None:
             for source, target in zip(theirs.variables, ours.variables, strict=True):
                 target.scatter_update(tf.IndexedSlices(source.value(), [0]))
         logits = step(tf.constant([9, 8, 7, 6][:num_rows]), tf.constant([40, 3, 50, 63][:num_rows])).numpy()
-        return states.numpy().tobytes() + logits[:, 0].tobytes()
+        both: bytes = states.numpy().tobytes() + logits[:, 0].tobytes()
+        return both
 
     alone = answer((1, 4), (32, 64, 96), num_rows=1, context=64)
     assert answer((1, 4), (32, 64, 96), num_rows=4, context=64) == alone

@@ -8,6 +8,7 @@ import tensorflow as tf
 
 from app.errors import ModelFormatError
 from app.modeling import gru
+from app.modeling.cache import Cache
 from app.modeling.gru import GruConfig
 from tests.modeling.checkpoints import random_weights
 
@@ -41,7 +42,7 @@ def loop(weights: dict[str, np.ndarray], tokens: list[int]) -> np.ndarray:
     return np.stack(logits)
 
 
-def prefill(weights: dict[str, Any], cache: gru.Cache, tokens: list[int], slot: int, start: int, pad: int) -> tf.Tensor:
+def prefill(weights: dict[str, Any], cache: Cache, tokens: list[int], slot: int, start: int, pad: int) -> tf.Tensor:
     """Logits `[V]` after the last real token."""
     padded = tf.constant([tokens + [7] * pad])
     place = (tf.constant([slot]), tf.constant([start]), tf.constant([len(tokens)]))
@@ -50,7 +51,7 @@ def prefill(weights: dict[str, Any], cache: gru.Cache, tokens: list[int], slot: 
     return gru.head(CONFIG, weights, states)[:, len(tokens) - 1]
 
 
-def decode(weights: dict[str, Any], cache: gru.Cache, rows: dict[int, tuple[int, int]], idle: int = 0) -> np.ndarray:
+def decode(weights: dict[str, Any], cache: Cache, rows: dict[int, tuple[int, int]], idle: int = 0) -> np.ndarray:
     """One step; `rows` maps a slot to its token and position, the others idle at `idle`."""
     tokens, positions = np.full(NUM_SLOTS, 9, np.int32), np.full(NUM_SLOTS, idle, np.int32)
     for slot, (token, position) in rows.items():
@@ -59,7 +60,7 @@ def decode(weights: dict[str, Any], cache: gru.Cache, rows: dict[int, tuple[int,
     return np.asarray(logits).T
 
 
-def compiled_decode(weights: dict[str, Any], cache: gru.Cache) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
+def compiled_decode(weights: dict[str, Any], cache: Cache) -> Callable[[tf.Tensor, tf.Tensor], tf.Tensor]:
     step: Callable[[tf.Tensor, tf.Tensor], tf.Tensor] = tf.function(
         lambda tokens, positions: gru.decode(CONFIG, weights, cache, tokens, positions, 32),
         jit_compile=True,
