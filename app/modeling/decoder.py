@@ -189,24 +189,15 @@ def decode(
         `[V, B]` float32.
     """
     num_rows = tokens.shape[0]
-    if num_rows == 1:
-        weights = first_only(weights)
+    weights = first_only(weights) if num_rows == 1 else weights
     padding = [[0, (num_columns or num_rows) - num_rows]]
     queries = tf.reshape(positions, (num_rows, 1, 1, 1))
     visible = _visible(config, queries, tf.range(context))
     turns = rotary.turns(config, queries[..., 0])  # [B, 1, 1, H/2] each
-    groups = [group for group in cache.groups if group.slots.start < num_rows]
 
     def mix(layer: int, q: tf.Tensor, k: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
         q, k, v = _heads(config, num_rows, turns, q[:, :num_rows], k[:, :num_rows], v[:, :num_rows])
-        keys, values = [], []
-        for group in groups:
-            rows = slice(group.slots.start, min(group.slots.stop, num_rows))
-            count = rows.stop - rows.start
-            _write(group, layer, tf.range(count), positions[rows, tf.newaxis], context, k[rows], v[rows])
-            kept = _kept(group, layer, context)
-            keys.append([_first(block, count) for block in kept[0]])
-            values.append([_first(block, count) for block in kept[1]])
+        keys, values = _remember(cache, layer, positions, context, k, v)
         mixed = _columns(attention.attend(q, keys, values, visible[config.window(layer)]))
         return tf.pad(mixed, [[0, 0], *padding]) if padding[0][1] else mixed
 
@@ -278,6 +269,23 @@ def _embed(config: DecoderConfig, weights: Weights, tokens: tf.Tensor, positions
     if config.positions == "learned":
         x += lookup(weights, "model.embed_positions", tf.reshape(positions, (-1,)))
     return tf.transpose(x)
+
+
+def _remember(
+    cache: Cache, layer: int, positions: tf.Tensor, context: int, k: tf.Tensor, v: tf.Tensor
+) -> tuple[list[list[tf.Tensor]], list[list[tf.Tensor]]]:
+    """Put keys and values `[B, G, 1, H]` of the first slots at their positions; gives all of theirs, in pieces."""
+    keys, values = [], []
+    for group in cache.groups:
+        rows = slice(group.slots.start, min(group.slots.stop, k.shape[0]))
+        count = rows.stop - rows.start
+        if count <= 0:
+            break
+        _write(group, layer, tf.range(count), positions[rows, tf.newaxis], context, k[rows], v[rows])
+        kept_keys, kept_values = _kept(group, layer, context)
+        keys.append([_first(block, count) for block in kept_keys])
+        values.append([_first(block, count) for block in kept_values])
+    return keys, values
 
 
 def _kept(group: Group, layer: int, context: int) -> tuple[list[tf.Tensor], list[tf.Tensor]]:

@@ -211,8 +211,7 @@ def decode(
         `[V, B]` float32.
     """
     num_rows = tokens.shape[0]
-    if num_rows == 1:
-        weights = first_only(weights)
+    weights = first_only(weights) if num_rows == 1 else weights
     padding = [[0, (num_columns or num_rows) - num_rows]]
     slots = tf.range(num_rows)
     before = tf.pad(_read(config, cache, slots, positions), [[0, 0], [0, 0], *padding])  # [L, D, N]
