@@ -1,5 +1,6 @@
 """The runner on a tiny random checkpoint: what it computes must be what the uncached model computes."""
 
+import re
 from collections.abc import Iterable
 from dataclasses import replace
 
@@ -135,6 +136,20 @@ def test_answers_are_the_same_bit_for_bit_beside_longer_ones(long: DecoderRunner
     crowd = complete(long, Request("m", (7,) * 250, 45, Sampling(1.0, seed=1)), asked)
     assert crowd[-1].output == alone.output
     assert long.compilations == 0
+
+
+def test_no_call_is_compiled_for_a_value(runner: DecoderRunner) -> None:
+    """XLA compiles anew for each value of what it takes for a constant, which is then no parameter of its program."""
+    tokens, places = np.zeros((1, runner.shapes.chunk), np.int32), np.zeros((1, 3), np.int32)
+    [prefill] = {runner._prefills[1, runner.shapes.chunk, context] for context in runner._plan.contexts}
+    rows = runner.shapes.rows[0]
+    decode = runner._decodes[rows, runner._plan.contexts[0]]
+    for call, arguments in ((prefill, (tokens, places)), (decode, runner._idle_call(rows))):
+        program = call.experimental_get_compiler_ir(*arguments)(stage="hlo")
+        [entry] = re.findall(r"entry_computation_layout=\{\((.*?)\)->", program)
+        for argument in map(tf.convert_to_tensor, arguments):
+            kind = {"int32": "s32", "float32": "f32"}[argument.dtype.name]
+            assert f"{kind}[{','.join(map(str, argument.shape))}]" in entry
 
 
 def test_an_answer_does_not_depend_on_the_steps_of_a_call(runner: DecoderRunner) -> None:
