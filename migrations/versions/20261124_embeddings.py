@@ -18,7 +18,3 @@ def upgrade() -> None:
         " CHECK (kind IN ('generation', 'classification', 'embedding')) NOT VALID"
     )
     op.execute(f"ALTER TABLE usage_events VALIDATE CONSTRAINT {NAME}")
-
-
-def downgrade() -> None:
-    raise NotImplementedError

@@ -13,7 +13,3 @@ depends_on = None
 def upgrade() -> None:
     # Nullable and without a default: no row is touched, in no partition.
     op.add_column("usage_events", sa.Column("parameters", postgresql.JSONB(), nullable=True))
-
-
-def downgrade() -> None:
-    raise NotImplementedError
