@@ -1,7 +1,9 @@
 """One request, one row."""
 
 import asyncio
+import os
 from collections.abc import AsyncIterator
+from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
 from uuid import UUID
@@ -12,8 +14,9 @@ from sqlalchemy import select
 from app.auth import Key
 from app.db import Database
 from app.journal import Journal
-from app.metering import Ledger, Meter, Price, ensure_partitions
+from app.metering import Ledger, Meter, Price, ensure_partitions, release_expired, replay, settlement_lane
 from app.tables import UsageEvent, new_id
+from tests.factories import make_org
 
 ORG, KEY = new_id(), new_id()
 
@@ -34,9 +37,10 @@ def make_meter(
     request_id: UUID | None = None,
     started_at: datetime | None = None,
     parameters: dict[str, object] | None = None,
+    org_id: UUID = ORG,
 ) -> Meter:
     now = datetime.now(UTC)
-    key = Key(KEY, ORG, frozenset(), None, None, 0, 0, now)
+    key = Key(KEY, org_id, frozenset(), None, None, 0, 0, now)
     return Meter(
         ledger,
         request_id or new_id(),
@@ -149,3 +153,151 @@ async def test_two_processes_may_make_the_same_partitions_at_once(database: Data
             await ensure_partitions(connection, date(2050, 1, 1), 3)
 
     await asyncio.gather(*(make() for _ in range(5)))
+
+
+async def test_a_lost_database_keeps_the_row_on_disk_until_it_is_back(
+    database: Database, ledger: Ledger, tmp_path: Path
+) -> None:
+    """The tables are locked away for a moment, so that a settlement breaks off."""
+    meter = make_meter(ledger)
+    meter.begin_stream()
+    meter.deliver(3)
+    async with database.begin() as connection:
+        await connection.exec_driver_sql("LOCK TABLE usage_events IN ACCESS EXCLUSIVE MODE")
+        settling = asyncio.create_task(meter.settle("stop"))
+        cut = (
+            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = 'tollgate ledger'"
+            " AND datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        while not (await connection.exec_driver_sql(cut)).all():
+            pass
+        await settling
+        assert ledger.num_late == 1
+    assert b'"output_tokens":3' in next((tmp_path / "journals").glob("*.journal")).read_bytes()
+    await ledger.caught_up()
+    assert ledger.num_late == 0
+    assert [row[5:7] for row in await rows(database)] == [(3, "stop")]
+
+
+async def test_a_process_that_was_killed_is_billed_for_what_it_had_delivered(
+    database: Database, tmp_path: Path
+) -> None:
+    org_id, holder = await budget_with_reservation(database, cost=200)
+    journal = Journal(tmp_path / "journals", holder=holder)
+    dead = Ledger(database, journal)
+    delivered, silent, whole = (make_meter(dead, org_id=org_id) for _ in range(3))
+    delivered.begin_stream()
+    delivered.report(2, 1.5)
+    delivered.deliver(3)
+    delivered.deliver(4)
+    silent.begin_stream()
+    journal.keep(whole.request_id, replace(whole._row, finish_reason="length", output_tokens=1, cost=70).record)
+    os.close(journal._lock)
+    for _ in range(2):  # what is replayed twice is billed once
+        next_one = Ledger(database, Journal(tmp_path / "journals"))
+        next_one.start()
+        await next_one.caught_up()
+        await next_one.aclose()
+    found = sorted((row[0], *row[3:]) for row in await rows(database))
+    assert found == [
+        (delivered.request_id, 5, 2, 7, "error", 1.5),
+        (whole.request_id, 5, 0, 1, "length", 0.0),
+    ]
+    async with database.begin() as connection:
+        states = (await connection.exec_driver_sql("SELECT DISTINCT state FROM usage_events")).scalars().all()
+        budget = (await connection.exec_driver_sql("SELECT cost_used, cost_held, num_running FROM org_budgets")).one()
+    assert states == ["recovered"]
+    # 3 x 10 + 2 x 5 + 7 x 20, and what was kept; what the dead one held is free.
+    assert tuple(budget) == (180 + 70, 0, 0)
+    assert list((tmp_path / "journals").iterdir()) == []
+    await dead._lane.aclose()
+
+
+async def test_a_row_that_is_there_stays_as_it_is_whatever_a_journal_says(database: Database, tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journals")
+    dead = Ledger(database, journal)
+    meter = make_meter(dead)
+    meter.begin_stream()
+    meter.deliver(1)
+    await dead.settle(replace(meter._row, finish_reason="stop", output_tokens=2))  # killed before it closed the entry
+    os.close(journal._lock)
+    lane = settlement_lane(database)
+    assert await replay(database, lane, tmp_path / "journals") == 1
+    await lane.aclose()
+    await dead._lane.aclose()
+    assert [row[5:7] for row in await rows(database)] == [(2, "stop")]
+
+
+async def test_a_journal_that_cannot_be_billed_now_is_replayed_later(database: Database, tmp_path: Path) -> None:
+    journal = Journal(tmp_path / "journals")
+    dead = Ledger(database, journal)
+    meter = make_meter(dead)
+    meter.begin_stream()
+    meter.deliver(1)
+    os.close(journal._lock)
+    turns = asyncio.Queue[float]()
+    away = Database.connect("postgresql://nobody@127.0.0.1:9/none", timeout_s=1)
+    first = Ledger(away, Journal(tmp_path / "journals"), pause=turns.put)
+    first.start()
+    await turns.get()
+    await first.aclose()
+    await away.aclose()
+    assert await rows(database) == []
+    second = Ledger(database, Journal(tmp_path / "journals"))
+    second.start()
+    await second.caught_up()
+    await second.aclose()
+    await dead._lane.aclose()
+    assert len(await rows(database)) == 1
+
+
+async def test_what_ends_while_the_database_is_away_is_left_to_the_next_process(
+    database: Database, tmp_path: Path
+) -> None:
+    away = Database.connect("postgresql://nobody@127.0.0.1:9/none", timeout_s=1)
+    first = Ledger(away, Journal(tmp_path / "journals"))
+    meter = make_meter(first)
+    meter.begin_stream()
+    meter.deliver(6)
+    await meter.settle("stop")
+    await first.aclose()
+    await away.aclose()
+    second = Ledger(database, Journal(tmp_path / "journals"))
+    second.start()
+    await second.caught_up()
+    await second.aclose()
+    assert [row[5:7] for row in await rows(database)] == [(6, "stop")]
+
+
+async def test_reservations_whose_time_is_over_are_freed(database: Database, ledger: Ledger) -> None:
+    org_id, _ = await budget_with_reservation(database, cost=200, expires="now()")
+    assert await release_expired(database) == 1
+    assert await release_expired(database) == 0
+    async with database.begin() as connection:
+        budget = (await connection.exec_driver_sql("SELECT cost_used, cost_held, num_running FROM org_budgets")).one()
+    assert tuple(budget) == (0, 0, 0)
+    # Its request lived on after all: it is billed, and nothing is freed twice.
+    meter = make_meter(ledger, org_id=org_id)
+    await meter.settle("stop")
+    async with database.begin() as connection:
+        budget = (await connection.exec_driver_sql("SELECT cost_used, cost_held, num_running FROM org_budgets")).one()
+    assert tuple(budget) == (50, 0, 0)
+
+
+async def test_reservations_of_requests_that_run_are_left_alone(database: Database) -> None:
+    await budget_with_reservation(database, cost=200)
+    assert await release_expired(database) == 0
+
+
+async def budget_with_reservation(
+    database: Database, cost: int, expires: str = "now() + interval '1 minute'"
+) -> tuple[UUID, UUID]:
+    """An organisation one of whose requests runs; its id, and that of who runs it."""
+    org_id, holder = await make_org(database), new_id()
+    async with database.begin() as connection:
+        await connection.exec_driver_sql(
+            "INSERT INTO reservations (request_id, org_id, key_id, holder, cost, tokens, expires_at)"
+            f" VALUES ('{new_id()}', '{org_id}', '{KEY}', '{holder}', {cost}, 9, {expires})"
+        )
+        await connection.exec_driver_sql(f"UPDATE org_budgets SET cost_held = {cost}, tokens_held = 9, num_running = 1")
+    return org_id, holder
