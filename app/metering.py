@@ -17,6 +17,7 @@ from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, Self
 from uuid import UUID
@@ -135,18 +136,21 @@ class Settlement:
     @property
     def arguments(self) -> tuple[Any, ...]:
         """For the statement, in the order of the fields."""
-        return tuple(getattr(self, name) for name in self.__slots__)
+        return _FIELDS(self)
 
     @property
     def record(self) -> dict[str, Any]:
         """As JSON."""
-        return asdict(self)
+        return dict(zip(self.__slots__, self.arguments, strict=True))
 
     @classmethod
     def parse(cls, record: Mapping[str, Any]) -> Self:
         """The settlement behind a ``record``."""
         ids = {name: UUID(record[name]) for name in ("request_id", "org_id", "key_id")}
         return cls(**{**record, **ids, "started_at": datetime.fromisoformat(record["started_at"])})
+
+
+_FIELDS: Callable[[Settlement], tuple[Any, ...]] = attrgetter(*Settlement.__slots__)
 
 
 class Ledger:
