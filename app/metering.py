@@ -173,7 +173,7 @@ class Ledger:
         self._database = database
         self._lane = settlement_lane(database, timeout_s)
         self._pause = pause
-        self._late: dict[UUID, tuple[Settlement, Entry | None]] = {}
+        self._late: dict[UUID, tuple[Settlement, Sequence[Entry]]] = {}
         self._has_replayed = False
         self._catching_up: asyncio.Task[None] | None = None
 
@@ -186,11 +186,12 @@ class Ledger:
         """Settlements that wait for PostgreSQL."""
         return len(self._late)
 
-    async def settle(self, settlement: Settlement) -> bool:
+    async def settle(self, settlement: Settlement, stream: Entry | None = None) -> None:
         """Writes it, committed when this returns, or keeps it for later on the disk.
 
-        Returns:
-            Whether it is in the database.
+        Args:
+            settlement: Of a request that has ended.
+            stream: Its entry in the journal, if it has one; closed when the row is written.
 
         Raises:
             OSError: It is neither written nor kept.
@@ -200,18 +201,19 @@ class Ledger:
         except (AppError, asyncpg.PostgresError) as error:
             log.warning("settlement.late", error=type(error).__name__)
             # What frees a reservation only is worth no journal: the worker frees it as well.
-            entry = self.journal.keep(settlement.request_id, settlement.record) if settlement.bills else None
-            self._late[settlement.request_id] = (settlement, entry)
+            kept = self.journal.keep(settlement.request_id, settlement.record) if settlement.bills else None
+            self._late[settlement.request_id] = (settlement, [entry for entry in (stream, kept) if entry])
             LATE_SETTLEMENTS.set(len(self._late))
             self._catch_up()
-            return False
-        return True
+        else:
+            if stream is not None:
+                stream.close()
 
     def release_later(self, request_id: UUID, key: Key) -> None:
         """Frees a reservation that may or may not be there, without waiting for it."""
         self._late[request_id] = (
             Settlement(request_id, key.org_id, key.id, datetime.now(UTC), bills=False),
-            None,
+            (),
         )
         self._catch_up()
 
@@ -248,11 +250,11 @@ class Ledger:
         await asyncio.gather(*(self._write_one(*late) for late in self._late.values()))
         LATE_SETTLEMENTS.set(len(self._late))
 
-    async def _write_one(self, settlement: Settlement, entry: Entry | None) -> None:
+    async def _write_one(self, settlement: Settlement, entries: Sequence[Entry]) -> None:
         with suppress(AppError, asyncpg.PostgresError):
             await _write(self._lane, settlement)
             del self._late[settlement.request_id]
-            if entry is not None:
+            for entry in entries:
                 entry.close()
 
     async def _replay(self) -> None:
@@ -360,10 +362,8 @@ class Meter:
         if self._is_settled:
             return
         row = _filled(self._row, self._price, self.output_tokens, self.cached_tokens, self.engine_ms)
-        is_written = await self._ledger.settle(replace(row, finish_reason=finish_reason))
+        await self._ledger.settle(replace(row, finish_reason=finish_reason), self._entry)
         self._is_settled = True
-        if self._entry is not None and is_written:
-            self._entry.close()
         USAGE_ROWS.labels(row.kind, row.state).inc()
         TOKENS.labels(self.model, "input").inc(self.input_tokens)
         TOKENS.labels(self.model, "output").inc(self.output_tokens)

@@ -28,7 +28,7 @@ from app.journal import Journal
 from app.metering import Ledger, Meter, Price
 from app.tables import new_id
 from tests.conftest import PEPPER
-from tests.factories import make_key
+from tests.factories import cut_waiting, make_key
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 LIMITS = Limits(requests_per_minute=60, tokens_per_minute=600)
@@ -395,18 +395,6 @@ async def test_an_admission_whose_connection_breaks_is_503_and_holds_nothing(
     await door.ledger.caught_up()
     assert await budget(database) == (0, 0, 0, 0)
     await door.reserve()
-
-
-async def cut_waiting(database: Database, name: str) -> None:
-    """Ends the one connection of this name as soon as it waits for a lock."""
-    statement = text(
-        "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = :name"
-        " AND datname = current_database() AND wait_event_type = 'Lock'"
-    )
-    rows: list[Any] = []
-    while not rows:
-        async with database.begin() as connection:
-            rows = list(await connection.execute(statement, {"name": name}))
 
 
 @pytest.mark.parametrize(

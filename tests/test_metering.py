@@ -16,7 +16,7 @@ from app.db import Database
 from app.journal import Journal
 from app.metering import Ledger, Meter, Price, ensure_partitions, release_expired, replay, settlement_lane
 from app.tables import UsageEvent, new_id
-from tests.factories import make_org
+from tests.factories import cut_waiting, make_org
 
 ORG, KEY = new_id(), new_id()
 
@@ -165,17 +165,14 @@ async def test_a_lost_database_keeps_the_row_on_disk_until_it_is_back(
     async with database.begin() as connection:
         await connection.exec_driver_sql("LOCK TABLE usage_events IN ACCESS EXCLUSIVE MODE")
         settling = asyncio.create_task(meter.settle("stop"))
-        cut = (
-            "SELECT pg_terminate_backend(pid, 5000) FROM pg_stat_activity WHERE application_name = 'tollgate ledger'"
-            " AND datname = current_database() AND wait_event_type = 'Lock'"
-        )
-        while not (await connection.exec_driver_sql(cut)).all():
-            pass
+        await cut_waiting(database, "tollgate ledger")
         await settling
         assert ledger.num_late == 1
     assert b'"output_tokens":3' in next((tmp_path / "journals").glob("*.journal")).read_bytes()
     await ledger.caught_up()
     assert ledger.num_late == 0
+    assert ledger.journal._file is not None
+    assert ledger.journal._file.num_open == 0
     assert [row[5:7] for row in await rows(database)] == [(3, "stop")]
 
 

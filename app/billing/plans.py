@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal
 from types import MappingProxyType
 
+from app.errors import BadRequest
 from app.metering import Price
 
 CURRENCY = "usd"
@@ -47,6 +48,18 @@ PRICES: Mapping[tuple[int, str], Price] = MappingProxyType(
 """By version and kind of usage event."""
 
 DEFAULT_PLAN = Plan(name="standard", requests_per_minute=12_000, tokens_per_minute=6_000_000, max_concurrent=1_000)
+
+
+def pico_usd(usd: Decimal) -> int:
+    """An amount of USD in 10^-12 USD.
+
+    Raises:
+        BadRequest: It has more than 12 decimals, or is beyond nine million.
+    """
+    amount = usd * _PICO_USD_PER_USD if usd.is_finite() else Decimal("NaN")
+    if not amount.is_finite() or amount != amount.to_integral_value() or abs(amount) >= 2**63:
+        raise BadRequest(f"{usd} is not an amount of USD that can be held.")
+    return int(amount)
 
 
 def money(pico_usd: int | Decimal) -> dict[str, str]:

@@ -129,9 +129,10 @@ async def test_the_official_client_does_not_ask_again(world: World) -> None:
 
 @pytest.mark.parametrize("stream", [False, True])
 async def test_a_failure_before_the_first_token_holds_nothing(world: World, stream: bool) -> None:
-    async def refuse(_: pb.GenerateRequest) -> AsyncIterator[pb.GenerateChunk]:
-        raise Refusal(grpc.StatusCode.UNAVAILABLE)
-        yield
+    async def refuse(request: pb.GenerateRequest) -> AsyncIterator[pb.GenerateChunk]:
+        if request.max_tokens:
+            raise Refusal(grpc.StatusCode.UNAVAILABLE)
+        yield pb.GenerateChunk()
 
     world.engine.answer = refuse
     assert (await world.post("/v1/completions", completion(9, stream=stream))).status_code == 503
