@@ -30,7 +30,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.config import Settings
 from app.db import Database
 from app.errors import AuthenticationFailed, BadRequest, Conflict, NotFound, PermissionDenied
-from app.tables import ROLES, ApiKey, Membership, Org, PortalSession, RateBucket, User, new_id
+from app.tables import ROLES, ApiKey, Membership, Org, OrgBudget, PortalSession, RateBucket, User, new_id
 
 KEY_PREFIX = "tg_live_"
 SCOPES = ("generation", "classification", "embedding", "usage")
@@ -182,13 +182,14 @@ async def find_key(connection: AsyncConnection, key: str, pepper: str, now: date
 
 
 async def create_org(connection: AsyncConnection, name: str) -> UUID:
-    """A new, active organisation.
+    """A new, active organisation with a budget that nothing limits but its plan.
 
     Raises:
         BadRequest: The name is empty or longer than 100 characters.
     """
     org_id = new_id()
     await connection.execute(insert(Org).values(id=org_id, name=_checked_name(name)))
+    await connection.execute(insert(OrgBudget).values(org_id=org_id))
     return org_id
 
 

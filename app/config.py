@@ -102,6 +102,11 @@ class Settings(BaseSettings):
         return short_socket_dir(self.data_dir)
 
     @property
+    def journal_dir(self) -> Path:
+        """Where API processes note what they deliver; on a disk that outlives them."""
+        return self.data_dir / "journal"
+
+    @property
     def mail_dir(self) -> Path:
         """Where mails are written while no mail server is set."""
         return self.data_dir / "mail"

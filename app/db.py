@@ -11,7 +11,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import asyncpg
-from sqlalchemy import MetaData, event, make_url
+from sqlalchemy import URL, MetaData, event, make_url
 from sqlalchemy.exc import DBAPIError, DisconnectionError, SQLAlchemyError
 from sqlalchemy.ext.asyncio import AsyncConnection, AsyncEngine, AsyncSession, create_async_engine
 
@@ -48,6 +48,11 @@ class Database:
         """A database at ``url``; connections open at first use, not here."""
         return cls(create_engine(url, pool_size=pool_size, timeout_s=timeout_s))
 
+    @property
+    def url(self) -> str:
+        """The address, with its password."""
+        return self.engine.url.render_as_string(hide_password=False)
+
     @asynccontextmanager
     async def begin(self) -> AsyncIterator[AsyncConnection]:
         """One transaction for statements; commits at the end of the block.
@@ -65,7 +70,7 @@ class Database:
                 raise DatabaseUnavailable(NOT_MIGRATED) from error
             if not error.connection_invalidated:
                 raise
-            raise _unavailable(error) from error
+            raise unavailable(error) from error
         finally:
             # A cancelled request still gives its connection back to the pool.
             await asyncio.shield(connection.close())
@@ -98,7 +103,7 @@ async def open_connection(engine: AsyncEngine) -> AsyncConnection:
     try:
         return await engine.connect().start()
     except (OSError, SQLAlchemyError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
-        raise _unavailable(error) from error
+        raise unavailable(error) from error
 
 
 def create_engine(url: str, *, pool_size: int = 10, timeout_s: float = 5.0) -> AsyncEngine:
@@ -125,14 +130,33 @@ def create_engine(url: str, *, pool_size: int = 10, timeout_s: float = 5.0) -> A
     return engine
 
 
+def unavailable(error: BaseException) -> DatabaseUnavailable:
+    """What callers hear of a database that does not answer; logs why."""
+    log.warning("database.unavailable", error=type(error).__name__)
+    return DatabaseUnavailable("The database does not answer right now; please retry.")
+
+
+def driver_url(url: str) -> str:
+    """The address as asyncpg itself takes it.
+
+    Raises:
+        ConfigError: The address is not one of PostgreSQL.
+    """
+    return _parsed(url).set(drivername="postgresql").render_as_string(hide_password=False)
+
+
 def _with_driver(url: str) -> str:
+    return _parsed(url).set(drivername="postgresql+asyncpg").render_as_string(hide_password=False)
+
+
+def _parsed(url: str) -> URL:
     try:
         parsed = make_url(url)
     except SQLAlchemyError:
         raise ConfigError("TOLLGATE_DATABASE_URL is not an address (postgresql://user:password@host/name)") from None
     if parsed.get_backend_name() not in {"postgresql", "postgres"}:
         raise ConfigError("TOLLGATE_DATABASE_URL must name a PostgreSQL database")
-    return parsed.set(drivername="postgresql+asyncpg").render_as_string(hide_password=False)
+    return parsed
 
 
 def _refuse_closed(connection: object, _record: object, _proxy: object) -> None:
@@ -141,8 +165,3 @@ def _refuse_closed(connection: object, _record: object, _proxy: object) -> None:
     # opens a fresh one.
     if connection._connection.is_closed():  # type: ignore[attr-defined]
         raise DisconnectionError("closed by the server")
-
-
-def _unavailable(error: Exception) -> DatabaseUnavailable:
-    log.warning("database.unavailable", error=type(error).__name__)
-    return DatabaseUnavailable("The database does not answer right now; please retry.")

@@ -20,6 +20,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from uvicorn.supervisors import Multiprocess
 
+from app.admission import Admission
 from app.api import catalog, chat, classifications, completions, docs, embeddings, health, openapi, usage
 from app.api.failures import answer_app_error, answer_http_exception, answer_query_error
 from app.api.middleware import RequestMiddleware
@@ -28,6 +29,8 @@ from app.api.served import ServedModels
 from app.config import Settings
 from app.db import Database
 from app.errors import AppError, ConfigError
+from app.journal import Journal
+from app.metering import Ledger
 from app.portal import pages
 from app.portal.forms import Throttle
 from app.rpc.client import EngineClient
@@ -137,11 +140,16 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         settings.engine_target, stall_s=settings.engine_stall_s, keepalive_s=settings.engine_keepalive_s
     )
     app.state.models = ServedModels(settings.models_dir)
+    app.state.ledger = Ledger(app.state.database, Journal(settings.journal_dir), timeout_s=settings.database_timeout_s)
+    app.state.ledger.start()
+    app.state.admission = Admission(app.state.database, app.state.ledger, timeout_s=settings.database_timeout_s)
     app.state.throttle = Throttle()
     yield
     # Those that were cut off after the time to drain still write their usage rows.
     await app.state.requests.finish()
     await app.state.engine.aclose()
+    await app.state.admission.aclose()
+    await app.state.ledger.aclose()
     await app.state.database.aclose()
 
 

@@ -2,19 +2,21 @@
 
 Ids are time-ordered UUIDs made by the application (``new_id``), so that a row's id
 is known before it is written. Times are aware UTC, tokens are bigint, money is
-micro-USD in bigint. The migrations are the authority for what a database holds;
+an exact bigint of 10^-12 USD, the unit in which tokens x price is whole: up to nine
+million USD. The migrations are the authority for what a database holds;
 a test compares them with this file.
 """
 
 import os
 import time
-from datetime import datetime
+from datetime import date, datetime
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
     BigInteger,
     CheckConstraint,
+    Date,
     DateTime,
     Float,
     ForeignKey,
@@ -24,6 +26,7 @@ from sqlalchemy import (
     SmallInteger,
     Text,
     func,
+    text,
 )
 from sqlalchemy.dialects.postgresql import ARRAY, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
@@ -31,9 +34,13 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 from app.db import metadata
 
 ORG_STATUSES = ("active", "suspended")
+BUDGET_STATUSES = ("active", "restricted")
 ROLES = ("owner", "admin", "billing", "developer", "viewer")
 USAGE_KINDS = ("generation", "classification", "embedding")
 USAGE_STATES = ("final", "recovered")
+
+
+_THIS_MONTH = text("(date_trunc('month', (now() AT TIME ZONE 'UTC')))::date")
 
 
 def new_id() -> UUID:
@@ -56,6 +63,7 @@ class Base(DeclarativeBase):
     type_annotation_map = {  # noqa: RUF012 - SQLAlchemy reads this class attribute
         datetime: DateTime(timezone=True),
         int: BigInteger(),
+        date: Date(),
         float: Float(53),
         str: Text(),
         bytes: LargeBinary(),
@@ -72,6 +80,47 @@ class Org(Base):
     name: Mapped[str]
     status: Mapped[str] = mapped_column(server_default="active")
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+
+
+class OrgBudget(Base):
+    """What an organisation may spend, has spent this month and holds for requests that run.
+
+    Amounts are 10^-12 USD. ``tokens_used`` and ``cost_used`` are those of usage rows
+    billed in ``month`` (UTC, its first day); whoever writes first in a new month starts
+    them anew. What is held belongs to the rows of ``reservations``. Without a row
+    nothing is admitted.
+
+    Attributes:
+        status: ``restricted``: no entitlement at present, nothing is admitted.
+        max_concurrent: Requests that run at once; None: the plan's.
+        monthly_token_limit: Input and output of a month; None: no limit.
+        spend_cap: Of a month; None: no limit.
+        credit: Prepaid balance, reduced by each usage row; None: not prepaid.
+    """
+
+    __tablename__ = "org_budgets"
+    __table_args__ = (
+        _one_of("status", BUDGET_STATUSES),
+        CheckConstraint("max_concurrent > 0 AND monthly_token_limit >= 0 AND spend_cap >= 0", name="limits_in_range"),
+        CheckConstraint(
+            "tokens_used >= 0 AND tokens_held >= 0 AND cost_used >= 0 AND cost_held >= 0 AND num_running >= 0",
+            name="counts_not_negative",
+        ),
+    )
+
+    org_id: Mapped[UUID] = mapped_column(ForeignKey("orgs.id", ondelete="CASCADE"), primary_key=True)
+    plan: Mapped[str] = mapped_column(server_default="standard")
+    status: Mapped[str] = mapped_column(server_default="active")
+    max_concurrent: Mapped[int | None] = mapped_column(Integer())
+    monthly_token_limit: Mapped[int | None]
+    spend_cap: Mapped[int | None]
+    credit: Mapped[int | None]
+    month: Mapped[date] = mapped_column(server_default=_THIS_MONTH)
+    tokens_used: Mapped[int] = mapped_column(server_default="0")
+    tokens_held: Mapped[int] = mapped_column(server_default="0")
+    cost_used: Mapped[int] = mapped_column(server_default="0")
+    cost_held: Mapped[int] = mapped_column(server_default="0")
+    num_running: Mapped[int] = mapped_column(Integer(), server_default="0")
 
 
 class User(Base):
@@ -127,6 +176,7 @@ class ApiKey(Base):
         CheckConstraint("requests_per_minute > 0", name="requests_per_minute_positive"),
         CheckConstraint("tokens_per_minute > 0", name="tokens_per_minute_positive"),
         CheckConstraint("octet_length(key_hash) = 32", name="key_hash_length"),
+        CheckConstraint("monthly_cap >= 0", name="monthly_cap_not_negative"),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
@@ -142,17 +192,53 @@ class ApiKey(Base):
     revoked_at: Mapped[datetime | None]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     last_used_at: Mapped[datetime | None]
+    monthly_cap: Mapped[int | None]
+    """10^-12 USD; None: no limit but the organisation's."""
 
 
 class RateBucket(Base):
-    """Token buckets of a key, refilled by the statement that draws from them."""
+    """Token buckets of a key, refilled by the statement that draws from them, and its month's spending.
+
+    Costs are 10^-12 USD, with the meaning that they have in ``OrgBudget``.
+    """
 
     __tablename__ = "rate_buckets"
+    __table_args__ = (CheckConstraint("cost_used >= 0 AND cost_held >= 0", name="costs_not_negative"),)
 
     key_id: Mapped[UUID] = mapped_column(ForeignKey("api_keys.id", ondelete="CASCADE"), primary_key=True)
     requests_level: Mapped[float]
     tokens_level: Mapped[float]
     updated_at: Mapped[datetime]
+    month: Mapped[date] = mapped_column(server_default=_THIS_MONTH)
+    cost_used: Mapped[int] = mapped_column(server_default="0")
+    cost_held: Mapped[int] = mapped_column(server_default="0")
+
+
+class Reservation(Base):
+    """What a running request may cost at most; deleted by whoever settles or releases it.
+
+    No foreign keys: an organisation may go while its requests run.
+
+    Attributes:
+        holder: The API process that runs it, by the id of its journal.
+        cost: 10^-12 USD.
+        expires_at: From then on the worker releases it, whatever became of the request.
+    """
+
+    __tablename__ = "reservations"
+    __table_args__ = (
+        CheckConstraint("cost >= 0 AND tokens >= 0", name="amounts_not_negative"),
+        # The sweeper: those that have expired.
+        Index(None, "expires_at"),
+    )
+
+    request_id: Mapped[UUID] = mapped_column(primary_key=True)
+    org_id: Mapped[UUID]
+    key_id: Mapped[UUID]
+    holder: Mapped[UUID]
+    cost: Mapped[int]
+    tokens: Mapped[int]
+    expires_at: Mapped[datetime]
 
 
 class UsageEvent(Base):

@@ -47,6 +47,9 @@ FIRST_TOKEN_SECONDS = Histogram(
 )
 TOKENS = Counter("tollgate_tokens", "Tokens billed.", ("model", "direction"))
 USAGE_ROWS = Counter("tollgate_usage_rows", "Usage rows committed.", ("kind", "state"))
+LATE_SETTLEMENTS = Gauge(
+    "tollgate_late_settlements", "Usage rows on disk that PostgreSQL has not taken yet.", multiprocess_mode="livesum"
+)
 REFUSALS = Counter("tollgate_refusals", "Requests refused before any work.", ("code",))
 CLIENTS_GONE = Counter("tollgate_clients_gone", "Streams whose client left before the end.", ("model",))
 ENGINE_ERRORS = Counter("tollgate_engine_errors", "Engine calls that failed.", ("code",))

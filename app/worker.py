@@ -55,9 +55,15 @@ async def touch_used_keys(database: Database, _: datetime) -> None:
         await auth.touch_used_keys(connection)
 
 
+async def release_expired_reservations(database: Database, _: datetime) -> None:
+    """Frees what is held for requests that ended without a word."""
+    await metering.release_expired(database)
+
+
 JOBS = (
     Job("make_partitions", 3600.0, make_partitions),
     Job("delete_expired_sessions", 600.0, delete_expired_sessions),
+    Job("release_expired_reservations", 30.0, release_expired_reservations),
     Job("touch_used_keys", 30.0, touch_used_keys),
 )
 

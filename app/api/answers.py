@@ -22,16 +22,16 @@ from app.api.generation import ClientGone, Delta, FinishReason, Generation
 from app.api.middleware import record_of
 from app.api.schemas import PromptTokensDetails, Usage
 from app.api.stops import Token
-from app.db import Database
 from app.errors import AppError
-from app.metering import Meter
+from app.metering import BROKEN_OFF, Meter
 from app.rpc import engine_pb2 as pb
 from app.telemetry import CLIENTS_GONE, FIRST_TOKEN_SECONDS, get_logger
 
 log = get_logger(__name__)
 
 ABORTED = "aborted"
-BROKEN_OFF = "error"
+BUDGET_HEADER = "x-budget-stopped"
+"""The answer ends (of a stream: will have ended) after so many output tokens, for which the budget pays."""
 
 
 @dataclass(slots=True)
@@ -91,29 +91,34 @@ class Work:
         num_prompts: Of the request.
         num_choices: Returned per prompt.
         num_candidates: Run per prompt; the best become the choices.
+        budget: Output tokens that are paid for, where they are fewer than were asked for.
         has_grammar: A candidate that is cut short is worse than any that is whole.
     """
 
     generation: Generation
     renderer: Renderer
     meter: Meter
-    database: Database
     num_prompts: int
     num_choices: int
     num_candidates: int
+    budget: int | None = None
     has_grammar: bool = False
 
     def rank(self, candidate: Choice) -> tuple[bool, float]:
         """The higher the better, among the candidates of a prompt."""
         return self.has_grammar and candidate.is_whole, candidate.mean_logprob
 
-    async def settle(self, finish_reason: str) -> None:
-        """Writes the usage row, once, with all that the engine has said until now."""
+    def report(self) -> None:
+        """Tells the meter all that the engine has said until now."""
         efforts = self.generation.efforts
         # The candidates of a prompt share it, and it is billed once: as the first found it.
         cached_tokens = sum(effort.cached_tokens for effort in efforts[:: self.num_candidates])
         self.meter.report(cached_tokens, sum(effort.engine_ms for effort in efforts))
-        await self.meter.settle(self.database, finish_reason)
+
+    async def settle(self, finish_reason: str) -> None:
+        """Writes the usage row, once."""
+        self.report()
+        await self.meter.settle(finish_reason)
 
 
 def usage_of(meter: Meter) -> Usage:
@@ -143,13 +148,17 @@ class WholeAnswer(Response):
         work = self._work
         try:
             candidates = await self._gather(scope, receive)
+            choices = _best(candidates, work)
+            work.meter.deliver(sum(len(choice.tokens) for choice in choices))
+            await work.settle(choices[0].finish_reason)
         except ClientGone:
             CLIENTS_GONE.labels(work.meter.model).inc()
             await work.settle(ABORTED)
             return
-        choices = _best(candidates, work)
-        work.meter.deliver(sum(len(choice.tokens) for choice in choices))
-        await work.settle(choices[0].finish_reason)
+        finally:
+            await work.meter.release()
+        if work.budget is not None and any(choice.finish_reason == "length" for choice in choices):
+            record_of(scope).headers[BUDGET_HEADER] = str(work.budget)
         await json_response(work.renderer.whole(choices, usage_of(work.meter)))(scope, receive, send)
 
     async def _gather(self, scope: Scope, receive: Receive) -> list[Choice]:
@@ -201,6 +210,8 @@ class StreamedAnswer(Response):
         finally:
             if self._is_open:
                 await work.settle(outcome)  # nothing more to do after a whole answer
+            else:
+                await work.meter.release()
         await _send(send, b"", more=False)
 
     async def _relay(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -214,11 +225,14 @@ class StreamedAnswer(Response):
                     continue
                 if not self._is_open:
                     _observe_first_token(scope, work.meter)
+                    if work.budget is not None:
+                        record_of(scope).headers[BUDGET_HEADER] = str(work.budget)
                     await self._open(send)
                 await self._show(delta, send)
 
     async def _open(self, send: Send) -> None:
         self._is_open = True
+        self._work.meter.begin_stream()
         headers = [(name.encode(), value.encode()) for name, value in sse.HEADERS.items()]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         opening = b"".join(sse.event(body) for body in self._work.renderer.opening())
@@ -229,6 +243,7 @@ class StreamedAnswer(Response):
         work = self._work
         if delta.piece.text or delta.piece.tokens or delta.prompt_scores or delta.finish_reason:
             await _send(send, sse.event(work.renderer.chunk(delta)))
+        work.report()
         work.meter.deliver(len(delta.piece.tokens))
         # A usage row has one finish reason; several choices share that of the first.
         if delta.finish_reason and (delta.choice == 0 or self._finish_reason is None):

@@ -16,17 +16,17 @@ from fastapi import Depends, Request
 from pydantic import ValidationError
 from starlette.datastructures import State
 
-from app.admission import Limits, admit, peek
+from app.admission import Admission, Limits, Permit, Work, peek
 from app.api.failures import body_error
 from app.api.middleware import record_of
 from app.api.schemas import Body
 from app.api.served import ServedModel, ServedModels
 from app.auth import Key, RequiredKey
-from app.billing.plans import DEFAULT_PLAN, PRICE_VERSION
+from app.billing.plans import DEFAULT_PLAN, PRICE_VERSION, PRICES
 from app.config import Settings
 from app.db import Database
 from app.errors import BadRequest
-from app.metering import Kind, Meter
+from app.metering import Kind, Ledger, Meter
 from app.rpc.client import EngineClient
 
 BodyT = TypeVar("BodyT", bound=Body)
@@ -41,11 +41,13 @@ class Services:
     database: Database
     engine: EngineClient
     models: ServedModels
+    admission: Admission
+    ledger: Ledger
 
     @classmethod
     def of(cls, state: State) -> "Services":
         """The services of an application."""
-        return cls(state.settings, state.database, state.engine, state.models)
+        return cls(state.settings, state.database, state.engine, state.models, state.admission, state.ledger)
 
 
 @dataclass(frozen=True, slots=True)
@@ -80,6 +82,7 @@ class Call:
         return Limits(
             self.key.requests_per_minute or DEFAULT_PLAN.requests_per_minute,
             self.key.tokens_per_minute or DEFAULT_PLAN.tokens_per_minute,
+            DEFAULT_PLAN.max_concurrent,
         )
 
     @property
@@ -101,26 +104,50 @@ class Call:
         except ValidationError as error:
             raise body_error(error, raw) from None
 
-    async def admit(self, tokens: int, model: str = "") -> None:
-        """Draws one request and ``tokens`` from the key's rates.
+    async def admit(self) -> None:
+        """Draws one request from the key's rate, for an answer that costs nothing.
 
         Raises:
-            RateLimited: They do not allow it now.
+            RateLimited: It does not allow it now.
         """
-        permit = await admit(self.services.database, self.key, self.limits, tokens, requested=model)
+        permit = await self.services.admission.draw(self.id, self.key, self.limits)
         record_of(self.request.scope).headers.update(permit.headers)
+
+    async def reserve(
+        self, served: ServedModel, kind: Kind, input_tokens: int, output_tokens: int = 0, least_output: int = 0
+    ) -> Permit:
+        """Draws one request and its tokens from the key's rates, and holds what it may cost until it is settled.
+
+        Args:
+            served: What runs.
+            kind: Of work.
+            input_tokens: That are billed.
+            output_tokens: At most.
+            least_output: Less is worth nothing.
+
+        Raises:
+            AppError: As ``Admission.reserve``.
+        """
+        work = Work(input_tokens, output_tokens, least_output, PRICES[PRICE_VERSION, kind], self.timeout_s)
+        permit = await self.services.admission.reserve(
+            self.id, self.key, self.limits, input_tokens + output_tokens, work, requested=served.card.name
+        )
+        record_of(self.request.scope).headers.update(permit.headers)
+        return permit
 
     def meter(
         self, served: ServedModel, kind: Kind, input_tokens: int, parameters: Mapping[str, object] | None = None
     ) -> Meter:
         """Counts what this request will be billed for; ``parameters`` as ``app.api.parameters`` makes them."""
         return Meter(
+            self.services.ledger,
             self.id,
             self.key,
             kind=kind,
             model=served.card.name,
             model_digest=served.card.digest,
             input_tokens=input_tokens,
+            price=PRICES[PRICE_VERSION, kind],
             price_version=PRICE_VERSION,
             started_at=self.started_at,
             parameters=parameters,

@@ -31,7 +31,7 @@ router = APIRouter(tags=["models"])
 @router.get("/v1/models", **read_responses(ModelList, {"object": "list", "data": [_EXAMPLE]}))
 async def list_models(call: RequiredCall) -> Response:
     """Every model that requests may name."""
-    await call.admit(0)
+    await call.admit()
     cards = await call.services.models.list()
     return json_response(ModelList(object="list", data=[_model(card) for card in cards]))
 
@@ -41,7 +41,7 @@ async def get_model(
     call: RequiredCall, model_id: Annotated[str, Path(max_length=128, description="As in the list.")]
 ) -> Response:
     """One model."""
-    await call.admit(0)
+    await call.admit()
     return json_response(_model(await call.services.models.card(model_id)))
 
 

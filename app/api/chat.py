@@ -12,7 +12,16 @@ from fastapi import APIRouter, Response
 from app.api.answers import Choice, StreamedAnswer, WholeAnswer, Work
 from app.api.call import Call, RequiredCall
 from app.api.completions import finite
-from app.api.generation import Delta, Generation, SequenceSpec, draw_seed, engine_request, fit_output, seeds
+from app.api.generation import (
+    Delta,
+    Generation,
+    SequenceSpec,
+    draw_seed,
+    engine_request,
+    fit_output,
+    seeds,
+    within_budget,
+)
 from app.api.openapi import body_of, responses
 from app.api.parameters import replayable
 from app.api.schemas import (
@@ -43,12 +52,12 @@ async def create_chat_completion(call: RequiredCall) -> Response:
     prompt = await served.encode_chat(_messages(body))
     seed = draw_seed() if body.seed is None else body.seed
     specs = _specs(call, body, served, prompt, seed)
-    await call.admit(len(prompt) + sum(spec.max_tokens for spec in specs), body.model)
+    specs, budget = await within_budget(call, served, len(prompt), specs)
     work = Work(
         generation=Generation(call.services.engine, specs, call.timeout_s),
         renderer=ChatRenderer(call, body, served),
         meter=call.meter(served, "generation", len(prompt), replayable(body, seed)),
-        database=call.services.database,
+        budget=budget,
         num_prompts=1,
         num_choices=body.num_choices,
         num_candidates=body.num_choices,

@@ -32,7 +32,7 @@ async def create_classification(call: RequiredCall) -> Response:
     texts = [body.input] if isinstance(body.input, str) else body.input
     inputs = await token_ids(served, texts, is_list=not isinstance(body.input, str))
     num_tokens = sum(map(len, inputs))
-    await call.admit(num_tokens, body.model)
+    await call.reserve(served, "classification", num_tokens)
     meter = call.meter(served, "classification", num_tokens, kept(body))
     request = pb.ClassifyRequest(
         request_id=call.id.hex,
@@ -40,13 +40,16 @@ async def create_classification(call: RequiredCall) -> Response:
         inputs=[pb.TokenIds(ids=ids) for ids in inputs],
         deadline_ms=int(call.timeout_s * 1000),
     )
-    answer = await unless_gone(call, call.services.engine.classify(request))
-    if answer is None:
-        CLIENTS_GONE.labels(body.model).inc()
-        await meter.settle(call.services.database, ABORTED)
-        return Response(status_code=499)
-    meter.report(0, answer.accelerator_ms)
-    await meter.settle(call.services.database, FINISHED)
+    try:
+        answer = await unless_gone(call, call.services.engine.classify(request))
+        if answer is None:
+            CLIENTS_GONE.labels(body.model).inc()
+            await meter.settle(ABORTED)
+            return Response(status_code=499)
+        meter.report(0, answer.accelerator_ms)
+        await meter.settle(FINISHED)
+    finally:
+        await meter.release()
     return json_response(_rendered(call, body, served, answer, num_tokens))
 
 

@@ -17,6 +17,7 @@ from app.api.generation import (
     engine_request,
     fit_output,
     seeds,
+    within_budget,
 )
 from app.api.openapi import body_of, responses
 from app.api.parameters import replayable
@@ -49,12 +50,13 @@ async def create_completion(call: RequiredCall) -> Response:
     prompts = await _prompts(body, served)
     seed = draw_seed() if body.seed is None else body.seed
     specs = _specs(call, body, served, prompts, seed)
-    await call.admit(sum(len(prompt.ids) for prompt in prompts) + sum(spec.max_tokens for spec in specs), body.model)
+    num_input = sum(len(prompt.ids) for prompt in prompts)
+    specs, budget = await within_budget(call, served, num_input, specs)
     work = Work(
         generation=Generation(call.services.engine, specs, call.timeout_s),
         renderer=CompletionRenderer(call, body, served, prompts),
-        meter=call.meter(served, "generation", sum(len(prompt.ids) for prompt in prompts), replayable(body, seed)),
-        database=call.services.database,
+        meter=call.meter(served, "generation", num_input, replayable(body, seed)),
+        budget=budget,
         num_prompts=len(prompts),
         num_choices=body.num_choices,
         num_candidates=body.num_candidates,

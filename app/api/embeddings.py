@@ -31,7 +31,7 @@ async def create_embedding(call: RequiredCall) -> Response:
     _check_dimensions(body, served)
     inputs = await token_ids(served, body.inputs, is_list=body.is_list)
     num_tokens = sum(map(len, inputs))
-    await call.admit(num_tokens, body.model)
+    await call.reserve(served, "embedding", num_tokens)
     meter = call.meter(served, "embedding", num_tokens, kept(body))
     request = pb.EmbedRequest(
         request_id=call.id.hex,
@@ -39,13 +39,16 @@ async def create_embedding(call: RequiredCall) -> Response:
         inputs=[pb.TokenIds(ids=ids) for ids in inputs],
         deadline_ms=int(call.timeout_s * 1000),
     )
-    answer = await unless_gone(call, call.services.engine.embed(request))
-    if answer is None:
-        CLIENTS_GONE.labels(body.model).inc()
-        await meter.settle(call.services.database, ABORTED)
-        return Response(status_code=499)
-    meter.report(0, answer.accelerator_ms)
-    await meter.settle(call.services.database, FINISHED)
+    try:
+        answer = await unless_gone(call, call.services.engine.embed(request))
+        if answer is None:
+            CLIENTS_GONE.labels(body.model).inc()
+            await meter.settle(ABORTED)
+            return Response(status_code=499)
+        meter.report(0, answer.accelerator_ms)
+        await meter.settle(FINISHED)
+    finally:
+        await meter.release()
     return json_response(_rendered(body, answer, num_tokens))
 
 

@@ -12,7 +12,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import TracebackType
 from typing import Literal, Self
 
@@ -302,6 +302,36 @@ def engine_request(
     )
 
 
+async def within_budget(
+    call: Call, served: ServedModel, num_input: int, specs: list[SequenceSpec]
+) -> tuple[list[SequenceSpec], int | None]:
+    """Reserves what a request may cost; the sequences as long as what is left pays for.
+
+    Args:
+        call: The request.
+        served: The model.
+        num_input: Tokens of all prompts, each once.
+        specs: As they were asked for.
+
+    Returns:
+        The sequences to run, and their output tokens all in all where that is less than was asked for.
+
+    Raises:
+        AppError: As ``Call.reserve``.
+    """
+    asked = sum(spec.max_tokens for spec in specs)
+    permit = await call.reserve(served, "generation", num_input, asked, min(asked, len(specs)))
+    if permit.output_tokens >= asked:
+        return specs, None
+    shortened, left = dict[int, SequenceSpec](), permit.output_tokens
+    # The shortest first: what they do not need is the others'.
+    for place, spec in enumerate(sorted(specs, key=lambda spec: spec.max_tokens)):
+        length = min(spec.max_tokens, left // (len(specs) - place))
+        left -= length
+        shortened[spec.choice] = _shortened(spec, length)
+    return [shortened[spec.choice] for spec in specs], permit.output_tokens
+
+
 def draw_seed() -> int:
     """A seed for a caller who sent none; recorded, so that they can send it."""
     return secrets.randbits(_SEED_BITS)
@@ -312,6 +342,12 @@ def seeds(seed: int, count: int) -> list[int]:
     first = seed & _SEED_MASK
     derived = (hashlib.sha256(b"%d/%d" % (first, choice)).digest() for choice in range(1, count))
     return [first, *(int.from_bytes(digest[:8], "big") for digest in derived)]
+
+
+def _shortened(spec: SequenceSpec, max_tokens: int) -> SequenceSpec:
+    spec.request.max_tokens = max(1, max_tokens)
+    spec.request.min_tokens = min(spec.request.min_tokens, max_tokens)
+    return replace(spec, max_tokens=max_tokens)
 
 
 def _sampling(body: GenerationBody, bias: dict[int, float], seed: int) -> pb.Sampling:

@@ -52,6 +52,7 @@ class StopMatcher:
 
     def __init__(self, stops: Sequence[str]) -> None:
         self._stops = tuple(stops)
+        self._beginnings = frozenset(stop[:1] for stop in stops)
         self._held = ""
         self.is_stopped = False
 
@@ -61,6 +62,8 @@ class StopMatcher:
         Sets ``is_stopped`` when a stop string is complete; the text before it is
         returned, it and what follows is dropped.
         """
+        if not self._held and self._beginnings.isdisjoint(text):
+            return text  # by far the most: nothing here can begin a stop string
         self._held += text
         ends = [(at + len(stop), at) for stop in self._stops if (at := self._held.find(stop)) >= 0]
         if ends:

@@ -91,7 +91,7 @@ async def get_usage(call: RequiredCall, parameters: Annotated[UsageParameters, Q
     """Requests, tokens and cost by hour, day or month: exactly the rows that are billed."""
     call.key.require("usage")
     query = _query(call, parameters, datetime.now(UTC))
-    await call.admit(0)
+    await call.admit()
     async with call.services.database.begin() as connection:
         lines, has_more = await read_lines(connection, query)
     next_page = lines[-1].cursor.token if has_more else None
@@ -115,7 +115,7 @@ async def get_request(
     that failed and cost nothing has no row.
     """
     call.key.require("usage")
-    await call.admit(0)
+    await call.admit()
     async with call.services.database.begin() as connection:
         receipt = await read_receipt(connection, call.key.org_id, _request_id(request_id))
     if receipt is None:

@@ -11,6 +11,9 @@ from dataclasses import dataclass
 from decimal import ROUND_HALF_EVEN, Decimal
 from types import MappingProxyType
 
+from app.errors import BadRequest
+from app.metering import Price
+
 CURRENCY = "usd"
 PRICE_VERSION = 1
 """The version that new usage rows are written under."""
@@ -20,26 +23,19 @@ _MICRO_USD = Decimal("0.000001")
 
 
 @dataclass(frozen=True, slots=True)
-class Price:
-    """Micro-USD per million tokens of one kind of work.
-
-    ``cached`` applies to the part of the input that was served from a cache, instead
-    of ``input``. What rows cost is summed in one place, the database: see
-    ``app.billing.statement``.
-    """
-
-    input: int
-    cached: int
-    output: int
-
-
-@dataclass(frozen=True, slots=True)
 class Plan:
-    """What a customer may do in a minute with one key, unless the key says otherwise."""
+    """What a customer may do, unless the key or the organisation's budget says otherwise.
+
+    Attributes:
+        requests_per_minute: With one key.
+        tokens_per_minute: Likewise.
+        max_concurrent: Requests of the organisation that run at once.
+    """
 
     name: str
     requests_per_minute: int
     tokens_per_minute: int
+    max_concurrent: int
 
 
 PRICES: Mapping[tuple[int, str], Price] = MappingProxyType(
@@ -51,7 +47,19 @@ PRICES: Mapping[tuple[int, str], Price] = MappingProxyType(
 )
 """By version and kind of usage event."""
 
-DEFAULT_PLAN = Plan(name="standard", requests_per_minute=12_000, tokens_per_minute=6_000_000)
+DEFAULT_PLAN = Plan(name="standard", requests_per_minute=12_000, tokens_per_minute=6_000_000, max_concurrent=1_000)
+
+
+def pico_usd(usd: Decimal) -> int:
+    """An amount of USD in 10^-12 USD.
+
+    Raises:
+        BadRequest: It has more than 12 decimals, or is beyond nine million.
+    """
+    amount = usd * _PICO_USD_PER_USD if usd.is_finite() else Decimal("NaN")
+    if not amount.is_finite() or amount != amount.to_integral_value() or abs(amount) >= 2**63:
+        raise BadRequest(f"{usd} is not an amount of USD that can be held.")
+    return int(amount)
 
 
 def money(pico_usd: int | Decimal) -> dict[str, str]:

@@ -4,6 +4,7 @@ from uuid import UUID
 
 import pytest
 
+from app.admission import Admission
 from app.db import Database
 from tests.api.world import World, error_of
 from tests.factories import make_key
@@ -107,5 +108,8 @@ async def test_a_mistyped_key_is_refused_without_asking_the_database(world: Worl
 @pytest.fixture
 async def unreachable(world: World) -> None:
     """The API's database is at an address where nobody listens."""
-    await world.app.state.database.aclose()
-    world.app.state.database = Database.connect("postgresql://nobody@127.0.0.1:9/none", timeout_s=1)
+    state = world.app.state
+    await state.database.aclose()
+    await state.admission.aclose()
+    state.database = Database.connect("postgresql://nobody@127.0.0.1:9/none", timeout_s=1)
+    state.admission = Admission(state.database, state.ledger)

@@ -1,0 +1,121 @@
+"""Many callers, one connection, one statement."""
+
+import asyncio
+from collections.abc import AsyncIterator
+
+import asyncpg
+import pytest
+from sqlalchemy import text
+
+from app import lane
+from app.db import Database
+from app.errors import DatabaseUnavailable, Overloaded
+from app.lane import BrokenOff, Lane
+
+ORDER = (b"", b"")
+# One row each: the argument's inverse, in which transaction, and by which backend.
+STATEMENT = "SELECT 12 / $1::int AS quotient, pg_current_xact_id()::text AS xact, pg_backend_pid() AS backend"
+
+
+@pytest.fixture
+async def divide(database: Database) -> AsyncIterator[Lane]:
+    """A lane that fails where it is asked to divide by zero."""
+    divide = Lane(database.url, STATEMENT)
+    yield divide
+    await divide.aclose()
+
+
+async def test_each_caller_gets_its_own_row(divide: Lane) -> None:
+    rows = await asyncio.gather(*(divide.ask(ORDER, (number,)) for number in (1, 2, 3, 4)))
+    assert [row["quotient"] for row in rows] == [12, 6, 4, 3]
+
+
+async def test_callers_that_come_together_share_a_transaction(divide: Lane) -> None:
+    first = await divide.ask(ORDER, (1,))
+    rows = await asyncio.gather(*(divide.ask(ORDER, (1,)) for _ in range(5)))
+    assert len({row["xact"] for row in rows}) == 1
+    assert first["xact"] != rows[0]["xact"]
+
+
+async def test_more_than_a_batch_takes_several(divide: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lane, "_MAX_BATCH", 2)
+    rows = await asyncio.gather(*(divide.ask(ORDER, (1,)) for _ in range(5)))
+    assert len({row["xact"] for row in rows}) == 3
+
+
+async def test_a_failure_is_its_callers_alone(divide: Lane) -> None:
+    outcomes = await asyncio.gather(*(divide.ask(ORDER, (number,)) for number in (1, 0, 2)), return_exceptions=True)
+    assert isinstance(outcomes[1], asyncpg.DivisionByZeroError)
+    assert [outcomes[0]["quotient"], outcomes[2]["quotient"]] == [12, 6]  # type: ignore[index]
+
+
+async def test_what_cannot_be_bound_fails_and_the_lane_goes_on(divide: Lane) -> None:
+    with pytest.raises(asyncpg.DataError):
+        await divide.ask(ORDER, ("one",))
+    assert (await divide.ask(ORDER, (1,)))["quotient"] == 12
+
+
+async def test_a_batch_runs_in_the_order_of_its_callers(database: Database) -> None:
+    async with database.begin() as connection:
+        await connection.execute(text("CREATE SEQUENCE IF NOT EXISTS turns"))
+    turns = Lane(database.url, "SELECT nextval('turns') AS turn, $1::int AS number")
+    rows = await asyncio.gather(*(turns.ask((bytes([order]), b""), (order,)) for order in (3, 1, 2)))
+    assert [row["number"] for row in sorted(rows, key=lambda row: int(row["turn"]))] == [1, 2, 3]
+    await turns.aclose()
+
+
+async def test_a_caller_that_gives_up_holds_up_nobody(divide: Lane) -> None:
+    given_up = asyncio.create_task(divide.ask(ORDER, (1,)))
+    other = asyncio.create_task(divide.ask(ORDER, (2,)))
+    await asyncio.sleep(0)
+    given_up.cancel()
+    assert (await other)["quotient"] == 6
+    assert given_up.cancelled()
+
+
+async def test_a_full_lane_says_so_at_once(divide: Lane, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lane, "_MAX_WAITING", 2)
+    outcomes = await asyncio.gather(*(divide.ask(ORDER, (1,)) for _ in range(3)), return_exceptions=True)
+    assert [type(outcome) for outcome in outcomes] == [asyncpg.Record, asyncpg.Record, Overloaded]
+
+
+async def test_a_server_that_is_away_is_unavailable_and_nothing_has_run() -> None:
+    away = Lane("postgresql://nobody@127.0.0.1:9/none", STATEMENT, timeout_s=1)
+    with pytest.raises(DatabaseUnavailable) as refusal:
+        await away.ask(ORDER, (1,))
+    assert not isinstance(refusal.value, BrokenOff)
+    await away.aclose()
+
+
+async def test_tables_that_are_not_there_are_said_by_their_remedy(database: Database) -> None:
+    missing = Lane(database.url, "SELECT 1 FROM no_such_table")
+    with pytest.raises(DatabaseUnavailable, match="tollgate db migrate"):
+        await missing.ask(ORDER, ())
+    await missing.aclose()
+
+
+async def test_after_a_cut_the_next_caller_gets_a_fresh_connection(database: Database, divide: Lane) -> None:
+    first = await divide.ask(ORDER, (1,))
+    async with database.begin() as connection:
+        await connection.execute(text("SELECT pg_terminate_backend(:pid, 5000)"), {"pid": first["backend"]})
+    # The lane may hear of the cut only when it writes.
+    try:
+        second = await divide.ask(ORDER, (1,))
+    except BrokenOff:
+        second = await divide.ask(ORDER, (1,))
+    assert second["backend"] != first["backend"]
+
+
+async def test_a_statement_that_takes_too_long_is_broken_off(database: Database) -> None:
+    slow = Lane(database.url, "SELECT pg_sleep(60), $1::int", timeout_s=0.2)
+    with pytest.raises(BrokenOff):
+        await slow.ask(ORDER, (1,))
+    await slow.aclose()
+
+
+async def test_closing_waits_for_those_who_wait(divide: Lane) -> None:
+    asked = asyncio.create_task(divide.ask(ORDER, (1,)))
+    await asyncio.sleep(0)
+    await divide.aclose()
+    assert asked.done()
+    assert (await asked)["quotient"] == 12
