@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from app import auth, metering
+from app import auth, keys, metering
 from app.config import Settings
 from app.db import Database
 from app.errors import ConfigError
@@ -52,7 +52,7 @@ async def delete_expired_sessions(database: Database, now: datetime) -> None:
 async def touch_used_keys(database: Database, _: datetime) -> None:
     """Dates the last use of keys."""
     async with database.begin() as connection:
-        await auth.touch_used_keys(connection)
+        await keys.touch_used_keys(connection)
 
 
 JOBS = (
