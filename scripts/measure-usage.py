@@ -34,6 +34,7 @@ from app.config import Settings
 from app.db import Database
 from app.main import create_app
 from app.tables import new_id
+from app.telemetry import configure_logging
 
 DAYS = 30
 NUM_MODELS, NUM_KEYS = 5, 20
@@ -139,6 +140,7 @@ async def measure(url: str, folder: Path, num_rows: int, num_requests: int) -> d
     settings = Settings(
         database_url=url, models_dir=folder, data_dir=folder, key_pepper=SecretStr("measuring"), log_level="error"
     )
+    configure_logging(settings)
     database = Database.connect(url, pool_size=1)
     try:
         async with database.begin() as connection:
