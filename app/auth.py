@@ -4,8 +4,9 @@ A key is ``tg_live_`` + 30 random base-62 characters + 6 that hold their CRC-32,
 that a mistyped key is refused without asking the database and a leaked one can be
 recognised anywhere. The database holds an HMAC-SHA256 under the pepper, never a key.
 
-Every request looks its key up: one indexed row, and a revocation is seen by the next
-request of every process. What a key may spend is decided in ``app.admission``.
+A key that was looked up is remembered for a moment (``app.key_cache``) and forgotten
+within a second of its revocation, in every process. What a key may spend is decided in
+``app.admission``, keys are made and ended in ``app.keys``.
 """
 
 import hashlib
@@ -17,29 +18,33 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import lru_cache
+from ipaddress import IPv4Network, IPv6Address, IPv6Network, ip_address
 from typing import Annotated
 from uuid import UUID
 
 from argon2 import PasswordHasher
 from argon2.exceptions import InvalidHashError, VerificationError
 from fastapi import Depends, Request
-from sqlalchemy import delete, insert, select, text, update
+from sqlalchemy import delete, insert, select, text
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.config import Settings
 from app.db import Database
-from app.errors import AuthenticationFailed, BadRequest, Conflict, NotFound, PermissionDenied
-from app.tables import ROLES, ApiKey, Membership, Org, OrgBudget, PortalSession, RateBucket, User, new_id
+from app.errors import AuthenticationFailed, BadRequest, Conflict, PermissionDenied
+from app.key_cache import KeyCache
+from app.tables import ROLES, Membership, Org, OrgBudget, PortalSession, User, new_id
+
+Network = IPv4Network | IPv6Network
 
 KEY_PREFIX = "tg_live_"
-SCOPES = ("generation", "classification", "embedding", "usage")
-"""What a key may be limited to; a key without a choice has all of them."""
+DEFAULT_SCOPES = ("generation", "classification", "embedding", "usage")
+"""Those of a key without a choice."""
+SCOPES = (*DEFAULT_SCOPES, "keys")
+"""What a key may be limited to. ``keys`` manages every key of the organisation: only by choice."""
 SESSION_LIFETIME = timedelta(days=7)
 MAX_NAME_LENGTH = 100
 MIN_PASSWORD_LENGTH = 10
-LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
-"""A rate bucket dated so is full at its first use, whatever the limits are then."""
 
 _ALPHABET = string.digits + string.ascii_uppercase + string.ascii_lowercase
 _SECRET_LENGTH = 30
@@ -50,6 +55,7 @@ _PASSWORDS = PasswordHasher()
 
 _FIND_KEY = text(
     "SELECT k.id, k.org_id, k.scopes, k.requests_per_minute, k.tokens_per_minute, k.expires_at, k.revoked_at,"
+    " k.allowed_models, k.ip_allow,"
     " o.status AS org_status, b.requests_level, b.tokens_level, b.updated_at AS bucket_updated_at"
     " FROM api_keys k JOIN orgs o ON o.id = k.org_id JOIN rate_buckets b ON b.key_id = k.id"
     " WHERE k.key_hash = :key_hash"
@@ -65,6 +71,9 @@ class Key:
         tokens_per_minute: Likewise.
         requests_level: What its bucket of requests held at ``bucket_updated_at``.
         tokens_level: Likewise for tokens.
+        expires_at: From then on it is refused; None: never.
+        allowed_models: Names; None: every model.
+        ip_allow: Where it may be used from; empty: from anywhere.
     """
 
     id: UUID
@@ -75,6 +84,9 @@ class Key:
     requests_level: float
     tokens_level: float
     bucket_updated_at: datetime
+    expires_at: datetime | None = None
+    allowed_models: frozenset[str] | None = None
+    ip_allow: tuple[Network, ...] = ()
 
     def require(self, scope: str) -> None:
         """Passes if the key has ``scope``.
@@ -85,24 +97,38 @@ class Key:
         if scope not in self.scopes:
             raise PermissionDenied(f"This API key does not have the scope '{scope}'.")
 
+    def may_use(self, model: str) -> bool:
+        """Whether its list of models, if it has one, names ``model``."""
+        return self.allowed_models is None or model in self.allowed_models
 
-@dataclass(frozen=True, slots=True)
-class KeyListing:
-    """A key as it may be shown: never the key itself."""
+    def require_model(self, model: str) -> None:
+        """Passes if the key may use ``model``, which need not exist.
 
-    id: UUID
-    name: str
-    prefix: str
-    last4: str
-    scopes: tuple[str, ...]
-    created_at: datetime
-    expires_at: datetime | None
-    revoked_at: datetime | None
-    last_used_at: datetime | None
+        Raises:
+            PermissionDenied: It may not.
+        """
+        if not self.may_use(model):
+            raise PermissionDenied(
+                f"This API key may not use the model '{model}'.", param="model", code="model_not_allowed"
+            )
 
-    def is_active(self, now: datetime) -> bool:
-        """Whether it would be accepted at ``now``."""
-        return self.revoked_at is None and (self.expires_at is None or self.expires_at > now)
+    def require_present(self, now: datetime) -> None:
+        """Passes before the key's end.
+
+        Raises:
+            AuthenticationFailed: It has expired.
+        """
+        if self.expires_at is not None and self.expires_at <= now:
+            raise _invalid_key()
+
+    def require_host(self, host: str | None) -> None:
+        """Passes if the key may be used from ``host``, an IP address; None where there is none.
+
+        Raises:
+            PermissionDenied: It may not.
+        """
+        if self.ip_allow and not _is_in(host, self.ip_allow):
+            raise PermissionDenied("This API key may not be used from this address.", code="ip_not_allowed")
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,16 +166,16 @@ async def require_key(request: Request) -> Key:
 
     Raises:
         AuthenticationFailed: Missing, malformed, unknown, expired or revoked.
-        PermissionDenied: Its organisation is suspended.
+        PermissionDenied: Its organisation is suspended, or it is used from elsewhere than it may.
         DatabaseUnavailable: It cannot be looked up; never a 401.
     """
-    settings: Settings = request.app.state.settings
-    database: Database = request.app.state.database
-    key = _bearer_token(request.headers.get("authorization"))
-    if not is_well_formed(key):
+    token = _bearer_token(request.headers.get("authorization"))
+    if not is_well_formed(token):
         raise _invalid_key()
-    async with database.begin() as connection:
-        return await find_key(connection, key, settings.key_pepper.get_secret_value())
+    key = await _known_key(request, token)
+    key.require_present(datetime.now(UTC))
+    key.require_host(request.client.host if request.client else None)
+    return key
 
 
 RequiredKey = Annotated[Key, Depends(require_key)]
@@ -165,11 +191,7 @@ async def find_key(connection: AsyncConnection, key: str, pepper: str, now: date
     row = (await connection.execute(_FIND_KEY, {"key_hash": hash_key(key, pepper)})).one_or_none()
     if row is None or row.revoked_at is not None:
         raise _invalid_key()
-    if row.expires_at is not None and row.expires_at <= (now or datetime.now(UTC)):
-        raise _invalid_key()
-    if row.org_status != "active":
-        raise PermissionDenied("The organisation of this API key is suspended.", code="organization_suspended")
-    return Key(
+    found = Key(
         id=row.id,
         org_id=row.org_id,
         scopes=frozenset(row.scopes),
@@ -178,7 +200,14 @@ async def find_key(connection: AsyncConnection, key: str, pepper: str, now: date
         requests_level=row.requests_level,
         tokens_level=row.tokens_level,
         bucket_updated_at=row.bucket_updated_at,
+        expires_at=row.expires_at,
+        allowed_models=None if row.allowed_models is None else frozenset(row.allowed_models),
+        ip_allow=tuple(row.ip_allow or ()),
     )
+    found.require_present(now or datetime.now(UTC))
+    if row.org_status != "active":
+        raise PermissionDenied("The organisation of this API key is suspended.", code="organization_suspended")
+    return found
 
 
 async def create_org(connection: AsyncConnection, name: str) -> UUID:
@@ -188,9 +217,21 @@ async def create_org(connection: AsyncConnection, name: str) -> UUID:
         BadRequest: The name is empty or longer than 100 characters.
     """
     org_id = new_id()
-    await connection.execute(insert(Org).values(id=org_id, name=_checked_name(name)))
+    await connection.execute(insert(Org).values(id=org_id, name=checked_name(name)))
     await connection.execute(insert(OrgBudget).values(org_id=org_id))
     return org_id
+
+
+def checked_name(name: str) -> str:
+    """The name without blanks around it.
+
+    Raises:
+        BadRequest: It is empty, longer than 100 characters, or not printable.
+    """
+    stripped = name.strip()
+    if not stripped or len(stripped) > MAX_NAME_LENGTH or not stripped.isprintable():
+        raise BadRequest(f"A name has 1 to {MAX_NAME_LENGTH} printable characters.", param="name")
+    return stripped
 
 
 async def list_orgs(connection: AsyncConnection) -> list[tuple[UUID, str, str]]:
@@ -224,83 +265,6 @@ async def create_user(
         raise Conflict("There is a login with this e-mail address already.", param="email") from None
     await connection.execute(insert(Membership).values(org_id=org_id, user_id=user_id, role=role))
     return user_id
-
-
-async def mint_key(
-    connection: AsyncConnection,
-    settings: Settings,
-    org_id: UUID,
-    name: str,
-    *,
-    scopes: Sequence[str] = SCOPES,
-    expires_at: datetime | None = None,
-    requests_per_minute: int | None = None,
-    tokens_per_minute: int | None = None,
-) -> str:
-    """A new key of ``org_id`` with full rate buckets; it exists in full only in this answer.
-
-    Raises:
-        BadRequest: A name, scope, limit or expiry that cannot be.
-        NotFound: No such organisation.
-    """
-    _check_terms(scopes, expires_at, requests_per_minute, tokens_per_minute)
-    key, key_id = generate_key(), new_id()
-    values = {
-        "id": key_id,
-        "org_id": org_id,
-        "name": _checked_name(name),
-        "key_hash": hash_key(key, settings.key_pepper.get_secret_value()),
-        "prefix": KEY_PREFIX,
-        "last4": key[-4:],
-        "scopes": list(dict.fromkeys(scopes)),
-        "requests_per_minute": requests_per_minute,
-        "tokens_per_minute": tokens_per_minute,
-        "expires_at": expires_at,
-    }
-    try:
-        await connection.execute(insert(ApiKey).values(values))
-    except IntegrityError:
-        raise NotFound(f"There is no organisation {org_id}.", code="org_not_found", param="org") from None
-    bucket = {"key_id": key_id, "requests_level": 0.0, "tokens_level": 0.0, "updated_at": LONG_AGO}
-    await connection.execute(insert(RateBucket).values(bucket))
-    return key
-
-
-async def revoke_key(connection: AsyncConnection, key_id: UUID, org_id: UUID | None = None) -> None:
-    """Ends a key at once; revoking it again changes nothing.
-
-    Args:
-        connection: An open transaction.
-        key_id: The key.
-        org_id: Where given, only a key of this organisation.
-
-    Raises:
-        NotFound: No such key, or it belongs to another organisation.
-    """
-    statement = update(ApiKey).where(ApiKey.id == key_id)
-    if org_id is not None:
-        statement = statement.where(ApiKey.org_id == org_id)
-    revoked_at = text("COALESCE(revoked_at, now())")
-    result = await connection.execute(statement.values(revoked_at=revoked_at).returning(ApiKey.id))
-    if result.one_or_none() is None:
-        raise NotFound(f"There is no key {key_id}.", code="key_not_found")
-
-
-async def list_keys(connection: AsyncConnection, org_id: UUID) -> list[KeyListing]:
-    """The organisation's keys, newest first, revoked ones included."""
-    statement = select(
-        ApiKey.id,
-        ApiKey.name,
-        ApiKey.prefix,
-        ApiKey.last4,
-        ApiKey.scopes,
-        ApiKey.created_at,
-        ApiKey.expires_at,
-        ApiKey.revoked_at,
-        ApiKey.last_used_at,
-    ).where(ApiKey.org_id == org_id)
-    rows = await connection.execute(statement.order_by(ApiKey.created_at.desc(), ApiKey.id.desc()))
-    return [KeyListing(**{**row._mapping, "scopes": tuple(row.scopes)}) for row in rows]
 
 
 async def find_login(connection: AsyncConnection, email: str) -> tuple[UUID, str] | None:
@@ -364,16 +328,30 @@ async def delete_expired_sessions(connection: AsyncConnection, now: datetime) ->
     return result.rowcount
 
 
-async def touch_used_keys(connection: AsyncConnection) -> int:
-    """Copies the time of each key's last admission to ``last_used_at``; returns how many changed.
+async def _known_key(request: Request, token: str) -> Key:
+    settings: Settings = request.app.state.settings
+    cache: KeyCache[Key] = request.app.state.key_cache
+    database: Database = request.app.state.database
+    pepper = settings.key_pepper.get_secret_value()
+    key_hash = hash_key(token, pepper)
+    known = cache.get(key_hash)
+    if known is not None:
+        return known
+    ticket = cache.ticket()
+    async with database.begin() as connection:
+        found = await find_key(connection, token, pepper)
+    cache.put(key_hash, found, ticket)
+    return found
 
-    Admission already dates the key's rate bucket, so a request pays nothing for this.
-    """
-    statement = text(
-        "UPDATE api_keys k SET last_used_at = b.updated_at FROM rate_buckets b WHERE b.key_id = k.id"
-        " AND b.updated_at > COALESCE(k.last_used_at, k.created_at)"
-    )
-    return (await connection.execute(statement)).rowcount
+
+def _is_in(host: str | None, networks: Sequence[Network]) -> bool:
+    try:
+        address = ip_address(host or "")
+    except ValueError:
+        return False
+    # A socket for both families shows IPv4 as ::ffff:192.0.2.1.
+    mapped = address.ipv4_mapped if isinstance(address, IPv6Address) else None
+    return any((mapped or address) in network for network in networks)
 
 
 def _bearer_token(header: str | None) -> str:
@@ -398,30 +376,6 @@ def _checksum(secret: str) -> str:
         value, digit = divmod(value, len(_ALPHABET))
         digits = _ALPHABET[digit] + digits
     return digits
-
-
-def _check_terms(scopes: Sequence[str], expires_at: datetime | None, *per_minute: int | None) -> None:
-    """Refuse what no key can have: no scope, an end in the past, a limit below 1 a minute."""
-    _check_scopes(scopes)
-    if expires_at is not None and expires_at <= datetime.now(UTC):
-        raise BadRequest("A key must expire in the future.", param="expires")
-    if any(limit is not None and limit < 1 for limit in per_minute):
-        raise BadRequest("A limit must be at least 1 a minute.")
-
-
-def _check_scopes(scopes: Sequence[str]) -> None:
-    if not scopes:
-        raise BadRequest("A key needs at least one scope.", param="scope")
-    for scope in scopes:
-        if scope not in SCOPES:
-            raise BadRequest(f"The scope '{scope}' is not one of {', '.join(SCOPES)}.", param="scope")
-
-
-def _checked_name(name: str) -> str:
-    stripped = name.strip()
-    if not stripped or len(stripped) > MAX_NAME_LENGTH or not stripped.isprintable():
-        raise BadRequest(f"A name has 1 to {MAX_NAME_LENGTH} printable characters.", param="name")
-    return stripped
 
 
 def _hash_token(token: str) -> bytes:

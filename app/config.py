@@ -14,7 +14,7 @@ import tempfile
 from pathlib import Path
 from typing import Literal, Self
 
-from pydantic import Field, SecretStr, ValidationError, model_validator
+from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
 
 from app.errors import ConfigError
@@ -22,6 +22,7 @@ from app.errors import ConfigError
 INSECURE_SECRET = "insecure-development-only"  # noqa: S105 - the value production refuses
 # sockaddr_un.sun_path holds 108 bytes on Linux and 104 on macOS, with the closing NUL.
 MAX_SOCKET_PATH_BYTES = 100
+MIN_RETENTION_MONTHS = 3
 
 
 class Settings(BaseSettings):
@@ -59,6 +60,8 @@ class Settings(BaseSettings):
     """A silent stream sends a comment line this often."""
     drain_timeout_s: float = Field(20.0, gt=0)
     """How long a stopping process lets requests in flight finish."""
+    usage_retention_months: int = Field(0, ge=0, le=1200)
+    """Whole months of usage rows that are kept beside the running one, 3 or more; 0: all."""
     engine_slots: int = Field(16, ge=1, le=256)
     """Sequences decoded together, per generation model."""
     engine_precision: Literal["float32", "int8"] = "float32"
@@ -73,6 +76,14 @@ class Settings(BaseSettings):
     """A stream without a chunk for this long counts as a dead engine."""
     engine_threads: int = Field(0, ge=0)
     """Threads of the numeric kernels; 0: as many as there are cores."""
+
+    @field_validator("usage_retention_months")
+    @classmethod
+    def _refuse_short_retention(cls, months: int) -> int:
+        # What was used has to be there until it is invoiced and any dispute is over.
+        if 0 < months < MIN_RETENTION_MONTHS:
+            raise ValueError(f"must be 0 (keep everything) or at least {MIN_RETENTION_MONTHS}")
+        return months
 
     @model_validator(mode="after")
     def _refuse_unsafe_production(self) -> Self:

@@ -3,6 +3,7 @@
 Nothing happens here: routes, errors and pages live in ``app.api`` and ``app.portal``.
 """
 
+import asyncio
 import ctypes
 import multiprocessing
 import os
@@ -21,7 +22,7 @@ from starlette.exceptions import HTTPException
 from uvicorn.supervisors import Multiprocess
 
 from app.admission import Admission
-from app.api import catalog, chat, classifications, completions, docs, embeddings, health, openapi, usage
+from app.api import catalog, chat, classifications, completions, docs, embeddings, health, keys, openapi, usage
 from app.api.failures import answer_app_error, answer_http_exception, answer_query_error
 from app.api.middleware import RequestMiddleware
 from app.api.running import RunningRequests
@@ -30,11 +31,12 @@ from app.config import Settings
 from app.db import Database
 from app.errors import AppError, ConfigError
 from app.journal import Journal
+from app.key_cache import KeyCache
 from app.metering import Ledger
 from app.portal import pages
-from app.portal.forms import Throttle
 from app.rpc.client import EngineClient
 from app.telemetry import configure_logging
+from app.throttle import Throttle
 
 # Longer than the idle timeout of common load balancers, so that they close first.
 _KEEP_ALIVE_S = 75
@@ -42,6 +44,8 @@ _KEEP_ALIVE_S = 75
 # its imports, which on a busy machine take longer than uvicorn's 5 s.
 _WORKER_SILENCE_S = 60
 _BACKLOG = 2048
+# From one address, in each process; scanners report what they find in one go.
+LEAK_REPORTS_PER_MINUTE = 60
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -76,7 +80,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.state.requests = RunningRequests()
     app.add_middleware(RequestMiddleware, requests=app.state.requests)
     posts = (completions.router, chat.router, classifications.router, embeddings.router)
-    for router in (*posts, catalog.router, usage.router):
+    for router in (*posts, catalog.router, usage.router, keys.router, keys.public_router):
         app.include_router(router)
     for router in (health.router, docs.router, pages.router):
         app.include_router(router)
@@ -144,13 +148,29 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.ledger.start()
     app.state.admission = Admission(app.state.database, app.state.ledger, timeout_s=settings.database_timeout_s)
     app.state.throttle = Throttle()
-    yield
+    app.state.leak_reports = Throttle(limit=LEAK_REPORTS_PER_MINUTE, window_s=60.0)
+    async with _key_news(app, settings.database_url, settings.database_timeout_s):
+        yield
     # Those that were cut off after the time to drain still write their usage rows.
     await app.state.requests.finish()
     await app.state.engine.aclose()
     await app.state.admission.aclose()
     await app.state.ledger.aclose()
     await app.state.database.aclose()
+
+
+@asynccontextmanager
+async def _key_news(app: FastAPI, database_url: str, timeout_s: float) -> AsyncIterator[None]:
+    """Keys are cached, and forgotten when they change; takes one connection beside the pool."""
+    app.state.key_cache = KeyCache()
+    channel = Database.connect(database_url, pool_size=1, timeout_s=timeout_s)
+    following = asyncio.create_task(app.state.key_cache.follow(channel), name="key_cache")
+    try:
+        yield
+    finally:
+        following.cancel()
+        await asyncio.gather(following, return_exceptions=True)
+        await channel.aclose()
 
 
 def _worker_app(settings: Settings) -> FastAPI:

@@ -10,11 +10,13 @@ a test compares them with this file.
 import os
 import time
 from datetime import date, datetime
+from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import (
     BigInteger,
+    Boolean,
     CheckConstraint,
     Date,
     DateTime,
@@ -28,7 +30,7 @@ from sqlalchemy import (
     func,
     text,
 )
-from sqlalchemy.dialects.postgresql import ARRAY, JSONB
+from sqlalchemy.dialects.postgresql import ARRAY, CIDR, JSONB
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 from app.db import metadata
@@ -38,6 +40,7 @@ BUDGET_STATUSES = ("active", "restricted")
 ROLES = ("owner", "admin", "billing", "developer", "viewer")
 USAGE_KINDS = ("generation", "classification", "embedding")
 USAGE_STATES = ("final", "recovered")
+REVOKE_REASONS = ("revoked", "leaked", "rotated")
 
 
 _THIS_MONTH = text("(date_trunc('month', (now() AT TIME ZONE 'UTC')))::date")
@@ -167,7 +170,21 @@ class PortalSession(Base):
 
 
 class ApiKey(Base):
-    """A key as it is remembered: an HMAC of it, and enough to recognise it."""
+    """A key as it is remembered: an HMAC of it, and enough to recognise it.
+
+    A trigger (``tell_key_changed``) tells every process on the channel of
+    ``app.key_cache`` when a row changes in what a request depends on.
+
+    Attributes:
+        requests_per_minute: Its own limit; None: the plan's. Likewise tokens.
+        monthly_cap: What it may cost in a calendar month (UTC), in 10^-12 USD; None: no
+            limit but the organisation's.
+        allowed_models: Names; None: every model.
+        ip_allow: Networks it may be used from; None: from anywhere.
+        revoke_reason: None while it is not revoked, and of rows from before it was kept.
+        replaced_by: The key that took its place in a rotation.
+        created_by: The person, where it was made in the portal.
+    """
 
     __tablename__ = "api_keys"
     __table_args__ = (
@@ -177,6 +194,10 @@ class ApiKey(Base):
         CheckConstraint("tokens_per_minute > 0", name="tokens_per_minute_positive"),
         CheckConstraint("octet_length(key_hash) = 32", name="key_hash_length"),
         CheckConstraint("monthly_cap >= 0", name="monthly_cap_not_negative"),
+        CheckConstraint("cardinality(allowed_models) > 0", name="allowed_models_present"),
+        CheckConstraint("cardinality(ip_allow) > 0", name="ip_allow_present"),
+        CheckConstraint("replaced_by <> id", name="replaced_by_another"),
+        _one_of("revoke_reason", REVOKE_REASONS),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
@@ -193,7 +214,11 @@ class ApiKey(Base):
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     last_used_at: Mapped[datetime | None]
     monthly_cap: Mapped[int | None]
-    """10^-12 USD; None: no limit but the organisation's."""
+    allowed_models: Mapped[list[str] | None] = mapped_column(ARRAY(Text()))
+    ip_allow: Mapped[list[IPv4Network | IPv6Network] | None] = mapped_column(ARRAY(CIDR()))
+    revoke_reason: Mapped[str | None]
+    replaced_by: Mapped[UUID | None] = mapped_column(ForeignKey("api_keys.id", ondelete="SET NULL"))
+    created_by: Mapped[UUID | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
 
 
 class RateBucket(Base):
@@ -260,6 +285,8 @@ class UsageEvent(Base):
         ),
         # GET /v1/usage and, later, the outbox: an organisation's rows by time of billing.
         Index(None, "org_id", "billed_at"),
+        # Rollups: everybody's rows of an hour. Rows lie nearly in this order, so a page range says enough.
+        Index(None, "billed_at", postgresql_using="brin", postgresql_with={"autosummarize": "on"}),
         {"postgresql_partition_by": "RANGE (started_at)"},
     )
 
@@ -279,3 +306,40 @@ class UsageEvent(Base):
     price_version: Mapped[int] = mapped_column(SmallInteger(), server_default="1")
     state: Mapped[str] = mapped_column(server_default="final")
     parameters: Mapped[dict[str, Any] | None] = mapped_column(JSONB(none_as_null=True))
+
+
+class UsageRollupHour(Base):
+    """Sums of one hour's usage events. Rebuildable, never the truth; see ``app.billing.rollups``."""
+
+    __tablename__ = "usage_rollup_hour"
+    __table_args__ = (
+        CheckConstraint("extract(epoch FROM hour)::bigint % 3600 = 0", name="hour_is_whole"),
+        # All rows of an hour, to replace them.
+        Index(None, "hour"),
+    )
+
+    org_id: Mapped[UUID] = mapped_column(primary_key=True)
+    hour: Mapped[datetime] = mapped_column(primary_key=True)
+    model: Mapped[str] = mapped_column(primary_key=True)
+    key_id: Mapped[UUID] = mapped_column(primary_key=True)
+    kind: Mapped[str] = mapped_column(primary_key=True)
+    price_version: Mapped[int] = mapped_column(SmallInteger(), primary_key=True)
+    requests: Mapped[int]
+    input_tokens: Mapped[int]
+    cached_tokens: Mapped[int]
+    output_tokens: Mapped[int]
+
+
+class RolledHour(Base):
+    """An hour (UTC) whose sums were made; ``is_current``: nothing has changed below them since.
+
+    The trigger ``mark_hour_changed`` on ``usage_events`` unsets it for rows that are
+    written into the past, changed or deleted.
+    """
+
+    __tablename__ = "rolled_hours"
+    # What is to be made anew: few.
+    __table_args__ = (Index("ix_rolled_hours_stale", "hour", postgresql_where=text("NOT is_current")),)
+
+    hour: Mapped[datetime] = mapped_column(primary_key=True)
+    is_current: Mapped[bool] = mapped_column(Boolean())

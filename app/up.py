@@ -23,7 +23,7 @@ from urllib.parse import urlsplit
 
 from prometheus_client.multiprocess import mark_process_dead
 
-from app import auth, banner, migrate, postgres
+from app import auth, banner, keys, migrate, postgres
 from app.banner import Account
 from app.config import Settings, child_environment, make_data_dir, make_private_dir
 from app.db import Database
@@ -270,8 +270,8 @@ async def demo_account(database: Database, settings: Settings) -> Account:
         org_id = await auth.create_org(connection, "demo")
         password = secrets.token_urlsafe(12)
         await auth.create_user(connection, org_id, OWNER, password)
-        key = await auth.mint_key(connection, settings, org_id, "first key")
-    return Account(org_id=org_id, email=OWNER, password=password, key=key)
+        new = await keys.mint_key(connection, settings, org_id, keys.Terms("first key"))
+    return Account(org_id=org_id, email=OWNER, password=password, key=new.key)
 
 
 def api_role(settings: Settings, listener: socket.socket) -> Role:

@@ -1,4 +1,4 @@
-"""Periodic jobs beside the request path: partitions, logins, last use of keys.
+"""Periodic jobs beside the request path: partitions, rollups, retention, logins, last use of keys.
 
 Each job is one transaction and may run twice, late or in several workers at once. A
 job that fails is logged and counted, and tried again at its next turn; this loop is
@@ -11,7 +11,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from app import auth, metering
+from app import auth, keys, metering
+from app.billing import retention, rollups
 from app.config import Settings
 from app.db import Database
 from app.errors import ConfigError
@@ -52,7 +53,29 @@ async def delete_expired_sessions(database: Database, now: datetime) -> None:
 async def touch_used_keys(database: Database, _: datetime) -> None:
     """Dates the last use of keys."""
     async with database.begin() as connection:
-        await auth.touch_used_keys(connection)
+        await keys.touch_used_keys(connection)
+
+
+async def roll_up_usage(database: Database, _: datetime) -> None:
+    """Sums the hours that are over, and anew those that have changed."""
+    is_more = True
+    while is_more:
+        async with database.begin() as connection:
+            is_more = await rollups.roll_next(connection)
+
+
+def drop_old_usage(keep_months: int) -> Job:
+    """The job that drops usage rows older than so many whole months; 0: it does nothing."""
+
+    async def run(database: Database, now: datetime) -> None:
+        if not keep_months:
+            return
+        async with database.begin() as connection:
+            dropped = await retention.drop_old_usage(connection, now.astimezone(UTC).date(), keep_months)
+        if dropped:
+            log.info("usage.dropped", partitions=dropped)
+
+    return Job("drop_old_usage", 3600.0, run)
 
 
 async def release_expired_reservations(database: Database, _: datetime) -> None:
@@ -65,6 +88,7 @@ JOBS = (
     Job("delete_expired_sessions", 600.0, delete_expired_sessions),
     Job("release_expired_reservations", 30.0, release_expired_reservations),
     Job("touch_used_keys", 30.0, touch_used_keys),
+    Job("roll_up_usage", 60.0, roll_up_usage),
 )
 
 
@@ -77,7 +101,7 @@ def run(settings: Settings) -> None:
     if settings.database_url is None:
         raise ConfigError("TOLLGATE_DATABASE_URL must be set for the worker")
     database = Database.connect(settings.database_url, pool_size=2, timeout_s=settings.database_timeout_s)
-    asyncio.run(_run_until_signal(database))
+    asyncio.run(_run_until_signal(database, (*JOBS, drop_old_usage(settings.usage_retention_months))))
 
 
 async def work(
@@ -102,14 +126,14 @@ async def work(
             group.create_task(_repeat(job, database, stop, clock, pause), name=job.name)
 
 
-async def _run_until_signal(database: Database) -> None:
+async def _run_until_signal(database: Database, jobs: Sequence[Job]) -> None:
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     try:
-        log.info("worker.started", jobs=[job.name for job in JOBS])
-        await work(database, stop)
+        log.info("worker.started", jobs=[job.name for job in jobs])
+        await work(database, stop, jobs=jobs)
     finally:
         await database.aclose()
     log.info("worker.stopped")

@@ -1,12 +1,11 @@
 """Short ways to what a test needs in the database."""
 
-from datetime import datetime
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import text
 
-from app import auth
+from app import auth, keys
 from app.config import Settings
 from app.db import Database
 
@@ -32,23 +31,12 @@ async def make_key(
     *,
     name: str = "test",
     scopes: tuple[str, ...] = auth.SCOPES,
-    expires_at: datetime | None = None,
-    requests_per_minute: int | None = None,
-    tokens_per_minute: int | None = None,
+    **terms: Any,
 ) -> str:
-    """A key in full; of a new organisation unless one is given."""
+    """A key in full; of a new organisation unless one is given. ``terms`` as in ``keys.Terms``."""
     owner = org_id or await make_org(database)
     async with database.begin() as connection:
-        return await auth.mint_key(
-            connection,
-            settings,
-            owner,
-            name,
-            scopes=scopes,
-            expires_at=expires_at,
-            requests_per_minute=requests_per_minute,
-            tokens_per_minute=tokens_per_minute,
-        )
+        return (await keys.mint_key(connection, settings, owner, keys.Terms(name, scopes, **terms))).key
 
 
 async def cut_waiting(database: Database, name: str) -> None:

@@ -165,3 +165,10 @@ def test_the_secrets_file_holds_what_each_role_needs(tmp_path: Path) -> None:
         "key_pepper",
         "database_password",
     }
+
+
+def test_usage_is_kept_for_ever_or_for_at_least_three_months() -> None:
+    assert [Settings(usage_retention_months=months).usage_retention_months for months in (0, 3, 13)] == [0, 3, 13]
+    for months in (-1, 1, 2):
+        with pytest.raises(ValidationError):
+            Settings(usage_retention_months=months)

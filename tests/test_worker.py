@@ -1,16 +1,20 @@
 """Periodic jobs, with a clock and pauses that the test turns."""
 
 import asyncio
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, date, datetime, timedelta
 
 import pytest
+from sqlalchemy import insert
 
 from app import auth, worker
 from app.config import Settings
 from app.db import Database
 from app.errors import ConfigError
+from app.metering import ensure_partitions
+from app.tables import UsageEvent
 from app.telemetry import JOB_FAILURES
 from app.worker import Job
+from tests.billing.test_rollups import event
 from tests.factories import make_org, make_user
 
 NOW = datetime(2035, 11, 23, 12, tzinfo=UTC)
@@ -95,6 +99,32 @@ async def test_ended_logins_are_deleted(database: Database) -> None:
 async def test_every_job_may_run_twice(database: Database) -> None:
     for job in (*worker.JOBS, *worker.JOBS):
         await job.run(database, NOW)
+
+
+async def test_old_usage_is_dropped_only_where_it_is_asked_for(database: Database) -> None:
+    async with database.begin() as connection:
+        await ensure_partitions(connection, date(2024, 1, 1), 0)
+
+    async def is_there() -> bool:
+        async with database.begin() as connection:
+            found = await connection.exec_driver_sql("SELECT to_regclass('usage_events_y2024m01') IS NOT NULL")
+            return bool(found.scalar_one())
+
+    at = datetime(2024, 5, 1, tzinfo=UTC)
+    for keep_months, remains in ((0, True), (4, True), (3, False), (3, False)):
+        await worker.drop_old_usage(keep_months).run(database, at)
+        assert await is_there() is remains
+
+
+async def test_usage_is_rolled_up_until_nothing_is_left(database: Database) -> None:
+    hours = [datetime.now(UTC) - timedelta(hours=age) for age in (60, 30, 5)]
+    async with database.begin() as connection:
+        await ensure_partitions(connection, hours[0].date(), 3)
+        await connection.execute(insert(UsageEvent), [event(at, started_at=at) for at in hours])
+    await worker.roll_up_usage(database, NOW)
+    async with database.begin() as connection:
+        rolled = await connection.exec_driver_sql("SELECT sum(requests) FROM usage_rollup_hour")
+        assert rolled.scalar_one() == 3
 
 
 def test_without_a_database_there_is_no_work() -> None:

@@ -92,17 +92,19 @@ class Call:
         return hmac.digest(pepper.encode(), b"cache salt of " + self.key.org_id.bytes, "sha256").hex()
 
     async def body(self, schema: type[BodyT]) -> BodyT:
-        """The request's body as ``schema``.
+        """As ``parse_body``."""
+        return await parse_body(self.request, schema)
+
+    async def model(self, name: str, kind: Kind) -> ServedModel:
+        """The model that the caller names.
 
         Raises:
-            BadRequest: It is not JSON, not UTF-8, or does not fit.
-            PayloadTooLarge: It is larger than stated.
+            PermissionDenied: The key may not use it.
+            NotFound: There is none of this name.
+            BadRequest: It does other work.
         """
-        raw = await self.request.body()
-        try:
-            return schema.model_validate_json(raw)
-        except ValidationError as error:
-            raise body_error(error, raw) from None
+        self.key.require_model(name)
+        return await self.services.models.get(name, kind)
 
     async def admit(self) -> None:
         """Draws one request from the key's rate, for an answer that costs nothing.
@@ -166,6 +168,20 @@ async def require_call(request: Request, key: RequiredKey) -> Call:
     # Answers that are refused before admission show the rates as well.
     record_of(request.scope).headers.update(peek(key, call.limits).headers)
     return call
+
+
+async def parse_body(request: Request, schema: type[BodyT]) -> BodyT:
+    """The request's body as ``schema``.
+
+    Raises:
+        BadRequest: It is not JSON, not UTF-8, or does not fit.
+        PayloadTooLarge: It is larger than stated.
+    """
+    raw = await request.body()
+    try:
+        return schema.model_validate_json(raw)
+    except ValidationError as error:
+        raise body_error(error, raw) from None
 
 
 RequiredCall = Annotated[Call, Depends(require_call)]

@@ -30,9 +30,9 @@ router = APIRouter(tags=["models"])
 
 @router.get("/v1/models", **read_responses(ModelList, {"object": "list", "data": [_EXAMPLE]}))
 async def list_models(call: RequiredCall) -> Response:
-    """Every model that requests may name."""
+    """Every model that requests with this key may name."""
     await call.admit()
-    cards = await call.services.models.list()
+    cards = [card for card in await call.services.models.list() if call.key.may_use(card.name)]
     return json_response(ModelList(object="list", data=[_model(card) for card in cards]))
 
 
@@ -42,6 +42,7 @@ async def get_model(
 ) -> Response:
     """One model."""
     await call.admit()
+    call.key.require_model(model_id)
     return json_response(_model(await call.services.models.card(model_id)))
 
 

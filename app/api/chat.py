@@ -48,7 +48,7 @@ async def create_chat_completion(call: RequiredCall) -> Response:
     """Answers a conversation; streamed with `"stream": true`."""
     call.key.require("generation")
     body = await call.body(ChatBody)
-    served = await call.services.models.get(body.model, "generation")
+    served = await call.model(body.model, "generation")
     prompt = await served.encode_chat(_messages(body))
     seed = draw_seed() if body.seed is None else body.seed
     specs = _specs(call, body, served, prompt, seed)

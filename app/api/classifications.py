@@ -27,7 +27,7 @@ async def create_classification(call: RequiredCall) -> Response:
     """Scores one or several texts against every label of the model."""
     call.key.require("classification")
     body = await call.body(ClassificationBody)
-    served = await call.services.models.get(body.model, "classification")
+    served = await call.model(body.model, "classification")
     _check(body, served)
     texts = [body.input] if isinstance(body.input, str) else body.input
     inputs = await token_ids(served, texts, is_list=not isinstance(body.input, str))

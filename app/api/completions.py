@@ -46,7 +46,7 @@ async def create_completion(call: RequiredCall) -> Response:
     """Continues one or several prompts; streamed with `"stream": true`."""
     call.key.require("generation")
     body = await call.body(CompletionBody)
-    served = await call.services.models.get(body.model, "generation")
+    served = await call.model(body.model, "generation")
     prompts = await _prompts(body, served)
     seed = draw_seed() if body.seed is None else body.seed
     specs = _specs(call, body, served, prompts, seed)

@@ -27,7 +27,7 @@ async def create_embedding(call: RequiredCall) -> Response:
     """Turns one or several texts into vectors whose nearness is nearness in meaning."""
     call.key.require("embedding")
     body = await call.body(EmbeddingBody)
-    served = await call.services.models.get(body.model, "embedding")
+    served = await call.model(body.model, "embedding")
     _check_dimensions(body, served)
     inputs = await token_ids(served, body.inputs, is_list=body.is_list)
     num_tokens = sum(map(len, inputs))

@@ -11,11 +11,21 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from app.api.key_schemas import CreateKeyBody, LeakBody, RotateKeyBody, UpdateKeyBody
 from app.api.schemas import ChatBody, CompletionBody, ErrorBody
 from app.api.text_schemas import ClassificationBody, EmbeddingBody
 
 _REF = "#/components/schemas/{model}"
-_BODIES: tuple[type[BaseModel], ...] = (CompletionBody, ChatBody, ClassificationBody, EmbeddingBody)
+_BODIES: tuple[type[BaseModel], ...] = (
+    CompletionBody,
+    ChatBody,
+    ClassificationBody,
+    EmbeddingBody,
+    CreateKeyBody,
+    UpdateKeyBody,
+    RotateKeyBody,
+    LeakBody,
+)
 _ERRORS: dict[int, tuple[str, dict[str, str | None]]] = {
     400: (
         "A parameter is wrong, unknown, or does not fit the model.",
@@ -45,12 +55,21 @@ _ERRORS: dict[int, tuple[str, dict[str, str | None]]] = {
         },
     ),
     404: (
-        "No such model, or no such request of yours.",
+        "No such model, or no such request or key of yours.",
         {
             "message": "The model 'gpt-5' does not exist or is not available.",
             "type": "invalid_request_error",
             "param": "model",
             "code": "model_not_found",
+        },
+    ),
+    409: (
+        "The key's present state does not allow it.",
+        {
+            "message": "This key is revoked; a revoked key stays as it is.",
+            "type": "invalid_request_error",
+            "param": None,
+            "code": "key_revoked",
         },
     ),
     413: (
@@ -91,6 +110,9 @@ _ERRORS: dict[int, tuple[str, dict[str, str | None]]] = {
     ),
 }
 _READ_ERRORS = (400, 401, 403, 404, 429, 503)
+_WORK_ERRORS = (*_READ_ERRORS, 413, 504)
+_WRITE_ERRORS = (*_READ_ERRORS, 409, 413)
+_PUBLIC_ERRORS = (400, 413, 429, 503)
 _TIMEOUT_PARAMETER = {
     "name": "x-request-timeout-ms",
     "in": "header",
@@ -100,16 +122,13 @@ _TIMEOUT_PARAMETER = {
 }
 
 
-def body_of(schema: type[BaseModel]) -> dict[str, Any]:
+def body_of(schema: type[BaseModel], *, is_public: bool = False) -> dict[str, Any]:
     """Route arguments that describe a JSON body which the handler reads itself."""
     content = {"application/json": {"schema": {"$ref": _REF.format(model=schema.__name__)}}}
-    return {
-        "openapi_extra": {
-            "requestBody": {"required": True, "content": content},
-            "parameters": [_TIMEOUT_PARAMETER],
-            "security": [{"key": []}],
-        }
-    }
+    extra: dict[str, Any] = {"requestBody": {"required": True, "content": content}}
+    if not is_public:
+        extra |= {"parameters": [_TIMEOUT_PARAMETER], "security": [{"key": []}]}
+    return {"openapi_extra": extra}
 
 
 def responses(answer: type[BaseModel], *, streams: bool = False) -> dict[str, Any]:
@@ -118,7 +137,7 @@ def responses(answer: type[BaseModel], *, streams: bool = False) -> dict[str, An
     if streams:
         ok["description"] = "The answer; with `stream` one event per piece of it, the last one `data: [DONE]`."
         ok["content"] = {"text/event-stream": {"example": "data: {…}\n\ndata: [DONE]\n\n"}}
-    return {"response_model": None, "responses": {200: ok, **_errors(tuple(_ERRORS))}}
+    return {"response_model": None, "responses": {200: ok, **_errors(_WORK_ERRORS)}}
 
 
 def read_responses(answer: type[BaseModel], example: dict[str, Any]) -> dict[str, Any]:
@@ -129,6 +148,20 @@ def read_responses(answer: type[BaseModel], example: dict[str, Any]) -> dict[str
         "responses": {200: ok, **_errors(_READ_ERRORS)},
         "openapi_extra": {"security": [{"key": []}]},
     }
+
+
+def write_responses(answer: type[BaseModel], example: dict[str, Any] | None = None) -> dict[str, Any]:
+    """Route arguments that describe the answer of a change and its errors."""
+    ok: dict[str, Any] = {"model": answer, "description": "The answer."}
+    if example is not None:
+        ok["content"] = {"application/json": {"example": example}}
+    return {"response_model": None, "responses": {200: ok, **_errors(_WRITE_ERRORS)}}
+
+
+def public_responses(answer: type[BaseModel]) -> dict[str, Any]:
+    """Route arguments that describe the answer of a POST that needs no key."""
+    ok = {"model": answer, "description": "The answer."}
+    return {"response_model": None, "responses": {200: ok, **_errors(_PUBLIC_ERRORS)}}
 
 
 def complete(app: FastAPI) -> None:

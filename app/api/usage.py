@@ -1,8 +1,11 @@
 """GET /v1/usage: what the caller's organisation used and what it costs, page by page, or by request."""
 
+import csv
+import io
+from collections.abc import Sequence
 from dataclasses import asdict
 from datetime import UTC, datetime, timedelta
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 from uuid import UUID
 
 from fastapi import APIRouter, Path, Query, Response
@@ -19,7 +22,10 @@ from app.errors import BadRequest, NotFound
 
 DEFAULT_RANGE = timedelta(days=30)
 MAX_RANGE = timedelta(days=366)
-_GROUPS: tuple[Group, ...] = ("model", "key")
+_GROUPS: tuple[Group, ...] = ("model", "key", "kind")
+
+_COLUMNS_OF_GROUPS: dict[Group, str] = {"model": "model", "key": "key_id", "kind": "kind"}
+_COUNTS = ("requests", "input_tokens", "cached_tokens", "output_tokens", "total_tokens")
 
 _EXAMPLE = {
     "object": "list",
@@ -81,14 +87,21 @@ class UsageParameters(BaseModel):
         None
     )
     bucket: Annotated[Bucket, Field(description="Length of a line, in UTC.")] = "day"
-    group_by: Annotated[str, Field(max_length=32, description="`model`, `key` or `model,key`.")] = ""
+    group_by: Annotated[str, Field(max_length=32, description="`model`, `key`, `kind` or several: `model,key`.")] = ""
     limit: Annotated[int, Field(ge=1, le=1000, description="Lines on a page.")] = 100
     after: Annotated[str | None, Field(max_length=1000, description="`next` of the page before.")] = None
+    format: Annotated[
+        Literal["json", "csv"],
+        Field(description="`csv`: a header and one line each; the header `x-next-page` has what `next` has in JSON."),
+    ] = "json"
 
 
 @router.get("/v1/usage", **read_responses(UsageList, _EXAMPLE))
 async def get_usage(call: RequiredCall, parameters: Annotated[UsageParameters, Query()]) -> Response:
-    """Requests, tokens and cost by hour, day or month: exactly the rows that are billed."""
+    """Requests, tokens and cost by hour, day or month: exactly the rows that are billed.
+
+    As JSON, or with `format=csv` as a table.
+    """
     call.key.require("usage")
     query = _query(call, parameters, datetime.now(UTC))
     await call.admit()
@@ -96,6 +109,8 @@ async def get_usage(call: RequiredCall, parameters: Annotated[UsageParameters, Q
         lines, has_more = await read_lines(connection, query)
     next_page = lines[-1].cursor.token if has_more else None
     data = [_rendered(line) for line in lines]
+    if parameters.format == "csv":
+        return _csv(data, query.group_by, next_page)
     return json_response(UsageList(object="list", data=data, has_more=has_more, next=next_page))
 
 
@@ -158,7 +173,7 @@ def _groups(value: str) -> tuple[Group, ...]:
     asked = [part.strip() for part in value.split(",")] if value else []
     for part in asked:
         if part not in _GROUPS:
-            raise BadRequest("'group_by' is 'model', 'key' or 'model,key'.", param="group_by")
+            raise BadRequest("'group_by' is 'model', 'key', 'kind' or several of them: 'model,key'.", param="group_by")
     return tuple(group for group in _GROUPS if group in asked)
 
 
@@ -180,6 +195,8 @@ def _rendered(line: Line) -> UsageLine:
         fields["model"] = line.model
     if line.key_id is not None:
         fields["key_id"] = str(line.key_id)
+    if line.kind is not None:
+        fields["kind"] = line.kind
     return UsageLine(
         **fields,
         requests=line.requests,
@@ -189,6 +206,19 @@ def _rendered(line: Line) -> UsageLine:
         total_tokens=line.input_tokens + line.output_tokens,
         cost=Money.model_validate(money(line.cost)),
     )
+
+
+def _csv(lines: Sequence[UsageLine], group_by: Sequence[Group], next_page: str | None) -> Response:
+    columns = ["start", "end", *(_COLUMNS_OF_GROUPS[group] for group in group_by), *_COUNTS]
+    table = io.StringIO()
+    writer = csv.writer(table)
+    writer.writerow([*columns, "cost", "currency"])
+    for line in lines:
+        writer.writerow([*(getattr(line, column) for column in columns), line.cost.value, line.cost.currency])
+    headers = {"content-disposition": 'attachment; filename="usage.csv"'}
+    if next_page is not None:
+        headers["x-next-page"] = next_page
+    return Response(table.getvalue(), headers=headers, media_type="text/csv")
 
 
 def _receipt(receipt: Receipt) -> RequestReceipt:

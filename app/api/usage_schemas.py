@@ -16,12 +16,13 @@ class Money(Answer):
 
 
 class UsageLine(Answer):
-    """Everything billed in one bucket of time, for one model or key where grouped by it."""
+    """Everything billed in one bucket of time, for one model, key or kind where grouped by it."""
 
     start: str
     end: str
     model: str | None = None
     key_id: str | None = None
+    kind: Literal["generation", "classification", "embedding"] | None = None
     requests: int
     input_tokens: int
     cached_tokens: int

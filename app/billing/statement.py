@@ -1,9 +1,11 @@
 """What an organisation or one request used and what it costs, read from the very rows that are billed.
 
-One query groups usage events by bucket of time and, where asked for, by model and
-key; prices join in as a table of values, so amounts are summed exactly in the
-database and rounded once per line by whoever shows them. Pages follow the order of
-the lines, not an offset: rows that arrive meanwhile move nothing.
+One query groups usage by bucket of time and, where asked for, by model, key and kind of
+work; prices join in as a table of values, so amounts are summed exactly in the
+database and rounded once per line by whoever shows them. Hours whose sums hold are
+read from the sums (``app.billing.rollups``): an amount is linear in tokens, so it is the
+same to the last digit. Pages follow the order of the lines, not an offset: rows that
+arrive meanwhile move nothing.
 """
 
 import base64
@@ -21,10 +23,11 @@ from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.billing.plans import PRICES
+from app.billing.rollups import HOURS_OF
 from app.errors import BadRequest
 
 Bucket = Literal["hour", "day", "month"]
-Group = Literal["model", "key"]
+Group = Literal["model", "key", "kind"]
 _NO_KEY = UUID(int=0)
 # A request's id and its start are read off the clock one after the other.
 _ID_TOLERANCE = timedelta(hours=1)
@@ -32,18 +35,18 @@ _ID_TOLERANCE = timedelta(hours=1)
 _PRICE_TABLE = ", ".join(
     f"({version}, '{kind}', {price.input}, {price.cached}, {price.output})" for (version, kind), price in PRICES.items()
 )
-_PRICED_EVENTS = (
-    f"usage_events u JOIN (VALUES {_PRICE_TABLE}) AS p (version, kind, input, cached, output)"
+_PRICED = (
+    f"JOIN (VALUES {_PRICE_TABLE}) AS p (version, kind, input, cached, output)"
     " ON p.version = u.price_version AND p.kind = u.kind"
 )
-# Of one row, in 10^-12 USD.
+# Of one row, or of many with the same price, in 10^-12 USD.
 _COST = (
     "(u.input_tokens - u.cached_tokens)::numeric * p.input + u.cached_tokens::numeric * p.cached"
     " + u.output_tokens::numeric * p.output"
 )
 _RECEIPT = text(
     "SELECT u.id, u.started_at, u.billed_at, u.key_id, u.model, u.model_digest, u.kind, u.parameters, u.input_tokens,"  # noqa: S608
-    f" u.cached_tokens, u.output_tokens, u.finish_reason, u.engine_ms, {_COST} AS cost FROM {_PRICED_EVENTS}"
+    f" u.cached_tokens, u.output_tokens, u.finish_reason, u.engine_ms, {_COST} AS cost FROM usage_events u {_PRICED}"
     " WHERE u.id = :id AND u.org_id = :org_id AND u.started_at BETWEEN :after AND :before"
 ).columns(parameters=JSONB())
 
@@ -55,11 +58,12 @@ class Cursor:
     start: datetime
     model: str
     key_id: UUID
+    kind: str
 
     @property
     def token(self) -> str:
         """As a caller sees it: opaque."""
-        fields = [self.start.isoformat(), self.model, str(self.key_id)]
+        fields = [self.start.isoformat(), self.model, str(self.key_id), self.kind]
         return base64.urlsafe_b64encode(to_json(fields)).decode().rstrip("=")
 
     @classmethod
@@ -71,11 +75,11 @@ class Cursor:
         """
         try:
             raw = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
-            start, model, key_id = from_json(raw)
-            cursor = cls(datetime.fromisoformat(start), str(model), UUID(key_id))
+            start, model, key_id, kind = from_json(raw)
+            cursor = cls(datetime.fromisoformat(start), str(model), UUID(key_id), str(kind))
         except (ValueError, TypeError, AttributeError, binascii.Error):
             raise BadRequest("Invalid value for 'after': it is not the 'next' of a page.", param="after") from None
-        if cursor.start.tzinfo is None or "\0" in cursor.model:
+        if cursor.start.tzinfo is None or "\0" in cursor.model + cursor.kind:
             raise BadRequest("Invalid value for 'after': it is not the 'next' of a page.", param="after")
         return cursor
 
@@ -110,6 +114,7 @@ class Line:
     end: datetime
     model: str | None
     key_id: UUID | None
+    kind: str | None
     requests: int
     input_tokens: int
     cached_tokens: int
@@ -119,7 +124,7 @@ class Line:
     @property
     def cursor(self) -> Cursor:
         """Where the next page goes on."""
-        return Cursor(self.start, self.model or "", self.key_id or _NO_KEY)
+        return Cursor(self.start, self.model or "", self.key_id or _NO_KEY, self.kind or "")
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,7 +164,7 @@ async def read_receipt(connection: AsyncConnection, org_id: UUID, request_id: UU
 
 
 async def read_lines(connection: AsyncConnection, query: Query) -> tuple[list[Line], bool]:
-    """One page of lines by time, model and key; and whether there are more."""
+    """One page of lines by time, model, key and kind; and whether there are more."""
     after = query.after
     bind = {
         "org_id": query.org_id,
@@ -170,7 +175,12 @@ async def read_lines(connection: AsyncConnection, query: Query) -> tuple[list[Li
         "limit": query.limit + 1,
     }
     if after is not None:
-        bind |= {"after_start": after.start, "after_model": after.model, "after_key": after.key_id}
+        bind |= {
+            "after_start": after.start,
+            "after_model": after.model,
+            "after_key": after.key_id,
+            "after_kind": after.kind,
+        }
     rows = (await connection.execute(_statement(query), bind)).all()
     lines = [
         Line(
@@ -178,6 +188,7 @@ async def read_lines(connection: AsyncConnection, query: Query) -> tuple[list[Li
             end=_end(row.start, query.bucket),
             model=row.model if "model" in query.group_by else None,
             key_id=row.key_id if "key" in query.group_by else None,
+            kind=row.kind if "kind" in query.group_by else None,
             requests=row.requests,
             input_tokens=int(row.input_tokens),
             cached_tokens=int(row.cached_tokens),
@@ -190,16 +201,22 @@ async def read_lines(connection: AsyncConnection, query: Query) -> tuple[list[Li
 
 
 def _statement(query: Query) -> TextClause:
-    model = "u.model" if "model" in query.group_by else "''"
-    key_id = "u.key_id" if "key" in query.group_by else f"CAST('{_NO_KEY}' AS uuid)"
-    page = "" if query.after is None else " WHERE (start, model, key_id) > (:after_start, :after_model, :after_key)"
+    model = "model" if "model" in query.group_by else "''"
+    key_id = "key_id" if "key" in query.group_by else f"CAST('{_NO_KEY}' AS uuid)"
+    kind = "u.kind" if "kind" in query.group_by else "''"
+    after = "(:after_start, :after_model, :after_key, :after_kind)"
+    page = "" if query.after is None else f" WHERE (start, model, key_id, kind) > {after}"
+    # Many rows are added up as whole numbers, few are priced.
     return text(
-        f"SELECT * FROM (SELECT date_trunc(:bucket, u.billed_at, 'UTC') AS start, {model} COLLATE \"C\" AS model,"  # noqa: S608
-        f" {key_id} AS key_id, COUNT(*) AS requests, SUM(u.input_tokens) AS input_tokens,"
+        f'WITH {HOURS_OF}, summed AS (SELECT start, {model} COLLATE "C" AS model, {key_id} AS key_id, kind,'  # noqa: S608
+        " price_version, SUM(requests) AS requests, SUM(input_tokens) AS input_tokens,"
+        " SUM(cached_tokens) AS cached_tokens, SUM(output_tokens) AS output_tokens"
+        " FROM hours_of GROUP BY 1, 2, 3, 4, 5)"
+        f' SELECT * FROM (SELECT u.start, u.model, u.key_id, {kind} COLLATE "C" AS kind,'
+        " SUM(u.requests)::bigint AS requests, SUM(u.input_tokens) AS input_tokens,"
         " SUM(u.cached_tokens) AS cached_tokens, SUM(u.output_tokens) AS output_tokens,"
-        f" SUM({_COST}) AS cost FROM {_PRICED_EVENTS}"
-        " WHERE u.org_id = :org_id AND u.billed_at >= :start AND u.billed_at < :end"
-        f" GROUP BY 1, 2, 3) AS lines{page} ORDER BY start, model, key_id LIMIT :limit"
+        f" SUM({_COST}) AS cost FROM summed u {_PRICED}"
+        f" GROUP BY 1, 2, 3, 4) AS lines{page} ORDER BY start, model, key_id, kind LIMIT :limit"
     )
 
 

@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli import bench, db, health, keys, models, orgs, serve, training
+from app.cli import bench, billing, db, health, keys, models, orgs, serve, training
 from app.errors import TollgateError
 
 app = typer.Typer(
@@ -30,6 +30,7 @@ app.add_typer(training.app, name="train")
 app.add_typer(models.app, name="models")
 app.add_typer(orgs.app, name="orgs")
 app.add_typer(keys.app, name="keys")
+app.add_typer(billing.app, name="billing")
 app.add_typer(db.app, name="db")
 app.add_typer(health.app, name="health")
 app.add_typer(bench.app, name="bench")

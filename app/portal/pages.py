@@ -19,6 +19,7 @@ from jinja2 import Environment, PackageLoader
 from starlette.staticfiles import StaticFiles
 
 from app import auth
+from app import keys as api_keys
 from app.auth import PortalUser
 from app.billing.plans import money
 from app.billing.statement import Line, Query, read_lines
@@ -30,12 +31,12 @@ from app.portal.forms import (
     FORM_LIFETIME_S,
     HEADERS,
     SESSION_COOKIE,
-    Throttle,
     form_token,
     is_genuine,
     set_cookie,
 )
 from app.telemetry import get_logger
+from app.throttle import Throttle
 
 log = get_logger(__name__)
 
@@ -116,7 +117,7 @@ async def overview(request: Request) -> Response:
     query = Query(user.org_id, month, now, "month", ("model",), MAX_LINES)
     async with _database(request).begin() as connection:
         lines, _ = await read_lines(connection, query)
-        keys = await auth.list_keys(connection, user.org_id)
+        keys = await api_keys.list_keys(connection, user.org_id)
     cards = await asyncio.to_thread(_enabled_cards, _settings(request).models_dir)
     return _page(
         "overview.html",

@@ -103,7 +103,3 @@ def reservations() -> None:
     # The sweeper: those that have expired. The table holds running requests only, so the
     # few that a dead process left are found without an index of their own.
     op.create_index("ix_reservations_expires_at", "reservations", ["expires_at"])
-
-
-def downgrade() -> None:
-    raise NotImplementedError

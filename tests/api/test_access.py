@@ -10,6 +10,7 @@ from tests.api.world import World, error_of
 from tests.factories import make_key
 
 NO_REQUEST = UUID(int=7)
+NO_KEY = UUID(int=8)
 CALLS = {
     ("POST", "/v1/completions"): {"model": "bytes", "prompt": "a"},
     ("POST", "/v1/chat/completions"): {"model": "bytes", "messages": [{"role": "user", "content": "a"}]},
@@ -19,6 +20,12 @@ CALLS = {
     ("GET", "/v1/models/bytes"): None,
     ("GET", "/v1/usage"): None,
     ("GET", f"/v1/usage/requests/{NO_REQUEST}"): None,
+    ("GET", "/v1/keys"): None,
+    ("POST", "/v1/keys"): {"name": "new"},
+    ("GET", f"/v1/keys/{NO_KEY}"): None,
+    ("PATCH", f"/v1/keys/{NO_KEY}"): {"name": "new"},
+    ("DELETE", f"/v1/keys/{NO_KEY}"): None,
+    ("POST", f"/v1/keys/{NO_KEY}/rotate"): {},
 }
 EVERY = pytest.mark.parametrize(("method", "path"), list(CALLS))
 
@@ -64,7 +71,7 @@ async def test_over_the_rate_the_answer_says_when_to_come_back(world: World, met
     key = await make_key(world.database, world.settings, requests_per_minute=1)
     headers = world.auth(key)
     first = await world.http.request(method, path, json=CALLS[method, path], headers=headers)
-    assert first.status_code == (404 if str(NO_REQUEST) in path else 200)
+    assert first.status_code == (404 if str(NO_REQUEST) in path or str(NO_KEY) in path else 200)
     response = await world.http.request(method, path, json=CALLS[method, path], headers=headers)
     assert error_of(response) == (429, "rate_limit_exceeded", None)
     assert 0 < int(response.headers["retry-after-ms"]) <= 60_000
@@ -80,6 +87,12 @@ async def test_over_the_rate_the_answer_says_when_to_come_back(world: World, met
         ("POST", "/v1/classifications", "generation"),
         ("GET", "/v1/usage", "generation"),
         ("GET", f"/v1/usage/requests/{NO_REQUEST}", "generation"),
+        ("GET", "/v1/keys", "usage"),
+        ("POST", "/v1/keys", "usage"),
+        ("GET", f"/v1/keys/{NO_KEY}", "usage"),
+        ("PATCH", f"/v1/keys/{NO_KEY}", "usage"),
+        ("DELETE", f"/v1/keys/{NO_KEY}", "usage"),
+        ("POST", f"/v1/keys/{NO_KEY}/rotate", "usage"),
     ],
 )
 async def test_a_key_without_the_scope_is_refused(world: World, method: str, path: str, scope: str) -> None:

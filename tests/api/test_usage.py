@@ -1,5 +1,7 @@
 """GET /v1/usage: the very rows that are billed."""
 
+import csv
+import io
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -135,6 +137,7 @@ async def test_another_key_of_the_organisation_sees_it(world: World) -> None:
     [
         ({"bucket": "week"}, "bucket", "invalid_request_error"),
         ({"limit": 0}, "limit", "invalid_request_error"),
+        ({"format": "xml"}, "format", "invalid_request_error"),
         ({"limit": "many"}, "limit", "invalid_request_error"),
         ({"group_by": "org"}, "group_by", "invalid_request_error"),
         ({"start": "yesterday"}, "start", "invalid_request_error"),
@@ -143,7 +146,11 @@ async def test_another_key_of_the_organisation_sees_it(world: World) -> None:
         ({"end": "0001-01-02T00:00:00"}, "end", "invalid_request_error"),
         ({"after": "nonsense"}, "after", "invalid_request_error"),
         ({"after": "WzEsMiwzXQ"}, "after", "invalid_request_error"),
-        ({"after": "WyIyMDI2LTAxLTAxIiwiYSIsIjAwMDAwMDAwLTAwMDAtMDAwMC0wMDAwLTAwMDAwMDAwMDAwMCJd"}, "after", None),
+        (
+            {"after": "WyIyMDI2LTAxLTAxIiwiYSIsIjAwMDAwMDAwLTAwMDAtMDAwMC0wMDAwLTAwMDAwMDAwMDAwMCIsImsiXQ"},
+            "after",
+            None,
+        ),
         ({"page": 2}, "page", "unknown_parameter"),
     ],
 )
@@ -158,6 +165,41 @@ async def test_months_end_where_the_next_begins(world: World) -> None:
     await bill(world, december)
     (line,) = (await world.get("/v1/usage", bucket="month", start="2025-12-01", end="2026-01-01")).json()["data"]
     assert (line["start"], line["end"]) == ("2025-12-01T00:00:00Z", "2026-01-01T00:00:00Z")
+
+
+async def test_usage_is_grouped_by_kind(world: World) -> None:
+    for kind in ("generation", "embedding", "generation"):
+        await bill(world, NOW - timedelta(minutes=1), kind=kind)
+    lines = (await world.get("/v1/usage", group_by="kind")).json()["data"]
+    assert [(line["kind"], line["requests"]) for line in lines] == [("embedding", 1), ("generation", 2)]
+    assert "model" not in lines[0]
+
+
+async def test_csv_has_the_lines_of_the_json(world: World) -> None:
+    for hours in (30, 1):
+        await bill(world, NOW - timedelta(hours=hours), model='a "quoted", model')
+        await bill(world, NOW - timedelta(hours=hours))
+    asked: dict[str, Any] = {"bucket": "hour", "group_by": "kind,model", "limit": 3}
+    as_json = (await world.get("/v1/usage", **asked)).json()
+    answer = await world.get("/v1/usage", format="csv", **asked)
+    assert answer.headers["content-type"] == "text/csv; charset=utf-8"
+    assert answer.headers["x-next-page"] == as_json["next"]
+    rows = list(csv.DictReader(io.StringIO(answer.text)))
+    assert [row["model"] for row in rows] == [line["model"] for line in as_json["data"]]
+    for row, line in zip(rows, as_json["data"], strict=True):
+        cost = line.pop("cost")
+        assert row == {name: str(value) for name, value in line.items()} | {
+            "cost": cost["value"],
+            "currency": cost["currency"],
+        }
+    last = await world.get("/v1/usage", format="csv", after=as_json["next"], **asked)
+    assert len(last.text.splitlines()) == 2
+    assert "x-next-page" not in last.headers
+
+
+async def test_csv_of_nothing_is_its_header(world: World) -> None:
+    answer = await world.get("/v1/usage", format="csv")
+    assert answer.text == ("start,end,requests,input_tokens,cached_tokens,output_tokens,total_tokens,cost,currency\r\n")
 
 
 async def test_unix_seconds_are_a_time(world: World) -> None:

@@ -1,0 +1,61 @@
+"""``tollgate billing``: the books."""
+
+from typing import TYPE_CHECKING
+
+import typer
+
+from app.cli.context import with_database
+
+if TYPE_CHECKING:
+    from app.billing.doctor import Finding
+    from app.config import Settings
+    from app.db import Database
+
+app = typer.Typer(no_args_is_help=True, help="Money: the ledger and what is made of it.")
+
+
+@app.command(epilog="Example: tollgate billing doctor")
+def doctor() -> None:
+    """Check every invariant of the ledger; fails where one is broken. Reads everything, changes nothing."""
+    from app.billing.doctor import CHECKS, examine
+
+    async def run(database: "Database", _: "Settings") -> "list[Finding]":
+        return await examine(database, CHECKS)
+
+    findings = with_database(run)
+    for finding in findings:
+        _show(finding)
+    broken = sum(not finding.is_kept for finding in findings)
+    print(f"{len(findings) - broken} of {len(findings)} invariants hold.")
+    if broken:
+        raise typer.Exit(1)
+
+
+@app.command("rebuild-rollups", epilog="Example: tollgate billing rebuild-rollups")
+def rebuild_rollups() -> None:
+    """Sum usage by the hour anew, from the rows. Statements stay right meanwhile."""
+    from app.billing import rollups
+
+    async def run(database: "Database", _: "Settings") -> None:
+        start, is_more = None, True
+        while is_more:
+            async with database.begin() as connection:
+                start = await rollups.rebuild_from(connection, start)
+            is_more = start is not None
+        is_more = True
+        while is_more:
+            async with database.begin() as connection:
+                is_more = await rollups.roll_next(connection)
+
+    with_database(run)
+    print("The sums by the hour are made anew.")
+
+
+def _show(finding: "Finding") -> None:
+    from app.billing.doctor import MAX_FINDINGS
+
+    print(f"{'ok    ' if finding.is_kept else 'BROKEN'}  {finding.check.name}: {finding.check.promise}")
+    for problem in finding.problems[:MAX_FINDINGS]:
+        print(f"        {problem}")
+    if len(finding.problems) > MAX_FINDINGS:
+        print("        … and more")

@@ -1,0 +1,407 @@
+"""The life of API keys: minted, listed, changed, rotated, revoked, reported as leaked.
+
+A key exists in full only in the answer of whoever minted it. Every function takes the
+organisation it works for, and a key of another one does not exist for it. The database
+itself tells all processes of a change (see ``app.key_cache``); nothing here has to.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
+from datetime import UTC, datetime
+from ipaddress import ip_network
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import ColumnElement, Row, func, insert, select, text, tuple_, update
+from sqlalchemy.exc import IntegrityError
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.auth import DEFAULT_SCOPES, KEY_PREFIX, SCOPES, Network, checked_name, generate_key, hash_key
+from app.config import Settings
+from app.errors import BadRequest, Conflict, NotFound
+from app.tables import ApiKey, RateBucket, new_id
+
+MAX_KEYS = 1000
+"""Of an organisation, those that are revoked not counted."""
+MAX_MODELS = 100
+MAX_MODEL_LENGTH = 128
+MAX_NETWORKS = 100
+MAX_PER_MINUTE = 2**31 - 1
+MAX_MONTHLY_CAP = 9_000_000 * 10**12
+"""10^-12 USD; what fits a bigint."""
+LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
+"""A rate bucket dated so is full at its first use, whatever the limits are then."""
+
+_TOUCH = text(
+    "UPDATE api_keys k SET last_used_at = b.updated_at FROM rate_buckets b WHERE b.key_id = k.id"
+    " AND b.updated_at > COALESCE(k.last_used_at, k.created_at)"
+)
+# The successor goes on with what is left and spent, or rotating would fill the buckets and lift the cap.
+_COPY_BUCKET = text(
+    "INSERT INTO rate_buckets (key_id, requests_level, tokens_level, updated_at, month, cost_used)"
+    " SELECT :new_id, requests_level, tokens_level, updated_at, month, cost_used FROM rate_buckets"
+    " WHERE key_id = :old_id"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Terms:
+    """What a key may do. None: no limit of its own.
+
+    Attributes:
+        name: 1 to 100 printable characters.
+        scopes: Of ``auth.SCOPES``, at least one.
+        allowed_models: Names; they need not exist yet.
+        ip_allow: Networks it may be used from.
+        requests_per_minute: Above 0.
+        tokens_per_minute: Above 0.
+        monthly_cap: What it may cost in a calendar month (UTC), in 10^-12 USD.
+        expires_at: Aware; from then on it is refused.
+    """
+
+    name: str
+    scopes: tuple[str, ...] = DEFAULT_SCOPES
+    allowed_models: tuple[str, ...] | None = None
+    ip_allow: tuple[Network, ...] | None = None
+    requests_per_minute: int | None = None
+    tokens_per_minute: int | None = None
+    monthly_cap: int | None = None
+    expires_at: datetime | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class NewKey:
+    """A key that has just been minted; ``key`` is it in full, for the only time."""
+
+    id: UUID
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class KeyListing:
+    """A key as it may be shown: never the key itself."""
+
+    id: UUID
+    org_id: UUID
+    prefix: str
+    last4: str
+    terms: Terms
+    created_at: datetime
+    created_by: UUID | None
+    revoked_at: datetime | None
+    revoke_reason: str | None
+    replaced_by: UUID | None
+    last_used_at: datetime | None
+
+    @property
+    def name(self) -> str:
+        """What it is for, in its owner's words."""
+        return self.terms.name
+
+    @property
+    def scopes(self) -> tuple[str, ...]:
+        """What it may be used for."""
+        return self.terms.scopes
+
+    def is_active(self, now: datetime) -> bool:
+        """Whether it would be accepted at ``now``."""
+        return self.state(now) == "active"
+
+    def state(self, now: datetime) -> str:
+        """``active``, ``expired`` or ``revoked`` at ``now``."""
+        if self.revoked_at is not None:
+            return "revoked"
+        ends_at = self.terms.expires_at
+        return "expired" if ends_at is not None and ends_at <= now else "active"
+
+
+async def mint_key(
+    connection: AsyncConnection, settings: Settings, org_id: UUID, terms: Terms, *, created_by: UUID | None = None
+) -> NewKey:
+    """A new key of ``org_id`` with full rate buckets.
+
+    Raises:
+        BadRequest: Terms that no key can have.
+        NotFound: No such organisation.
+        Conflict: It has 1,000 keys already.
+    """
+    checked = _checked(terms)
+    if checked.expires_at is not None:
+        _check_future(checked.expires_at)
+    await _check_room(connection, org_id)
+    new = await _insert_key(connection, settings, org_id, checked, created_by)
+    bucket = {"key_id": new.id, "requests_level": 0.0, "tokens_level": 0.0, "updated_at": LONG_AGO}
+    await connection.execute(insert(RateBucket).values(bucket))
+    return new
+
+
+async def list_keys(
+    connection: AsyncConnection, org_id: UUID, *, limit: int | None = None, after: UUID | None = None
+) -> list[KeyListing]:
+    """The organisation's keys, newest first, revoked ones included.
+
+    Args:
+        connection: An open transaction.
+        org_id: Whose.
+        limit: At most so many.
+        after: Only those that follow this key.
+
+    Raises:
+        BadRequest: ``after`` is none of its keys.
+    """
+    statement = select(ApiKey).where(ApiKey.org_id == org_id)
+    if after is not None:
+        row = await _row(connection, after, org_id)
+        if row is None:
+            raise BadRequest("'after' is not the id of one of your keys.", param="after")
+        statement = statement.where(tuple_(ApiKey.created_at, ApiKey.id) < tuple_(row.created_at, row.id))
+    rows = await connection.execute(statement.order_by(ApiKey.created_at.desc(), ApiKey.id.desc()).limit(limit))
+    return [_listing(row) for row in rows]
+
+
+async def get_key(connection: AsyncConnection, key_id: UUID, org_id: UUID | None = None) -> KeyListing:
+    """One key.
+
+    Raises:
+        NotFound: No such key, or it belongs to another organisation than ``org_id``.
+    """
+    row = await _row(connection, key_id, org_id)
+    if row is None:
+        raise _no_key(key_id)
+    return _listing(row)
+
+
+async def update_key(
+    connection: AsyncConnection, key_id: UUID, changes: Mapping[str, Any], org_id: UUID | None = None
+) -> KeyListing:
+    """Changes terms of a key; every process goes by the new ones within a second.
+
+    Args:
+        connection: An open transaction.
+        key_id: The key.
+        changes: Fields of ``Terms`` with their new values.
+        org_id: Where given, only a key of this organisation.
+
+    Raises:
+        BadRequest: Terms that no key can have.
+        NotFound: No such key, or it belongs to another organisation.
+        Conflict: It is revoked.
+    """
+    found = await _locked(connection, key_id, org_id)
+    if found.revoked_at is not None:
+        raise Conflict("This key is revoked; a revoked key stays as it is.", code="key_revoked")
+    terms = _checked(replace(found.terms, **changes))
+    if terms.expires_at is not None and terms.expires_at != found.terms.expires_at:
+        _check_future(terms.expires_at)
+    await connection.execute(update(ApiKey).where(ApiKey.id == key_id).values(_columns(terms)))
+    return replace(found, terms=terms)
+
+
+async def rotate_key(
+    connection: AsyncConnection,
+    settings: Settings,
+    key_id: UUID,
+    *,
+    old_ends_at: datetime,
+    org_id: UUID | None = None,
+    created_by: UUID | None = None,
+) -> NewKey:
+    """A successor on the same terms and rates; the old key works until ``old_ends_at``, or its own end if earlier.
+
+    Raises:
+        NotFound: No such key, or it belongs to another organisation.
+        Conflict: It is not active, or has a successor that is not revoked.
+    """
+    found, now = await _locked(connection, key_id, org_id), datetime.now(UTC)
+    if not found.is_active(now):
+        raise Conflict(f"This key is {found.state(now)}; only an active key can be rotated.", code="key_not_active")
+    if found.replaced_by is not None and (await get_key(connection, found.replaced_by)).revoked_at is None:
+        raise Conflict("This key has a successor already; revoke that one first.", code="key_replaced")
+    await _check_room(connection, found.org_id)
+    new = await _insert_key(connection, settings, found.org_id, found.terms, created_by)
+    await connection.execute(_COPY_BUCKET, {"new_id": new.id, "old_id": key_id})
+    if old_ends_at <= now:
+        end: dict[str, object] = {"revoked_at": func.now(), "revoke_reason": "rotated"}
+    else:
+        end = {"expires_at": min(old_ends_at, found.terms.expires_at or old_ends_at)}
+    await connection.execute(update(ApiKey).where(ApiKey.id == key_id).values(replaced_by=new.id, **end))
+    return new
+
+
+async def revoke_key(connection: AsyncConnection, key_id: UUID, org_id: UUID | None = None) -> KeyListing:
+    """Ends a key at once; revoking it again changes nothing.
+
+    Args:
+        connection: An open transaction.
+        key_id: The key.
+        org_id: Where given, only a key of this organisation.
+
+    Raises:
+        NotFound: No such key, or it belongs to another organisation.
+    """
+    await _revoke(connection, [ApiKey.id == key_id, *_owned_by(org_id)], "revoked")
+    return await get_key(connection, key_id, org_id)
+
+
+async def report_leak(connection: AsyncConnection, settings: Settings, key: str) -> UUID | None:
+    """Ends a key that somebody has found where it should not be; whoever holds a key may end it.
+
+    Returns:
+        The id of the key, or None where it is unknown or revoked already. The two must
+        look the same to whoever reports.
+    """
+    key_hash = hash_key(key, settings.key_pepper.get_secret_value())
+    return await _revoke(connection, [ApiKey.key_hash == key_hash], "leaked")
+
+
+async def touch_used_keys(connection: AsyncConnection) -> int:
+    """Copies the time of each key's last admission to ``last_used_at``; returns how many changed.
+
+    Admission already dates the key's rate bucket, so a request pays nothing for this.
+    """
+    return (await connection.execute(_TOUCH)).rowcount
+
+
+def parse_networks(values: Sequence[str]) -> tuple[Network, ...]:
+    """Networks in CIDR notation; a lone address is a network of one.
+
+    Raises:
+        BadRequest: One is no network, or has bits beyond its mask.
+    """
+    try:
+        return tuple(ip_network(value) for value in values)
+    except ValueError as error:
+        raise BadRequest(f"{error}.", param="ip_allow") from None
+
+
+async def _insert_key(
+    connection: AsyncConnection, settings: Settings, org_id: UUID, terms: Terms, created_by: UUID | None
+) -> NewKey:
+    new = NewKey(new_id(), generate_key())
+    values = {
+        **_columns(terms),
+        "id": new.id,
+        "org_id": org_id,
+        "key_hash": hash_key(new.key, settings.key_pepper.get_secret_value()),
+        "prefix": KEY_PREFIX,
+        "last4": new.key[-4:],
+        "created_by": created_by,
+    }
+    try:
+        await connection.execute(insert(ApiKey).values(values))
+    except IntegrityError:
+        raise NotFound(f"There is no organisation {org_id}.", code="org_not_found", param="org") from None
+    return new
+
+
+async def _revoke(connection: AsyncConnection, which: list[ColumnElement[bool]], reason: str) -> UUID | None:
+    statement = update(ApiKey).where(*which, ApiKey.revoked_at.is_(None))
+    revoked = statement.values(revoked_at=func.now(), revoke_reason=reason).returning(ApiKey.id)
+    return (await connection.execute(revoked)).scalar_one_or_none()
+
+
+async def _row(
+    connection: AsyncConnection, key_id: UUID, org_id: UUID | None, *, lock: bool = False
+) -> Row[Any] | None:
+    statement = select(ApiKey).where(ApiKey.id == key_id, *_owned_by(org_id))
+    if lock:
+        statement = statement.with_for_update()
+    return (await connection.execute(statement)).one_or_none()
+
+
+async def _locked(connection: AsyncConnection, key_id: UUID, org_id: UUID | None) -> KeyListing:
+    row = await _row(connection, key_id, org_id, lock=True)
+    if row is None:
+        raise _no_key(key_id)
+    return _listing(row)
+
+
+async def _check_room(connection: AsyncConnection, org_id: UUID) -> None:
+    statement = select(func.count()).where(ApiKey.org_id == org_id, ApiKey.revoked_at.is_(None))
+    if (await connection.execute(statement)).scalar_one() >= MAX_KEYS:
+        raise Conflict(f"An organisation has at most {MAX_KEYS} keys; revoke some first.", code="too_many_keys")
+
+
+def _owned_by(org_id: UUID | None) -> list[ColumnElement[bool]]:
+    return [] if org_id is None else [ApiKey.org_id == org_id]
+
+
+def _listing(row: Row[Any]) -> KeyListing:
+    terms = Terms(
+        name=row.name,
+        scopes=tuple(row.scopes),
+        allowed_models=None if row.allowed_models is None else tuple(row.allowed_models),
+        ip_allow=None if row.ip_allow is None else tuple(row.ip_allow),
+        requests_per_minute=row.requests_per_minute,
+        tokens_per_minute=row.tokens_per_minute,
+        monthly_cap=row.monthly_cap,
+        expires_at=row.expires_at,
+    )
+    return KeyListing(
+        id=row.id,
+        org_id=row.org_id,
+        prefix=row.prefix,
+        last4=row.last4,
+        terms=terms,
+        created_at=row.created_at,
+        created_by=row.created_by,
+        revoked_at=row.revoked_at,
+        revoke_reason=row.revoke_reason,
+        replaced_by=row.replaced_by,
+        last_used_at=row.last_used_at,
+    )
+
+
+def _columns(terms: Terms) -> dict[str, Any]:
+    """The terms as columns of ``api_keys``, which have the same names."""
+    return {name: list(value) if isinstance(value, tuple) else value for name, value in asdict(terms).items()}
+
+
+def _checked(terms: Terms) -> Terms:
+    """The terms with duplicates and blanks removed, or a refusal of what no key can have."""
+    _check_scopes(terms.scopes)
+    _check_models(terms.allowed_models)
+    if terms.ip_allow is not None and not 1 <= len(terms.ip_allow) <= MAX_NETWORKS:
+        raise BadRequest(f"A list of networks has 1 to {MAX_NETWORKS}.", param="ip_allow")
+    for param in ("requests_per_minute", "tokens_per_minute"):
+        limit = getattr(terms, param)
+        if limit is not None and not 1 <= limit <= MAX_PER_MINUTE:
+            raise BadRequest(f"A limit is from 1 to {MAX_PER_MINUTE} a minute.", param=param)
+    if terms.monthly_cap is not None and not 0 <= terms.monthly_cap <= MAX_MONTHLY_CAP:
+        raise BadRequest("A cap is from 0 to 9,000,000 USD a month.", param="monthly_cap")
+    return replace(
+        terms,
+        name=checked_name(terms.name),
+        scopes=_distinct(terms.scopes),
+        allowed_models=None if terms.allowed_models is None else _distinct(terms.allowed_models),
+    )
+
+
+def _check_scopes(scopes: Sequence[str]) -> None:
+    if not scopes:
+        raise BadRequest("A key needs at least one scope.", param="scopes")
+    for scope in scopes:
+        if scope not in SCOPES:
+            raise BadRequest(f"The scope '{scope}' is not one of {', '.join(SCOPES)}.", param="scopes")
+
+
+def _check_models(models: Sequence[str] | None) -> None:
+    if models is None:
+        return
+    if not 1 <= len(models) <= MAX_MODELS:
+        raise BadRequest(f"A list of models has 1 to {MAX_MODELS} names.", param="allowed_models")
+    if not all(0 < len(model) <= MAX_MODEL_LENGTH and model.isprintable() for model in models):
+        raise BadRequest(f"A model's name has 1 to {MAX_MODEL_LENGTH} printable characters.", param="allowed_models")
+
+
+def _check_future(expires_at: datetime) -> None:
+    if expires_at <= datetime.now(UTC):
+        raise BadRequest("A key must expire in the future.", param="expires_at")
+
+
+def _distinct(values: Sequence[str]) -> tuple[str, ...]:
+    return tuple(dict.fromkeys(values))
+
+
+def _no_key(key_id: UUID) -> NotFound:
+    return NotFound(f"There is no key {key_id}.", code="key_not_found", param="key_id")

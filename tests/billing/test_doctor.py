@@ -1,0 +1,189 @@
+"""Each invariant of the ledger holds in a healthy world and is found broken once it is broken."""
+
+from datetime import UTC, datetime
+from pathlib import Path
+
+import pytest
+from sqlalchemy import insert, text
+
+from app import auth
+from app.admission import Admission, Limits, Work
+from app.billing import doctor
+from app.billing.doctor import CHECKS, Check, Finding
+from app.billing.plans import PRICE_VERSION, PRICES
+from app.config import Settings
+from app.db import Database
+from app.journal import Journal
+from app.metering import Ledger, Meter, ensure_partitions
+from app.tables import UsageEvent, new_id
+from tests.billing.test_rollups import ORG, START, event, roll, some_events
+from tests.conftest import PEPPER
+from tests.factories import make_key, make_org
+
+WHOLE_KEY = auth.generate_key()
+FAULTS = {
+    "one row a request": [
+        "UPDATE usage_events SET id = (SELECT id FROM usage_events LIMIT 1),"
+        " started_at = started_at + interval '1 second' WHERE id = (SELECT max(id::text)::uuid FROM usage_events)"
+    ],
+    "every row has a price": [
+        "UPDATE usage_events SET price_version = 99 WHERE id = (SELECT max(id::text)::uuid FROM usage_events)"
+    ],
+    "billed after the start": [
+        "UPDATE usage_events SET billed_at = started_at - interval '6 minutes'"
+        " WHERE id = (SELECT max(id::text)::uuid FROM usage_events)"
+    ],
+    "statements are the rows": [
+        "UPDATE usage_rollup_hour SET output_tokens = output_tokens + 1"
+        " WHERE hour = (SELECT min(hour) FROM usage_rollup_hour WHERE org_id = '{org}') AND org_id = '{org}'"
+    ],
+    "sums are the rows": [
+        "DELETE FROM usage_rollup_hour WHERE hour = (SELECT max(hour) FROM usage_rollup_hour)",
+    ],
+    "no key in full": ["UPDATE api_keys SET name = 'mine: {key}'"],
+    "keys belong together": [
+        "UPDATE api_keys SET replaced_by = (SELECT id FROM api_keys WHERE name = 'foreign') WHERE name = 'own'"
+    ],
+    "holds are reservations": ["DELETE FROM reservations"],
+    "nothing is held for ever": ["UPDATE reservations SET expires_at = now() - interval '6 minutes'"],
+    "budgets are the rows": [
+        "DELETE FROM usage_events WHERE org_id = (SELECT org_id FROM api_keys WHERE name = 'own')",
+    ],
+}
+EVERY = pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name.replace(" ", "-"))
+
+
+@pytest.fixture
+async def books(database: Database, settings: Settings, tmp_path: Path) -> Database:
+    """Two organisations with keys, one request that was billed, one that runs, and 120 rows over 30 hours, summed."""
+    key = await make_key(database, settings, await make_org(database), name="own")
+    await use(database, key, tmp_path)
+    await make_key(database, settings, await make_org(database, "Other"), name="foreign")
+    async with database.begin() as connection:
+        await ensure_partitions(connection, START.date())
+        rows = [row | {"started_at": row["billed_at"]} for row in some_events(120)]
+        await connection.execute(insert(UsageEvent), rows)
+    await roll(database)
+    return database
+
+
+async def use(database: Database, key: str, journals: Path) -> None:
+    """One request from its admission to its settlement, and one that still runs."""
+    ledger = Ledger(database, Journal(journals))
+    admission = Admission(database, ledger)
+    async with database.begin() as connection:
+        caller = await auth.find_key(connection, key, PEPPER)
+    price, limits = PRICES[PRICE_VERSION, "generation"], Limits(100, 100_000)
+    work = Work(input_tokens=5, output_tokens=9, least_output=1, price=price, timeout_s=30)
+    await admission.reserve(new_id(), caller, limits, 14, work)
+    request_id = new_id()
+    await admission.reserve(request_id, caller, limits, 14, work)
+    meter = Meter(
+        ledger,
+        request_id,
+        caller,
+        kind="generation",
+        model="m",
+        model_digest="d",
+        input_tokens=5,
+        price=price,
+        price_version=PRICE_VERSION,
+        started_at=datetime.now(UTC),
+    )
+    meter.deliver(7)
+    await meter.settle("stop")
+    await admission.aclose()
+    await ledger.aclose()
+
+
+async def ask(database: Database, *checks: Check) -> list[Finding]:
+    return await doctor.examine(database, checks or CHECKS)
+
+
+async def run(database: Database, *statements: str) -> None:
+    async with database.begin() as connection:
+        for statement in statements:
+            await connection.exec_driver_sql(statement.format(org=ORG, key=WHOLE_KEY))
+
+
+async def test_healthy_books_keep_every_promise(books: Database) -> None:
+    assert {finding.check.name: list(finding.problems) for finding in await ask(books)} == {
+        check.name: [] for check in CHECKS
+    }
+
+
+async def test_empty_books_are_healthy(database: Database) -> None:
+    assert all(finding.is_kept for finding in await ask(database))
+
+
+def test_every_check_has_a_fault_that_it_must_find() -> None:
+    assert [check.name for check in CHECKS] == list(FAULTS)
+
+
+@EVERY
+async def test_a_broken_promise_is_found(books: Database, check: Check) -> None:
+    await run(books, *FAULTS[check.name])
+    # All are asked: a fault must not keep the others from answering.
+    problems = {finding.check.name: finding.problems for finding in await ask(books)}
+    assert problems[check.name]
+
+
+@pytest.mark.parametrize(
+    ("column", "value"),
+    [
+        ("usage_events SET parameters", """'{{"stop": ["{key}"]}}'"""),
+        ("usage_events SET finish_reason", "'{key}'"),
+        ("api_keys SET allowed_models", """'{{"{key}"}}'"""),
+        ("portal_sessions SET token_hash", "'{key}'"),
+    ],
+)
+async def test_a_key_is_found_in_any_kind_of_column(books: Database, column: str, value: str) -> None:
+    await run(
+        books,
+        "INSERT INTO users (id, email, password_hash) VALUES (gen_random_uuid(), 'a@b', 'x')",
+        "INSERT INTO portal_sessions (id, token_hash, user_id, expires_at)"
+        " SELECT gen_random_uuid(), 'x', id, now() FROM users",
+        f"UPDATE {column} = {value}",
+    )
+    check = next(check for check in CHECKS if check.find is doctor.find_keys_in_full)
+    (finding,) = await ask(books, check)
+    assert len(finding.problems) == 1
+    assert WHOLE_KEY not in finding.problems[0]
+
+
+async def test_a_key_without_rates_is_found(books: Database) -> None:
+    await run(books, "DELETE FROM rate_buckets")
+    check = next(check for check in CHECKS if check.find is doctor.find_lost_keys)
+    (finding,) = await ask(books, check)
+    assert len(finding.problems) == 2
+
+
+async def test_the_edges_of_a_month_belong_to_one_statement_each(books: Database) -> None:
+    """A row in the last microsecond of a month and one in the first of the next."""
+    month = START.replace(year=2025, month=3, day=1, hour=0)
+    edges = [month, month.replace(month=2, day=28, hour=23, minute=59, second=59, microsecond=999_999)]
+    async with books.begin() as connection:
+        await ensure_partitions(connection, edges[1].date(), 1)
+        await connection.execute(insert(UsageEvent), [event(at, started_at=at, id=new_id()) for at in edges])
+    for is_summed in (False, True):
+        if is_summed:
+            await roll(books)
+        assert all(finding.is_kept for finding in await ask(books))
+    # Were the hour of the first row counted for the month before, it would be noticed.
+    await run(
+        books,
+        "UPDATE usage_rollup_hour SET hour = hour - interval '1 hour', model = 'moved'"
+        f" WHERE hour = '{month.isoformat()}'",
+    )
+    check = next(check for check in CHECKS if check.find is doctor.find_unlike_statements)
+    (finding,) = await ask(books, check)
+    assert len(finding.problems) == 6  # two months in three buckets
+
+
+async def test_looking_changes_nothing(books: Database) -> None:
+    async def write(connection: object) -> list[str]:
+        await connection.execute(text("DELETE FROM usage_events"))  # type: ignore[attr-defined]
+        return []
+
+    with pytest.raises(Exception, match="read-only transaction"):
+        await ask(books, Check("writes", "Never.", write))
