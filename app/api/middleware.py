@@ -39,6 +39,8 @@ class RequestRecord:
         started_s: Monotonic seconds; for durations.
         headers: Added to the answer, whatever it will be.
         status: Of the answer, once its first byte left.
+        is_secret: The answer holds what is shown once and kept nowhere.
+        route: For the log and metrics, where no route was asked.
     """
 
     id: UUID = field(default_factory=new_id)
@@ -46,6 +48,8 @@ class RequestRecord:
     started_s: float = field(default_factory=time.perf_counter)
     headers: dict[str, str] = field(default_factory=dict)
     status: int | None = None
+    is_secret: bool = False
+    route: str = "unmatched"
 
     @property
     def elapsed_ms(self) -> float:
@@ -156,7 +160,7 @@ def _with_headers(send: Send, scope: Scope, record: RequestRecord) -> Send:
 
 
 def _finish(scope: Scope, record: RequestRecord) -> None:
-    route = getattr(scope.get("route"), "path", "unmatched")
+    route = getattr(scope.get("route"), "path", record.route)
     # No status: the client left before there was an answer.
     status = record.status or 499
     HTTP_REQUESTS.labels(route, scope["method"] if route != "unmatched" else "", str(status)).inc()
