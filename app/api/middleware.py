@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.failures import error_response, unexpected
@@ -99,6 +100,9 @@ class RequestMiddleware:
         except AppError as error:
             # Raised by this layer, or by a response after the framework's own handlers.
             await self._fail(error, scope, receive, send, record)
+        except ClientDisconnect:
+            # In the middle of its body: nobody is there to be answered.
+            return
         except asyncio.CancelledError:
             # The time to drain is over. Another process may answer at once.
             stopping = Overloaded("The server is stopping; please retry.", retry_after_s=_RETRY_ELSEWHERE_S)
