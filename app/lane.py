@@ -27,6 +27,7 @@ class BrokenOff(DatabaseUnavailable):
     """The connection broke under way: the statement may have run."""
 
 
+_STOPPING = "The server is stopping; please retry."
 _MAX_BATCH = 128
 _MAX_WAITING = 4096
 # The server ends or refuses connections (class 57, 53300) and what asyncpg itself notices.
@@ -83,7 +84,7 @@ class Lane:
         answer: asyncio.Future[asyncpg.Record] = asyncio.get_running_loop().create_future()
         self._waiting.append(_Asked(order, arguments, answer))
         if self._sending is None:
-            self._sending = asyncio.create_task(self._send())
+            self._start()
         return await answer
 
     async def aclose(self) -> None:
@@ -93,15 +94,25 @@ class Lane:
         if self._connection is not None and not self._connection.is_closed():
             await self._connection.close()
 
+    def _start(self) -> None:
+        self._sending = asyncio.create_task(self._send())
+        self._sending.add_done_callback(self._ended)
+
+    def _ended(self, sending: "asyncio.Task[None]") -> None:
+        # Not in _send itself: a task that is cancelled before its first step runs no line of it.
+        self._sending = None
+        if sending.cancelled():
+            waiting, self._waiting = self._waiting, []
+            _fail(waiting, DatabaseUnavailable(_STOPPING))
+        elif self._waiting:
+            self._start()
+
     async def _send(self) -> None:
-        try:
-            while self._waiting:
-                batch = self._waiting[:_MAX_BATCH]
-                del self._waiting[:_MAX_BATCH]
-                batch.sort(key=_order)
-                await self._run(batch)
-        finally:
-            self._sending = None
+        while self._waiting:
+            batch = self._waiting[:_MAX_BATCH]
+            del self._waiting[:_MAX_BATCH]
+            batch.sort(key=_order)
+            await self._run(batch)
 
     async def _run(self, batch: list[_Asked]) -> None:
         is_under_way = False
@@ -117,8 +128,13 @@ class Lane:
             _fail(batch, BrokenOff(failure.message) if is_under_way else failure)
         except asyncpg.PostgresError as error:
             await self._blame(batch, error)
-        except BaseException as error:
-            # A fault of ours, or the loop ends: nobody is left waiting.
+        except asyncio.CancelledError:
+            # The loop ends. Whoever settles keeps it for the next process.
+            self._disconnect()
+            _fail(batch, BrokenOff(_STOPPING))
+            raise
+        except Exception as error:
+            # A fault of ours: nobody is left waiting.
             _fail(batch, error)
             raise
         else:

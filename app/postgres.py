@@ -20,7 +20,7 @@ import shutil
 import signal
 import subprocess
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
@@ -251,6 +251,8 @@ def start(cluster: Cluster) -> Server:
     stop_stale(cluster)
     if not (cluster.data / "PG_VERSION").exists():
         _initialise(cluster)
+    # A server that was killed leaves its pid file and "ready" in it; the pid may even come again.
+    left_behind = _postmaster_lines(cluster)
     with _open_log(cluster) as log_file:
         process = subprocess.Popen(
             [str(cluster.binaries / "postgres"), "-D", str(cluster.data), *_options(cluster)],
@@ -271,7 +273,7 @@ def start(cluster: Cluster) -> Server:
             raise ConfigError(f"the embedded PostgreSQL did not start: {_last_line(cluster)}")
 
     try:
-        _await_ready(cluster, fail_if_ended)
+        _await_ready(cluster, fail_if_ended, left_behind)
     except ConfigError:
         process.kill()
         process.wait()
@@ -436,10 +438,10 @@ def _last_line(cluster: Cluster) -> str:
     return lines[-1] if lines else "it wrote no log"
 
 
-def _await_ready(cluster: Cluster, check: Callable[[], None]) -> None:
+def _await_ready(cluster: Cluster, check: Callable[[], None], left_behind: Sequence[str] = ()) -> None:
     def ready() -> bool:
         check()
-        return _status(cluster) == "ready"
+        return _is_serving(cluster) and _postmaster_lines(cluster) != left_behind
 
     if not _wait_until(ready, START_TIMEOUT_S):
         raise ConfigError(f"the embedded PostgreSQL was not ready within {START_TIMEOUT_S:.0f} s")

@@ -47,7 +47,7 @@ ANSWER_TIMEOUT_S = 5.0
 OWNER = "owner@demo.local"
 
 
-def run(settings: Settings, workers: int, *, verbose: bool = False, stub: bool = False) -> None:
+def run(settings: Settings, workers: int, *, verbose: bool = False, stub: bool = False, step_ms: float = 0.0) -> None:
     """Runs the whole installation until Ctrl-C or SIGTERM.
 
     Args:
@@ -55,6 +55,7 @@ def run(settings: Settings, workers: int, *, verbose: bool = False, stub: bool =
         workers: API processes.
         verbose: Shows the children's info lines, not only warnings.
         stub: Runs the hand-computable engine, which needs no TensorFlow.
+        step_ms: With ``stub``, how long each of its steps takes.
 
     Raises:
         ConfigError: Something is missing, in use, or does not start.
@@ -66,7 +67,8 @@ def run(settings: Settings, workers: int, *, verbose: bool = False, stub: bool =
     settings = settings.model_copy(update={"log_level": "warning"}) if quiet else settings
     configure_logging(settings)
     with single_instance(settings), listening_socket(settings) as listener:
-        asyncio.run(Installation(settings, workers, listener, stub=stub).run())
+        engine_options = ("--stub", "--step-ms", str(step_ms)) if stub else ()
+        asyncio.run(Installation(settings, workers, listener, engine_options).run())
 
 
 def require_tensorflow() -> None:
@@ -132,12 +134,14 @@ def listening_socket(settings: Settings) -> Iterator[socket.socket]:
 class Installation:
     """The processes of one running ``tollgate up``."""
 
-    def __init__(self, settings: Settings, workers: int, listener: socket.socket, *, stub: bool) -> None:
+    def __init__(
+        self, settings: Settings, workers: int, listener: socket.socket, engine_options: tuple[str, ...] = ()
+    ) -> None:
         self._address = address_of(settings, listener)
         self._settings = settings
         self._workers = workers
         self._listener = listener
-        self._engine_options = ("--stub",) if stub else ()
+        self._engine_options = engine_options
         self._children: list[Child] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._server: postgres.Server | None = None

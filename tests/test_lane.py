@@ -2,6 +2,7 @@
 
 import asyncio
 from collections.abc import AsyncIterator
+from typing import Any
 
 import asyncpg
 import pytest
@@ -119,3 +120,52 @@ async def test_closing_waits_for_those_who_wait(divide: Lane) -> None:
     await divide.aclose()
     assert asked.done()
     assert (await asked)["quotient"] == 12
+
+
+async def test_a_sender_that_is_cancelled_before_its_first_step_leaves_nobody_waiting(divide: Lane) -> None:
+    asked = asyncio.create_task(divide.ask(ORDER, (1,)))
+    await asyncio.sleep(0)
+    cancel_sender_of(divide)
+    with pytest.raises(DatabaseUnavailable) as refusal:
+        await asyncio.wait_for(asked, 10)
+    assert not isinstance(refusal.value, BrokenOff)
+    assert (await divide.ask(ORDER, (3,)))["quotient"] == 4
+
+
+async def test_a_sender_that_is_cancelled_under_way_leaves_nobody_waiting(database: Database) -> None:
+    slow = Lane(database.url, "SELECT pg_sleep(60), $1::int")
+    first = asyncio.create_task(slow.ask(ORDER, (1,)))
+    while not await is_asleep(database):
+        pass
+    second = asyncio.create_task(slow.ask(ORDER, (2,)))
+    await asyncio.sleep(0)
+    cancel_sender_of(slow)
+    outcomes = await asyncio.wait_for(asyncio.gather(first, second, return_exceptions=True), 10)
+    # The first may have run, the second has not.
+    assert [type(outcome) for outcome in outcomes] == [BrokenOff, DatabaseUnavailable]
+    await slow.aclose()
+
+
+async def test_a_fault_of_one_batch_does_not_hold_up_the_next(
+    database: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lane, "_MAX_BATCH", 1)
+    no_time: Any = "soon"
+    faulty = Lane(database.url, STATEMENT, timeout_s=no_time)
+    asked = asyncio.gather(faulty.ask(ORDER, (1,)), faulty.ask(ORDER, (2,)), return_exceptions=True)
+    assert [type(outcome) for outcome in await asyncio.wait_for(asked, 10)] == [TypeError, TypeError]
+    await faulty.aclose()
+
+
+def cancel_sender_of(lane: Lane) -> None:
+    """As the end of an event loop does, which cancels every task."""
+    sending = next(task for task in asyncio.all_tasks() if task.get_coro() is not None and "Lane._send" in repr(task))
+    sending.cancel()
+
+
+async def is_asleep(database: Database) -> bool:
+    async with database.begin() as connection:
+        statement = text(
+            "SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'PgSleep' AND datname = current_database()"
+        )
+        return bool((await connection.execute(statement)).scalar_one())

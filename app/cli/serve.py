@@ -17,6 +17,7 @@ Stub = Annotated[
         "--stub", help="Answer by simple arithmetic instead of the models' weights: quick, and needs no TensorFlow."
     ),
 ]
+StepMs = Annotated[float, typer.Option(min=0.0, help="With --stub: milliseconds of each step.")]
 Workers = Annotated[int, typer.Option(min=1, max=64, help="Processes that answer HTTP.")]
 
 
@@ -26,6 +27,7 @@ def up(
     workers: Workers = 1,
     verbose: Annotated[bool, typer.Option("--verbose", "-v", help="Show each role's log, not only warnings.")] = False,
     stub: Stub = False,
+    step_ms: StepMs = 0.0,
 ) -> None:
     """Run everything on this machine: database, engine, API and worker.
 
@@ -35,7 +37,7 @@ def up(
     from app import up as whole
 
     settings = settings_for_command(host=host, port=port)
-    whole.run(settings, workers, verbose=verbose, stub=stub)
+    whole.run(settings, workers, verbose=verbose, stub=stub, step_ms=step_ms)
 
 
 def api(
@@ -50,10 +52,7 @@ def api(
     serve(settings_for_command(host=host, port=port), workers, fd)
 
 
-def engine(
-    stub: Stub = False,
-    step_ms: Annotated[float, typer.Option(min=0.0, help="With --stub: milliseconds of each step.")] = 0.0,
-) -> None:
+def engine(stub: Stub = False, step_ms: StepMs = 0.0) -> None:
     """Run the models of MODELS_DIR behind gRPC."""
     from app.up import require_tensorflow
 
