@@ -40,7 +40,7 @@ RUN pip install --no-deps --no-build-isolation .
 
 FROM python:${PYTHON} AS runtime
 RUN useradd --system --uid 10001 --create-home --home-dir /var/lib/tollgate tollgate \
-    && install -d -o tollgate -g tollgate /models
+    && install -d -o tollgate -g tollgate /models /var/lib/tollgate/data
 ENV PATH=/opt/tollgate/bin:$PATH \
     PYTHONUNBUFFERED=1 \
     TOLLGATE_ENV=production \

@@ -5,6 +5,7 @@ at everything that limits the request: its key and organisation are valid, the p
 entitles it, so many run at once, requests and tokens per minute, the tokens of the
 month, the organisation's spend cap, its prepaid credit, the key's own cap. If all
 allow it, both rates are drawn and the most it can cost is held until it is settled.
+A key that was rotated shares its rates and its cap with its successor (``bucket_id``).
 The row locks make it exact across requests and processes; the clock is the database's,
 which all of them share. Admissions of a process that come together share a round trip
 (``app.lane``).
@@ -25,7 +26,7 @@ import asyncio
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import asyncpg
@@ -57,13 +58,14 @@ WITH org AS MATERIALIZED (
         b.credit - b.cost_held AS credit
     FROM org_budgets b JOIN orgs o ON o.id = b.org_id WHERE b.org_id = $2::uuid FOR UPDATE OF b
 ), key AS MATERIALIZED (
-    SELECT org.*, k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > {_NOW}) AS is_valid,
+    SELECT org.*, b.key_id AS bucket_id,
+        k.revoked_at IS NULL AND (k.expires_at IS NULL OR k.expires_at > {_NOW}) AS is_valid,
         LEAST($4::float8, b.requests_level + {_ELAPSED} * $4::float8 / 60) AS requests_level,
         LEAST($5::float8, b.tokens_level + {_ELAPSED} * $5::float8 / 60) AS tokens_level,
         GREATEST(b.month, {_MONTH}) AS key_month,
         k.monthly_cap - b.cost_held - CASE WHEN b.month >= {_MONTH} THEN b.cost_used ELSE 0 END AS key_cap
-    FROM rate_buckets b JOIN api_keys k ON k.id = b.key_id, org
-    WHERE b.key_id = $3::uuid AND k.org_id = $2::uuid FOR UPDATE OF b
+    FROM api_keys k JOIN rate_buckets b ON b.key_id = COALESCE(k.bucket_id, k.id), org
+    WHERE k.id = $3::uuid AND k.org_id = $2::uuid FOR UPDATE OF b
 ), judged AS MATERIALIZED (
     SELECT key.*,
         LEAST($12::bigint, tokens - $10::bigint,
@@ -99,7 +101,10 @@ WITH org AS MATERIALIZED (
         updated_at = GREATEST(b.updated_at, {_NOW}), month = held.key_month,
         cost_used = CASE WHEN b.month = held.key_month THEN b.cost_used ELSE 0 END,
         cost_held = b.cost_held + CASE WHEN $8::boolean THEN held.cost ELSE 0 END
-    FROM held WHERE b.key_id = $3::uuid
+    FROM held WHERE b.key_id = held.bucket_id
+), key_touched AS (
+    UPDATE rate_buckets b SET updated_at = GREATEST(b.updated_at, {_NOW})
+    FROM held WHERE b.key_id = $3::uuid AND held.bucket_id <> $3::uuid
 ), reserved AS (
     INSERT INTO reservations (request_id, org_id, key_id, holder, cost, tokens, expires_at)
     SELECT $1::uuid, $2::uuid, $3::uuid, $15::uuid, cost, num_tokens, {_NOW} + make_interval(secs => $16::float8)
@@ -176,7 +181,7 @@ class Admission:
 
     def __init__(self, database: Database, ledger: Ledger, *, timeout_s: float = 5.0) -> None:
         settings = {"application_name": "tollgate admission", "synchronous_commit": "off"}
-        self._lane = Lane(database.url, _ADMIT, timeout_s=timeout_s, server_settings=settings)
+        self._lane = Lane(database.url, _ADMIT, timeout_s=timeout_s, server_settings=settings, runs_abandoned=False)
         self._ledger = ledger
 
     async def draw(self, request_id: UUID, key: Key, limits: Limits, *, now: datetime | None = None) -> Permit:
@@ -311,8 +316,9 @@ def _refusal(row: asyncpg.Record, limits: Limits, tokens: int, requested: str) -
             )
         case verdict:
             what = _USED_UP[verdict]
+            following = (row["month"] + timedelta(days=32)).replace(day=1)
             return QuotaExceeded(
-                f"{what} does not allow this request{place}; the next month begins after {row['month']:%B %Y}."
+                f"{what} does not allow this request{place}; a new month begins at {following:%Y-%m-%d} 00:00 UTC."
             )
 
 

@@ -57,7 +57,7 @@ _FIND_KEY = text(
     "SELECT k.id, k.org_id, k.scopes, k.requests_per_minute, k.tokens_per_minute, k.expires_at, k.revoked_at,"
     " k.allowed_models, k.ip_allow,"
     " o.status AS org_status, b.requests_level, b.tokens_level, b.updated_at AS bucket_updated_at"
-    " FROM api_keys k JOIN orgs o ON o.id = k.org_id JOIN rate_buckets b ON b.key_id = k.id"
+    " FROM api_keys k JOIN orgs o ON o.id = k.org_id JOIN rate_buckets b ON b.key_id = COALESCE(k.bucket_id, k.id)"
     " WHERE k.key_hash = :key_hash"
 )
 

@@ -50,6 +50,8 @@ class Settings(BaseSettings):
     log_format: Literal["json", "console"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
+    trusted_proxies: str = "127.0.0.1"
+    """Whose ``X-Forwarded-For`` is believed: addresses or networks, comma-separated; ``*``: everybody's."""
     database_pool_size: int = Field(10, ge=1, le=200)
     """Connections per API process."""
     database_timeout_s: float = Field(5.0, gt=0)

@@ -7,8 +7,8 @@ holder extends: of a process that was killed it ends by itself, and the next cal
 the request again under the same id. A usage row is written once an id, so however often
 it runs, it is billed once.
 
-Nothing here is part of the ledger, and commits do not wait for the disk: what a crash of
-the database loses is run again.
+A claim is on the disk before the request runs. What is written of its answer does not wait
+for the disk: what a crash of the database loses is run again.
 """
 
 from collections.abc import Mapping, Sequence
@@ -145,7 +145,6 @@ async def claim(connection: AsyncConnection, asked: Asked) -> Claim | Known:
     Raises:
         Conflict: The key belongs to another request.
     """
-    await connection.execute(_NO_WAIT)
     mine = Claim(new_id(), asked.request_id, asked.started_at)
     while not (await connection.execute(_CLAIM, _values(asked, mine))).rowcount:
         row = (await connection.execute(_FIND, {"org_id": asked.org_id, "key": asked.key})).one_or_none()
@@ -196,6 +195,8 @@ async def read(connection: AsyncConnection, run_id: UUID, position: int) -> Prog
         return None
     bind = {"run_id": run_id, "position": position, "limit": _MAX_PARTS}
     bodies = list((await connection.execute(_READ_PARTS, bind)).scalars())
+    if row.status is None:
+        bodies = []  # they came after the row was read
     is_complete = row.is_complete and len(bodies) < _MAX_PARTS
     return Progress(row.status, row.headers or {}, bodies, is_complete, row.is_lost)
 

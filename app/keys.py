@@ -12,7 +12,7 @@ from ipaddress import ip_network
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import ColumnElement, Row, func, insert, select, text, tuple_, update
+from sqlalchemy import ColumnElement, Row, ScalarSelect, func, insert, select, text, tuple_, update
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -35,12 +35,6 @@ LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 _TOUCH = text(
     "UPDATE api_keys k SET last_used_at = b.updated_at FROM rate_buckets b WHERE b.key_id = k.id"
     " AND b.updated_at > COALESCE(k.last_used_at, k.created_at)"
-)
-# The successor goes on with what is left and spent, or rotating would fill the buckets and lift the cap.
-_COPY_BUCKET = text(
-    "INSERT INTO rate_buckets (key_id, requests_level, tokens_level, updated_at, month, cost_used)"
-    " SELECT :new_id, requests_level, tokens_level, updated_at, month, cost_used FROM rate_buckets"
-    " WHERE key_id = :old_id"
 )
 
 
@@ -129,10 +123,7 @@ async def mint_key(
     if checked.expires_at is not None:
         _check_future(checked.expires_at)
     await _check_room(connection, org_id)
-    new = await _insert_key(connection, settings, org_id, checked, created_by)
-    bucket = {"key_id": new.id, "requests_level": 0.0, "tokens_level": 0.0, "updated_at": LONG_AGO}
-    await connection.execute(insert(RateBucket).values(bucket))
-    return new
+    return await _insert_key(connection, settings, org_id, checked, created_by)
 
 
 async def list_keys(
@@ -206,7 +197,9 @@ async def rotate_key(
     org_id: UUID | None = None,
     created_by: UUID | None = None,
 ) -> NewKey:
-    """A successor on the same terms and rates; the old key works until ``old_ends_at``, or its own end if earlier.
+    """A successor on the same terms; the old key works until ``old_ends_at``, or its own end if earlier.
+
+    Both draw from the same rates and count towards the same cap.
 
     Raises:
         NotFound: No such key, or it belongs to another organisation.
@@ -218,8 +211,7 @@ async def rotate_key(
     if found.replaced_by is not None and (await get_key(connection, found.replaced_by)).revoked_at is None:
         raise Conflict("This key has a successor already; revoke that one first.", code="key_replaced")
     await _check_room(connection, found.org_id)
-    new = await _insert_key(connection, settings, found.org_id, found.terms, created_by)
-    await connection.execute(_COPY_BUCKET, {"new_id": new.id, "old_id": key_id})
+    new = await _insert_key(connection, settings, found.org_id, found.terms, created_by, shared_with=key_id)
     if old_ends_at <= now:
         end: dict[str, object] = {"revoked_at": func.now(), "revoke_reason": "rotated"}
     else:
@@ -275,8 +267,15 @@ def parse_networks(values: Sequence[str]) -> tuple[Network, ...]:
 
 
 async def _insert_key(
-    connection: AsyncConnection, settings: Settings, org_id: UUID, terms: Terms, created_by: UUID | None
+    connection: AsyncConnection,
+    settings: Settings,
+    org_id: UUID,
+    terms: Terms,
+    created_by: UUID | None,
+    *,
+    shared_with: UUID | None = None,
 ) -> NewKey:
+    """Args as of the callers; ``shared_with``: the key whose bucket it draws from, in place of one of its own."""
     new = NewKey(new_id(), generate_key())
     values = {
         **_columns(terms),
@@ -286,11 +285,15 @@ async def _insert_key(
         "prefix": KEY_PREFIX,
         "last4": new.key[-4:],
         "created_by": created_by,
+        "bucket_id": None if shared_with is None else _bucket_of(shared_with),
     }
     try:
         await connection.execute(insert(ApiKey).values(values))
     except IntegrityError:
         raise NotFound(f"There is no organisation {org_id}.", code="org_not_found", param="org") from None
+    # Of a successor it only says when the key itself was used last.
+    bucket = {"key_id": new.id, "requests_level": 0.0, "tokens_level": 0.0, "updated_at": LONG_AGO}
+    await connection.execute(insert(RateBucket).values(bucket))
     return new
 
 
@@ -320,6 +323,10 @@ async def _check_room(connection: AsyncConnection, org_id: UUID) -> None:
     statement = select(func.count()).where(ApiKey.org_id == org_id, ApiKey.revoked_at.is_(None))
     if (await connection.execute(statement)).scalar_one() >= MAX_KEYS:
         raise Conflict(f"An organisation has at most {MAX_KEYS} keys; revoke some first.", code="too_many_keys")
+
+
+def _bucket_of(key_id: UUID) -> ScalarSelect[UUID]:
+    return select(func.coalesce(ApiKey.bucket_id, ApiKey.id)).where(ApiKey.id == key_id).scalar_subquery()
 
 
 def _owned_by(org_id: UUID | None) -> list[ColumnElement[bool]]:

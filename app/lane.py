@@ -31,6 +31,8 @@ _STOPPING = "The server is stopping; please retry."
 _MAX_BATCH = 128
 _MAX_WAITING = 4096
 # The server ends or refuses connections (class 57, 53300) and what asyncpg itself notices.
+# Between the server's own time-out of a statement and ours: it says that nothing has run.
+_MARGIN_S = 1.0
 _LOST = (
     OSError,
     TimeoutError,
@@ -57,15 +59,25 @@ class Lane:
         statement: With ``$1`` …; returns one row whatever its arguments are.
         timeout_s: Longest round trip, and longest attempt to connect.
         server_settings: Of its connection.
+        runs_abandoned: Also those whose caller has gone before they were sent.
     """
 
     def __init__(
-        self, url: str, statement: str, *, timeout_s: float = 5.0, server_settings: Mapping[str, str] | None = None
+        self,
+        url: str,
+        statement: str,
+        *,
+        timeout_s: float = 5.0,
+        server_settings: Mapping[str, str] | None = None,
+        runs_abandoned: bool = True,
     ) -> None:
         self._url = driver_url(url)
         self._statement = statement
         self._timeout_s = timeout_s
-        self._server_settings = dict(server_settings or {})
+        limit = f"{max(1, round(timeout_s * 1000))}ms"
+        # A statement that we gave up must not run to its end later, behind a lock.
+        self._server_settings = {"statement_timeout": limit, **(server_settings or {})}
+        self._runs_abandoned = runs_abandoned
         self._waiting: list[_Asked] = []
         self._sending: asyncio.Task[None] | None = None
         self._connection: asyncpg.Connection[asyncpg.Record] | None = None
@@ -111,8 +123,11 @@ class Lane:
         while self._waiting:
             batch = self._waiting[:_MAX_BATCH]
             del self._waiting[:_MAX_BATCH]
+            if not self._runs_abandoned:
+                batch = [asked for asked in batch if not asked.answer.done()]
             batch.sort(key=_order)
-            await self._run(batch)
+            if batch:
+                await self._run(batch)
 
     async def _run(self, batch: list[_Asked]) -> None:
         is_under_way = False
@@ -120,7 +135,7 @@ class Lane:
             connection = await self._connected()
             is_under_way = True
             rows = await connection.fetchmany(
-                self._statement, [asked.arguments for asked in batch], timeout=self._timeout_s
+                self._statement, [asked.arguments for asked in batch], timeout=self._timeout_s + _MARGIN_S
             )
         except _LOST as error:
             self._disconnect()
@@ -155,12 +170,15 @@ class Lane:
     async def _connected(self) -> "asyncpg.Connection[asyncpg.Record]":
         # The loop has seen the socket close when the server restarted.
         if self._connection is None or self._connection.is_closed():
-            self._connection = await asyncpg.connect(
-                self._url,
-                timeout=self._timeout_s,
-                max_cached_statement_lifetime=0,
-                server_settings=self._server_settings,
-            )
+            try:
+                self._connection = await asyncpg.connect(
+                    self._url,
+                    timeout=self._timeout_s,
+                    max_cached_statement_lifetime=0,
+                    server_settings=self._server_settings,
+                )
+            except asyncpg.PostgresError as error:  # another password or name: no statement is to blame
+                raise ConnectionError(type(error).__name__) from error
         return self._connection
 
     def _disconnect(self) -> None:

@@ -119,8 +119,8 @@ def serve(settings: Settings, workers: int = 1, fd: int | None = None) -> None:
         log_config=None,
         access_log=False,
         server_header=False,
-        # X-Forwarded-* is believed from a proxy on this machine only.
         proxy_headers=True,
+        forwarded_allow_ips=settings.trusted_proxies,
         timeout_keep_alive=_KEEP_ALIVE_S,
         timeout_worker_healthcheck=_WORKER_SILENCE_S,
         timeout_graceful_shutdown=int(settings.drain_timeout_s),

@@ -13,7 +13,7 @@ to them.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterator, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, date, datetime
@@ -29,7 +29,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.auth import Key
 from app.db import Database
-from app.errors import AppError
+from app.errors import AppError, DataError, TollgateError
 from app.journal import Entry, Journal, Orphan, Remnant, orphans
 from app.lane import Lane
 from app.telemetry import LATE_SETTLEMENTS, TOKENS, USAGE_ROWS, get_logger
@@ -47,13 +47,15 @@ _RESERVED = "SELECT request_id, org_id, key_id FROM reservations"
 _SOME = "ORDER BY org_id, key_id LIMIT 500"
 
 # Locks first, always the organisation before the key: whatever follows waits for nobody.
-# A subquery that counts a locked row is what makes a step come after the lock.
+# A subquery that counts a locked row is what makes a step come after the lock. Of two
+# months that meet here, the row belongs to that of its transaction, as billed_at does.
 _SETTLE = """
 WITH org AS MATERIALIZED (
     SELECT org_id FROM org_budgets WHERE org_id = $2::uuid FOR UPDATE
 ), key AS MATERIALIZED (
     SELECT b.key_id FROM rate_buckets b, (SELECT count(*) AS locks FROM org) AS first
-    WHERE b.key_id = $3::uuid AND first.locks >= 0 FOR UPDATE OF b
+    WHERE first.locks >= 0 AND b.key_id = (SELECT COALESCE(bucket_id, id) FROM api_keys WHERE id = $3::uuid)
+    FOR UPDATE OF b
 ), released AS (
     DELETE FROM reservations r USING (SELECT count(*) AS locks FROM key) AS first
     WHERE r.request_id = $1::uuid AND first.locks >= 0 RETURNING r.cost, r.tokens
@@ -64,26 +66,29 @@ WITH org AS MATERIALIZED (
         $10::bigint, $11::text, $12::float8, $13::smallint, $14::text, $15::jsonb
     FROM (SELECT count(*) AS locks FROM key) AS first
     WHERE first.locks >= 0 AND $17::boolean ON CONFLICT DO NOTHING RETURNING 1
-), change AS (
-    SELECT (SELECT count(*) FROM billed) AS num_billed, COALESCE((SELECT cost FROM released), 0) AS cost_held,
+), change AS MATERIALIZED (
+    SELECT (SELECT count(*) FROM key) AS locks, (SELECT count(*) FROM billed) AS num_billed,
+        COALESCE((SELECT cost FROM released), 0) AS cost_held,
         COALESCE((SELECT tokens FROM released), 0) AS tokens_held, (SELECT count(*) FROM released)::int AS num_released,
         (date_trunc('month', now() AT TIME ZONE 'UTC'))::date AS month
 ), org_changed AS (
     UPDATE org_budgets b SET
         month = GREATEST(b.month, c.month),
-        cost_used = CASE WHEN b.month >= c.month THEN b.cost_used ELSE 0 END + c.num_billed * $16::bigint,
+        cost_used = CASE WHEN b.month >= c.month THEN b.cost_used ELSE 0 END
+            + CASE WHEN b.month <= c.month THEN c.num_billed * $16::bigint ELSE 0 END,
         tokens_used = CASE WHEN b.month >= c.month THEN b.tokens_used ELSE 0 END
-            + c.num_billed * ($8::bigint + $10::bigint),
+            + CASE WHEN b.month <= c.month THEN c.num_billed * ($8::bigint + $10::bigint) ELSE 0 END,
         credit = b.credit - c.num_billed * $16::bigint,
         cost_held = b.cost_held - c.cost_held, tokens_held = b.tokens_held - c.tokens_held,
         num_running = b.num_running - c.num_released
-    FROM change c WHERE b.org_id = $2::uuid
+    FROM change c WHERE b.org_id = $2::uuid AND c.locks >= 0 AND c.num_billed + c.num_released > 0
 ), key_changed AS (
     UPDATE rate_buckets b SET
         month = GREATEST(b.month, c.month),
-        cost_used = CASE WHEN b.month >= c.month THEN b.cost_used ELSE 0 END + c.num_billed * $16::bigint,
+        cost_used = CASE WHEN b.month >= c.month THEN b.cost_used ELSE 0 END
+            + CASE WHEN b.month <= c.month THEN c.num_billed * $16::bigint ELSE 0 END,
         cost_held = b.cost_held - c.cost_held
-    FROM change c WHERE b.key_id = $3::uuid
+    FROM change c WHERE b.key_id = (SELECT key_id FROM key) AND c.locks >= 0 AND c.num_billed + c.num_released > 0
 )
 SELECT num_billed FROM change
 """
@@ -153,6 +158,15 @@ class Settlement:
 _FIELDS: Callable[[Settlement], tuple[Any, ...]] = attrgetter(*Settlement.__slots__)
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class _Late:
+    """A settlement that waits; ``due_s`` is the event loop's time before which it must not run."""
+
+    settlement: Settlement
+    entries: Sequence[Entry]
+    due_s: float = 0.0
+
+
 class Ledger:
     """Takes settlements and sees to it that each is written once, now or later.
 
@@ -173,7 +187,8 @@ class Ledger:
         self._database = database
         self._lane = settlement_lane(database, timeout_s)
         self._pause = pause
-        self._late: dict[UUID, tuple[Settlement, Sequence[Entry]]] = {}
+        self._timeout_s = timeout_s
+        self._late: dict[UUID, _Late] = {}
         self._has_replayed = False
         self._catching_up: asyncio.Task[None] | None = None
 
@@ -202,7 +217,7 @@ class Ledger:
             log.warning("settlement.late", error=type(error).__name__)
             # What frees a reservation only is worth no journal: the worker frees it as well.
             kept = self.journal.keep(settlement.request_id, settlement.record) if settlement.bills else None
-            self._late[settlement.request_id] = (settlement, [entry for entry in (stream, kept) if entry])
+            self._late[settlement.request_id] = _Late(settlement, [entry for entry in (stream, kept) if entry])
             LATE_SETTLEMENTS.set(len(self._late))
             self._catch_up()
         else:
@@ -214,8 +229,9 @@ class Ledger:
         await self.settle(_unbilled(request_id, key))
 
     def release_later(self, request_id: UUID, key: Key) -> None:
-        """The same without waiting for it."""
-        self._late[request_id] = (_unbilled(request_id, key), ())
+        """Frees a reservation that may be under way still: once the database must have given up or made it."""
+        due_s = asyncio.get_running_loop().time() + 2 * self._timeout_s
+        self._late.setdefault(request_id, _Late(_unbilled(request_id, key), (), due_s))
         self._catch_up()
 
     async def caught_up(self) -> None:
@@ -248,21 +264,24 @@ class Ledger:
             self._catching_up = None
 
     async def _write_late(self) -> None:
-        await asyncio.gather(*(self._write_one(*late) for late in self._late.values()))
+        now_s = asyncio.get_running_loop().time()
+        await asyncio.gather(*(self._write_one(late) for late in self._late.values() if late.due_s <= now_s))
         LATE_SETTLEMENTS.set(len(self._late))
 
-    async def _write_one(self, settlement: Settlement, entries: Sequence[Entry]) -> None:
+    async def _write_one(self, late: "_Late") -> None:
         with suppress(AppError, asyncpg.PostgresError):
-            await _write(self._lane, settlement)
-            del self._late[settlement.request_id]
-            for entry in entries:
+            await _write(self._lane, late.settlement)
+            # Meanwhile another may have come under the same id.
+            if self._late.get(late.settlement.request_id) is late:
+                del self._late[late.settlement.request_id]
+            for entry in late.entries:
                 entry.close()
 
     async def _replay(self) -> None:
         if not self._has_replayed:
             try:
                 await replay(self._database, self._lane, self.journal.folder)
-            except (AppError, asyncpg.PostgresError, OSError) as error:
+            except (TollgateError, asyncpg.PostgresError, OSError) as error:
                 log.warning("journal.replay_failed", error=type(error).__name__)
             else:
                 self._has_replayed = True
@@ -363,7 +382,7 @@ class Meter:
         if self._is_settled:
             return
         row = _filled(self._row, self._price, self.output_tokens, self.cached_tokens, self.engine_ms)
-        await self._ledger.settle(replace(row, finish_reason=finish_reason), self._entry)
+        await _to_its_end(self._ledger.settle(replace(row, finish_reason=finish_reason), self._entry))
         self._is_settled = True
         USAGE_ROWS.labels(row.kind, row.state).inc()
         TOKENS.labels(self.model, "input").inc(self.input_tokens)
@@ -374,6 +393,17 @@ class Meter:
         if not self._is_settled:
             self._is_settled = True
             await self._ledger.settle(replace(self._row, bills=False))
+
+
+async def _to_its_end(settling: Coroutine[None, None, None]) -> None:
+    """Awaits it; a cancellation of the request waits too, since what is billed is sent as well."""
+    task = asyncio.ensure_future(settling)
+    try:
+        await asyncio.shield(task)
+    except asyncio.CancelledError:
+        if task.cancelled():
+            raise
+        await task
 
 
 def _unbilled(request_id: UUID, key: Key) -> Settlement:
@@ -398,14 +428,20 @@ async def replay(database: Database, lane: Lane, folder: Path) -> int:
 
     Raises:
         DatabaseUnavailable: The journals that are left can be replayed later.
+        DataError: One holds what no request has; the others are replayed.
         OSError: A journal cannot be read.
     """
-    num_rows = 0
+    num_rows, failure = 0, None
     for orphan in orphans(folder):
         try:
             rows = [row for remnant in orphan.remnants().values() if (row := _row_of(remnant)) is not None]
             await asyncio.gather(*(_write(lane, row) for row in rows))
             await _release_of(database, lane, orphan)
+        except (TollgateError, asyncpg.PostgresError) as error:
+            # One that cannot be replayed keeps nobody from the others.
+            orphan.leave()
+            failure = failure or error
+            continue
         except BaseException:
             orphan.leave()
             raise
@@ -414,25 +450,28 @@ async def replay(database: Database, lane: Lane, folder: Path) -> int:
         for row in rows:
             USAGE_ROWS.labels(row.kind, row.state).inc()
         log.info("journal.replayed", holder=str(orphan.holder), num_rows=len(rows))
+    if failure is not None:
+        raise failure
     return num_rows
 
 
 async def release_expired(database: Database) -> int:
-    """Frees reservations whose time is over, at most 500; returns how many.
+    """Frees reservations whose time is over; returns how many.
 
     Their requests have ended without a word: the process was killed, and no other has
     replayed its journal since.
     """
-    async with database.begin() as connection:
-        found = (await connection.execute(text(f"{_RESERVED} WHERE expires_at <= now() {_SOME}"))).all()
-    if not found:
-        return 0
-    lane = settlement_lane(database)
+    num_freed, lane = 0, settlement_lane(database)
     try:
-        await _release(lane, found)
+        while True:
+            async with database.begin() as connection:
+                found = (await connection.execute(text(f"{_RESERVED} WHERE expires_at <= now() {_SOME}"))).all()
+            if not found:
+                return num_freed
+            await _release(lane, found)
+            num_freed += len(found)
     finally:
         await lane.aclose()
-    return len(found)
 
 
 async def ensure_partitions(connection: AsyncConnection, today: date, months_ahead: int = MONTHS_AHEAD) -> list[str]:
@@ -444,6 +483,9 @@ async def ensure_partitions(connection: AsyncConnection, today: date, months_ahe
     Returns:
         The names of the partitions, existing ones included.
     """
+    # A partition that is missing needs the whole table for a moment: not behind somebody's
+    # long read, while all settlements wait behind this. There are months until the next try.
+    await connection.execute(text("SET LOCAL lock_timeout = '2s'"))
     await connection.execute(text("SELECT pg_advisory_xact_lock(hashtext('usage_events_partitions'))"))
     names = []
     for start, end in _months(today, months_ahead):
@@ -480,9 +522,16 @@ async def _release_of(database: Database, lane: Lane, orphan: Orphan) -> None:
 
 
 def _row_of(remnant: Remnant) -> Settlement | None:
-    """What a journal calls for; None: nothing was delivered, which costs nothing."""
-    price = Price(**remnant.opening.get("price", {"input": 0, "cached": 0, "output": 0}))
-    row = Settlement.parse({name: value for name, value in remnant.opening.items() if name != "price"})
+    """What a journal calls for; None: nothing was delivered, which costs nothing.
+
+    Raises:
+        DataError: It was written by a version that this one does not understand.
+    """
+    try:
+        price = Price(**remnant.opening.get("price", {"input": 0, "cached": 0, "output": 0}))
+        row = Settlement.parse({name: value for name, value in remnant.opening.items() if name != "price"})
+    except (TypeError, ValueError, KeyError):
+        raise DataError("a line of the journal is of another version") from None
     if remnant.is_whole:
         return replace(row, state="recovered")
     if not remnant.output_tokens:

@@ -183,6 +183,8 @@ class ApiKey(Base):
         ip_allow: Networks it may be used from; None: from anywhere.
         revoke_reason: None while it is not revoked, and of rows from before it was kept.
         replaced_by: The key that took its place in a rotation.
+        bucket_id: Whose row of ``rate_buckets`` it draws from: that of the first key of its
+            rotations; None: its own.
         created_by: The person, where it was made in the portal.
     """
 
@@ -218,6 +220,7 @@ class ApiKey(Base):
     ip_allow: Mapped[list[IPv4Network | IPv6Network] | None] = mapped_column(ARRAY(CIDR()))
     revoke_reason: Mapped[str | None]
     replaced_by: Mapped[UUID | None] = mapped_column(ForeignKey("api_keys.id", ondelete="SET NULL"))
+    bucket_id: Mapped[UUID | None]
     created_by: Mapped[UUID | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
 
 

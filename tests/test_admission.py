@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from sqlalchemy import text
 
-from app import auth
+from app import auth, keys
 from app.admission import Admission, Limits, Permit, Work, peek
 from app.auth import Key
+from app.billing.doctor import CHECKS, examine
 from app.config import Settings
 from app.db import Database
 from app.errors import (
@@ -88,6 +89,51 @@ async def door(database: Database, key: Key, tmp_path: Path) -> AsyncIterator[Do
     door = Door(database, tmp_path / "journals", key)
     yield door
     await door.aclose()
+
+
+async def test_a_rotated_key_and_its_successor_have_one_cap_and_one_rate(
+    database: Database, door: Door, settings: Settings, tmp_path: Path
+) -> None:
+    await change(database, f"UPDATE api_keys SET monthly_cap = {2 * COST}")
+    async with database.begin() as connection:
+        new = await keys.rotate_key(
+            connection, settings, door.key.id, old_ends_at=datetime.now(UTC) + timedelta(hours=1)
+        )
+        successor = await auth.find_key(connection, new.key, PEPPER)
+    other = Door(database, tmp_path / "others", successor)
+    few = Limits(2, 1_000)
+    first, second = await door.reserve(limits=few), await other.reserve(limits=few)
+    for either in (door, other):
+        with pytest.raises(RateLimited):
+            await either.reserve(limits=few)
+        with pytest.raises(QuotaExceeded):
+            await either.reserve()
+    await first.settle("stop")
+    await second.release()
+    await other.aclose()
+    async with database.begin() as connection:
+        used = {row.id: row.last_used_at for row in await keys.list_keys(connection, door.key.org_id)}
+        await keys.touch_used_keys(connection)
+        now_used = {row.id: row.last_used_at for row in await keys.list_keys(connection, door.key.org_id)}
+    assert set(used.values()) == {None}
+    assert None not in now_used.values()
+    [held] = await examine(database, [check for check in CHECKS if check.name == "holds are reservations"])
+    assert held.is_kept
+
+
+async def test_several_processes_together_never_go_beyond_a_credit(
+    database: Database, key: Key, tmp_path: Path
+) -> None:
+    await change(database, f"UPDATE org_budgets SET credit = {10 * COST}")
+    doors = [Door(database, tmp_path / str(number), key) for number in range(3)]
+    outcomes = await asyncio.gather(*(doors[n % 3].reserve() for n in range(90)), return_exceptions=True)
+    meters = [outcome for outcome in outcomes if isinstance(outcome, Meter)]
+    assert len(meters) == 10
+    assert all(isinstance(outcome, Meter | PaymentRequired) for outcome in outcomes)
+    await asyncio.gather(*(meter.release() for meter in meters))
+    assert await budget(database, "credit, cost_held, num_running") == (10 * COST, 0, 0)
+    for door in doors:
+        await door.aclose()
 
 
 async def change(database: Database, statement: str) -> None:

@@ -234,16 +234,6 @@ async def test_a_successor_does_not_start_with_full_rates(database: Database, se
     assert (await find(database, new.key)).requests_level == 2
 
 
-async def test_a_successor_does_not_start_with_an_unspent_cap(database: Database, settings: Settings) -> None:
-    old = await find(database, await make_key(database, settings, monthly_cap=10))
-    async with database.begin() as connection:
-        await connection.exec_driver_sql("UPDATE rate_buckets SET cost_used = 7")
-    new = await rotate(database, settings, old.id, soon())
-    async with database.begin() as connection:
-        spent = await connection.exec_driver_sql(f"SELECT cost_used FROM rate_buckets WHERE key_id = '{new.id}'")
-        assert spent.scalar_one() == 7
-
-
 async def test_a_rotation_without_overlap_ends_the_old_key_at_once(database: Database, settings: Settings) -> None:
     secret = await make_key(database, settings)
     old = await find(database, secret)

@@ -150,11 +150,34 @@ async def test_a_fault_of_one_batch_does_not_hold_up_the_next(
     database: Database, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(lane, "_MAX_BATCH", 1)
-    no_time: Any = "soon"
-    faulty = Lane(database.url, STATEMENT, timeout_s=no_time)
+    faulty = Lane(database.url, STATEMENT)
+
+    async def broken() -> Any:
+        raise TypeError
+
+    monkeypatch.setattr(faulty, "_connected", broken)
     asked = asyncio.gather(faulty.ask(ORDER, (1,)), faulty.ask(ORDER, (2,)), return_exceptions=True)
     assert [type(outcome) for outcome in await asyncio.wait_for(asked, 10)] == [TypeError, TypeError]
     await faulty.aclose()
+
+
+async def test_a_database_that_refuses_us_is_unavailable(database: Database) -> None:
+    nowhere = Lane(database.url.replace("/test_", "/none_"), STATEMENT)
+    with pytest.raises(DatabaseUnavailable):
+        await nowhere.ask(ORDER, (1,))
+    await nowhere.aclose()
+
+
+async def test_what_nobody_waits_for_any_more_is_not_sent_where_that_is_wanted(database: Database) -> None:
+    lane = Lane(database.url, STATEMENT, runs_abandoned=False)
+    gone = asyncio.create_task(lane.ask(ORDER, (0,)))
+    await asyncio.sleep(0)
+    gone.cancel()
+    # A division by zero would have had the other one sent a second time, alone.
+    answers = await asyncio.gather(gone, lane.ask(ORDER, (3,)), return_exceptions=True)
+    assert isinstance(answers[0], asyncio.CancelledError)
+    assert answers[1]["quotient"] == 4  # type: ignore[index]
+    await lane.aclose()
 
 
 def cancel_sender_of(lane: Lane) -> None:

@@ -9,14 +9,18 @@ from pathlib import Path
 from uuid import UUID
 
 import pytest
-from sqlalchemy import select
+from sqlalchemy import select, text
+from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app import auth
 from app.auth import Key
+from app.config import Settings
 from app.db import Database
 from app.journal import Journal
 from app.metering import Ledger, Meter, Price, ensure_partitions, release_expired, replay, settlement_lane
 from app.tables import UsageEvent, new_id
-from tests.factories import cut_waiting, make_org
+from tests.conftest import PEPPER
+from tests.factories import cut_waiting, make_key, make_org
 
 ORG, KEY = new_id(), new_id()
 
@@ -114,6 +118,69 @@ async def test_the_same_request_settled_from_two_places_has_one_row(database: Da
     meters = [first, *(make_meter(ledger, first.request_id, first.started_at) for _ in range(9))]
     await asyncio.gather(*(meter.settle("stop") for meter in meters))
     assert len(await rows(database)) == 1
+
+
+async def lock(connection: AsyncConnection, table: str) -> None:
+    await connection.execute(text(f"SELECT 1 FROM {table} FOR UPDATE"))
+
+
+async def is_waiting(database: Database) -> None:
+    """Returns once a settlement waits for a lock; each look is a transaction, or it would see the same again."""
+    statement = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE application_name = 'tollgate ledger'"
+        " AND datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    count = 0
+    while not count:
+        async with database.begin() as connection:
+            count = (await connection.execute(statement)).scalar_one()
+
+
+async def test_a_release_of_nothing_waits_for_the_organisation_without_holding_the_key(
+    database: Database, settings: Settings, ledger: Ledger
+) -> None:
+    secret = await make_key(database, settings)
+    async with database.begin() as connection:
+        key = await auth.find_key(connection, secret, PEPPER)
+    async with database.begin() as organisation:
+        await lock(organisation, "org_budgets")
+        releasing = asyncio.create_task(ledger.release(new_id(), key))
+        await is_waiting(database)
+        async with database.begin() as another:
+            await another.execute(text("SELECT 1 FROM rate_buckets FOR UPDATE NOWAIT"))
+    await releasing
+    assert ledger.num_late == 0
+
+
+async def test_a_request_that_is_cancelled_while_it_settles_goes_on(
+    database: Database, settings: Settings, ledger: Ledger
+) -> None:
+    org_id = await make_org(database)
+    meter = make_meter(ledger, org_id=org_id)
+    async with database.begin() as connection:
+        await lock(connection, "org_budgets")
+        settling = asyncio.create_task(meter.settle("stop"))
+        await is_waiting(database)
+        settling.cancel()
+    await settling
+    assert len(await rows(database)) == 1
+
+
+async def test_what_is_billed_at_the_end_of_a_month_does_not_count_in_the_next(
+    database: Database, ledger: Ledger
+) -> None:
+    """Its transaction began before the month that somebody else has begun meanwhile."""
+    org_id = await make_org(database)
+    async with database.begin() as connection:
+        await connection.exec_driver_sql(
+            "UPDATE org_budgets SET month = month + interval '1 month', cost_used = 5, tokens_used = 5, credit = 1000"
+        )
+    await make_meter(ledger, org_id=org_id).settle("stop")
+    assert len(await rows(database)) == 1
+    async with database.begin() as connection:
+        found = (await connection.exec_driver_sql("SELECT cost_used, tokens_used, credit FROM org_budgets")).one()
+    assert (found.cost_used, found.tokens_used) == (5, 5)
+    assert found.credit < 1000
 
 
 async def test_partitions_exist_for_this_month_and_those_ahead(database: Database, ledger: Ledger) -> None:

@@ -9,6 +9,7 @@ Both are ASGI responses and do all their work when they are called, so an error 
 the first byte still becomes an ordinary error answer.
 """
 
+import asyncio
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -22,7 +23,7 @@ from app.api.generation import ClientGone, Delta, FinishReason, Generation
 from app.api.middleware import record_of
 from app.api.schemas import PromptTokensDetails, Usage
 from app.api.stops import Token
-from app.errors import AppError
+from app.errors import AppError, DeadlineExceeded
 from app.metering import BROKEN_OFF, Meter
 from app.rpc import engine_pb2 as pb
 from app.telemetry import CLIENTS_GONE, FIRST_TOKEN_SECONDS, get_logger
@@ -30,6 +31,8 @@ from app.telemetry import CLIENTS_GONE, FIRST_TOKEN_SECONDS, get_logger
 log = get_logger(__name__)
 
 ABORTED = "aborted"
+SLOW_READER_S = 30.0
+"""After its deadline; a reservation lasts a minute longer than the deadline."""
 BUDGET_HEADER = "x-budget-stopped"
 """The answer ends (of a stream: will have ended) after so many output tokens, for which the budget pays."""
 
@@ -150,6 +153,9 @@ class WholeAnswer(Response):
             candidates = await self._gather(scope, receive)
             choices = _best(candidates, work)
             work.meter.deliver(sum(len(choice.tokens) for choice in choices))
+            work.report()
+            # Rendered first: what cannot be shown is not billed.
+            response = json_response(work.renderer.whole(choices, usage_of(work.meter)))
             await work.settle(choices[0].finish_reason)
         except ClientGone:
             CLIENTS_GONE.labels(work.meter.model).inc()
@@ -159,7 +165,7 @@ class WholeAnswer(Response):
             await work.meter.release()
         if work.budget is not None and any(choice.finish_reason == "length" for choice in choices):
             record_of(scope).headers[BUDGET_HEADER] = str(work.budget)
-        await json_response(work.renderer.whole(choices, usage_of(work.meter)))(scope, receive, send)
+        await response(scope, receive, send)
 
     async def _gather(self, scope: Scope, receive: Receive) -> list[Choice]:
         work = self._work
@@ -195,13 +201,18 @@ class StreamedAnswer(Response):
         """Streams the answer; raises what failed while the status line has not been sent."""
         work, outcome = self._work, BROKEN_OFF
         try:
-            await self._relay(scope, receive, send)
+            async with asyncio.timeout(work.generation.remaining_s + SLOW_READER_S):
+                await self._relay(scope, receive, send)
             # The engine's work has ended here; only now is the row complete.
             await work.settle(self._finish_reason or BROKEN_OFF)
             await self._close(send)
         except ClientGone:
             CLIENTS_GONE.labels(work.meter.model).inc()
             outcome, self._is_open = ABORTED, True
+        except TimeoutError:
+            # It reads so slowly that what is held for it would be freed while it goes on.
+            outcome = ABORTED
+            raise DeadlineExceeded("The client did not read its answer in time.") from None
         except AppError as error:
             if not self._is_open:
                 raise

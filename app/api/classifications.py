@@ -47,10 +47,11 @@ async def create_classification(call: RequiredCall) -> Response:
             await meter.settle(ABORTED)
             return Response(status_code=499)
         meter.report(0, answer.accelerator_ms)
+        response = json_response(_rendered(call, body, served, answer, num_tokens))
         await meter.settle(FINISHED)
     finally:
         await meter.release()
-    return json_response(_rendered(call, body, served, answer, num_tokens))
+    return response
 
 
 def _check(body: ClassificationBody, served: ServedModel) -> None:

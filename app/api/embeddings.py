@@ -46,10 +46,11 @@ async def create_embedding(call: RequiredCall) -> Response:
             await meter.settle(ABORTED)
             return Response(status_code=499)
         meter.report(0, answer.accelerator_ms)
+        response = json_response(_rendered(body, answer, num_tokens))
         await meter.settle(FINISHED)
     finally:
         await meter.release()
-    return json_response(_rendered(body, answer, num_tokens))
+    return response
 
 
 def _check_dimensions(body: EmbeddingBody, served: ServedModel) -> None:

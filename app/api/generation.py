@@ -131,6 +131,11 @@ class Generation:
         # Waits until each has closed its engine stream; their errors were seen in the queue.
         await asyncio.gather(*tasks, return_exceptions=True)
 
+    @property
+    def remaining_s(self) -> float:
+        """Until its deadline; below zero after it."""
+        return self._deadline - time.monotonic()
+
     def watch(self, receive: Receive) -> None:
         """Notices from now on when the client closes the connection; its body must have been read."""
         self._watcher = asyncio.create_task(self._watch(receive))

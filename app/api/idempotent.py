@@ -22,7 +22,7 @@ from app.api.call import Call, require_call
 from app.api.middleware import record_of
 from app.api.recording import Recording
 from app.auth import require_key
-from app.errors import AppError, BadRequest, DeadlineExceeded, Overloaded
+from app.errors import AuthenticationFailed, BadRequest, DeadlineExceeded, Overloaded, PermissionDenied
 from app.idempotency import Asked, Claim, Known, Progress
 from app.telemetry import IDEMPOTENT_REQUESTS, get_logger
 
@@ -32,6 +32,8 @@ Pause = Callable[[float], Awaitable[None]]
 HEADER = "Idempotency-Key"
 REPLAYED_HEADER = "idempotent-replayed"
 MAX_KEY_LENGTH = 255
+MAX_JOINED = 32
+"""Requests of a process that read the answer of another one at a time."""
 _POLL_S = 0.1
 
 
@@ -46,6 +48,7 @@ class IdempotencyLayer:
     def __init__(self, app: ASGIApp, pause: Pause = asyncio.sleep) -> None:
         self._app = app
         self._pause = pause
+        self._num_joined = 0
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request; other ASGI events pass."""
@@ -74,7 +77,8 @@ class IdempotencyLayer:
     async def _run(self, call: Call, claim: Claim, body: bytes, send: Send) -> None:
         IDEMPOTENT_REQUESTS.labels("run_again" if claim.is_repeated else "run").inc()
         record = record_of(call.request.scope)
-        record.id, record.started_at = claim.request_id, claim.started_at
+        record.adopt(claim.request_id)
+        record.started_at = claim.started_at
         if claim.is_repeated:
             # The reservation of whoever was cut off; this run makes its own.
             await call.services.ledger.release(claim.request_id, call.key)
@@ -84,7 +88,7 @@ class IdempotencyLayer:
     async def _repeat(self, call: Call, known: Known, receive: Receive, send: Send) -> bool:
         """Sends an answer that somebody else makes or has made; False: it is gone, and nothing was sent."""
         is_open, position, deadline_s = False, 0, time.monotonic() + call.timeout_s
-        async with _watched(receive) as is_gone:
+        async with self._joined(), _watched(receive) as is_gone:
             while not is_gone():
                 async with call.services.database.begin() as connection:
                     progress = await idempotency.read(connection, known.run_id, position)
@@ -107,12 +111,24 @@ class IdempotencyLayer:
                     await self._pause(_POLL_S)
         return True
 
+    @asynccontextmanager
+    async def _joined(self) -> AsyncIterator[None]:
+        """One of a few, since each looks into the database ten times a second."""
+        if self._num_joined >= MAX_JOINED:
+            raise Overloaded("Too many requests wait for answers that are being made already; please retry.")
+        self._num_joined += 1
+        try:
+            yield
+        finally:
+            self._num_joined -= 1
+
     @staticmethod
     async def _open(call: Call, known: Known, progress: Progress, send: Send) -> None:
         IDEMPOTENT_REQUESTS.labels("replayed" if progress.is_complete else "attached").inc()
         log.info("request.replayed", answer_of=str(known.request_id))
         record = record_of(call.request.scope)
-        record.id, record.route = known.request_id, "replayed"
+        record.adopt(known.request_id)
+        record.route = "replayed"
         headers = {**progress.headers, REPLAYED_HEADER: "true"}
         raw = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers.items()]
         await send({"type": "http.response.start", "status": progress.status, "headers": raw})
@@ -130,11 +146,15 @@ def _check_key(key: str) -> None:
 
 
 async def _call_of(scope: Scope, receive: Receive) -> Call | None:
-    """Who calls; None: the route refuses it in its own words, or needs no key."""
+    """Who calls; None: the route refuses it in its own words, or needs no key.
+
+    Raises:
+        AppError: Nobody can say now. Without a claim nothing runs.
+    """
     request = Request(scope, receive)
     try:
         return await require_call(request, await require_key(request))
-    except AppError:
+    except (BadRequest, AuthenticationFailed, PermissionDenied):
         return None
 
 

@@ -52,6 +52,11 @@ class RequestRecord:
     is_secret: bool = False
     route: str = "unmatched"
 
+    def adopt(self, id: UUID) -> None:
+        """Goes on as the request of this id, in the log too."""
+        self.id = id
+        request_id.set(str(id))
+
     @property
     def elapsed_ms(self) -> float:
         """Milliseconds since the request came in."""

@@ -22,6 +22,7 @@ from app.telemetry import get_logger
 log = get_logger(__name__)
 
 _KEPT_HEADERS = ("content-type", "cache-control", "x-accel-buffering", BUDGET_HEADER)
+_NEVER_AGAIN = {"x-should-retry": "false"}
 _FIRST_ERROR = 400
 _EXTEND_S = idempotency.LEASE_S / 3
 # Between two writes of a stream; whoever reads it looks as often.
@@ -70,13 +71,14 @@ class Recording:
         return self
 
     async def __aexit__(
-        self, _: type[BaseException] | None, __: BaseException | None, ___: TracebackType | None
+        self, _: type[BaseException] | None, error: BaseException | None, __: TracebackType | None
     ) -> None:
         assert self._writing is not None
         self._writing.cancel()
         await asyncio.wait({self._writing})
         if not self._is_decided:
-            await self._decide(is_whole=False)
+            # What the request itself brought to an end is billed as it is, and nothing more of it is given.
+            await self._decide(is_whole=self._has_begun and isinstance(error, AppError))
 
     async def send(self, message: Message) -> None:
         """Takes one message of the answer; the last one is passed on when the answer is kept."""
@@ -92,7 +94,7 @@ class Recording:
         self._has_begun = True
         self._is_refused = message["status"] >= _FIRST_ERROR
         if self._record.is_secret:
-            self._status, self._headers = Conflict.default_status, {"content-type": "application/json"}
+            self._status, self._headers = Conflict.default_status, {"content-type": "application/json", **_NEVER_AGAIN}
             self._new = [to_json(_shown_once(self._record).body())]
             return
         self._status = message["status"]

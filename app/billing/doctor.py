@@ -2,28 +2,30 @@
 
 A check is a function that returns what it found wrong, in one line each; nothing wrong
 is an empty list. ``CHECKS`` is the register: whoever adds an invariant adds a check and
-a test that breaks it. Checks only read, in one snapshot, and take as long as the ledger
-is large: this is for a person or a nightly job, not for a request.
+a test that breaks it. Checks only read, and take as long as the ledger is large: this is
+for a person or a nightly job, not for a request. What has to agree is compared in one
+snapshot, by organisation and month or by day: a snapshot that stays open keeps every
+version of the rows that each request changes, and slows admission down.
 """
 
-from collections import Counter
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, text
+from sqlalchemy import Row, TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.billing.plans import PRICES
-from app.billing.rollups import HOUR, SUMS
+from app.billing.rollups import CHUNK, HOUR, SUMS
 from app.billing.statement import Line, Query, read_lines
 from app.db import Database
 
 MAX_FINDINGS = 5
 """Shown of one check; the rest is counted."""
-_ALL_LINES = 10**6
+_PAGE = 100_000
 # A row is dated by the API's clock when it starts and by the database's when it is billed.
 _CLOCK_TOLERANCE = timedelta(minutes=5)
 
@@ -76,33 +78,42 @@ _WITHOUT_BUCKET = text(
 )
 # A key's row shows costs only; an organisation's tokens and running requests as well.
 _UNLIKE_HOLDS = text(
-    "WITH held AS (SELECT org_id, key_id, cost, tokens FROM reservations)"
+    "WITH held AS (SELECT r.org_id, COALESCE(k.bucket_id, r.key_id) AS bucket_id, r.cost, r.tokens"
+    " FROM reservations r LEFT JOIN api_keys k ON k.id = r.key_id)"
     " SELECT 'organisation' AS whose, b.org_id AS id, b.cost_held, b.tokens_held, b.num_running,"
     " COALESCE(sum(h.cost), 0) AS cost, COALESCE(sum(h.tokens), 0) AS tokens, count(h.org_id) AS requests"
     " FROM org_budgets b LEFT JOIN held h ON h.org_id = b.org_id GROUP BY b.org_id"
     " HAVING (b.cost_held, b.tokens_held, b.num_running)"
     " <> (COALESCE(sum(h.cost), 0), COALESCE(sum(h.tokens), 0), count(h.org_id))"
     " UNION ALL SELECT 'key', b.key_id, b.cost_held, 0, 0, COALESCE(sum(h.cost), 0), 0, 0"
-    " FROM rate_buckets b LEFT JOIN held h ON h.key_id = b.key_id GROUP BY b.key_id"
+    " FROM rate_buckets b LEFT JOIN held h ON h.bucket_id = b.key_id GROUP BY b.key_id"
     " HAVING b.cost_held <> COALESCE(sum(h.cost), 0) ORDER BY 1, 2 LIMIT :limit"
 )
 _HELD_TOO_LONG = text(
     "SELECT request_id, org_id, expires_at FROM reservations WHERE expires_at < now() - CAST(:tolerance AS interval)"
     " ORDER BY expires_at LIMIT :limit"
 )
-# A successor begins with what its predecessor had spent, so its rows may be less.
-_USED = text(
-    "SELECT 'organisation' AS whose, org_id AS id, false AS is_successor,"
-    " CASE WHEN month = :month THEN cost_used ELSE 0 END AS cost_used,"
-    " CASE WHEN month = :month THEN tokens_used ELSE 0 END AS tokens_used FROM org_budgets"
-    " UNION ALL SELECT 'key', key_id, EXISTS (SELECT FROM api_keys k WHERE k.replaced_by = key_id),"
-    " CASE WHEN month = :month THEN cost_used ELSE 0 END, NULL FROM rate_buckets ORDER BY 1, 2"
+_ORGS = text("SELECT id FROM orgs ORDER BY id")
+_THIS_MONTH = "date_trunc('month', now() AT TIME ZONE 'UTC')::date"
+_USED_BY_ORG = text(
+    f"SELECT CASE WHEN month = {_THIS_MONTH} THEN cost_used ELSE 0 END AS cost_used,"  # noqa: S608 - a constant
+    f" CASE WHEN month = {_THIS_MONTH} THEN tokens_used ELSE 0 END AS tokens_used"
+    " FROM org_budgets WHERE org_id = :org_id"
 )
-_MONTH = text("SELECT date_trunc('month', now() AT TIME ZONE 'UTC')::date")
-_ROWS_OF_EVERYBODY = text(
-    "SELECT org_id, key_id, kind, price_version, sum(input_tokens) AS input_tokens,"
-    " sum(cached_tokens) AS cached_tokens, sum(output_tokens) AS output_tokens FROM usage_events"
-    " WHERE billed_at >= date_trunc('month', now(), 'UTC') GROUP BY 1, 2, 3, 4"
+_USED_BY_KEYS = text(
+    f"SELECT b.key_id, CASE WHEN b.month = {_THIS_MONTH} THEN b.cost_used ELSE 0 END AS cost_used"  # noqa: S608
+    " FROM rate_buckets b JOIN api_keys k ON k.id = b.key_id WHERE k.org_id = :org_id ORDER BY 1"
+)
+# A key that was rotated and its successor draw from one bucket.
+_BILLED_THIS_MONTH = text(
+    "SELECT COALESCE(k.bucket_id, u.key_id) AS bucket_id, u.kind, u.price_version, sum(u.input_tokens) AS input_tokens,"
+    " sum(u.cached_tokens) AS cached_tokens, sum(u.output_tokens) AS output_tokens FROM usage_events u"
+    " LEFT JOIN api_keys k ON k.id = u.key_id WHERE u.org_id = :org_id"
+    " AND u.billed_at >= date_trunc('month', now(), 'UTC') GROUP BY 1, 2, 3"
+)
+_WITHOUT_BUDGET = text(
+    "SELECT o.id FROM orgs o LEFT JOIN org_budgets b ON b.org_id = o.id WHERE b.org_id IS NULL"
+    " ORDER BY o.id LIMIT :limit"
 )
 _COUNTS = ("requests", "input_tokens", "cached_tokens", "output_tokens")
 _LIMIT = {"limit": MAX_FINDINGS + 1}
@@ -114,7 +125,7 @@ class Check:
 
     name: str
     promise: str
-    find: Callable[[AsyncConnection], Awaitable[list[str]]]
+    find: Callable[[Database], Awaitable[list[str]]]
 
 
 @dataclass(frozen=True, slots=True)
@@ -131,21 +142,32 @@ class Finding:
 
 
 async def examine(database: Database, checks: Sequence[Check]) -> list[Finding]:
-    """Asks every check in one snapshot, so that what is billed meanwhile disturbs none."""
+    """Asks every check, one after the other."""
+    return [Finding(check, await check.find(database)) for check in checks]
+
+
+@asynccontextmanager
+async def snapshot(database: Database) -> AsyncIterator[AsyncConnection]:
+    """Reads in one state of the database; what is billed meanwhile disturbs nothing."""
     async with database.begin() as connection:
         await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
-        return [Finding(check, await check.find(connection)) for check in checks]
+        yield connection
 
 
-async def find_duplicates(connection: AsyncConnection) -> list[str]:
+async def _rows(database: Database, statement: TextClause, bind: Mapping[str, object] | None = None) -> Sequence[Any]:
+    async with snapshot(database) as connection:
+        return (await connection.execute(statement, bind)).all()
+
+
+async def find_duplicates(database: Database) -> list[str]:
     """Requests with more than one row, which the table's key allows if they started at two times."""
-    rows = await connection.execute(_DUPLICATES, _LIMIT)
+    rows = await _rows(database, _DUPLICATES, _LIMIT)
     return [f"request {row.id} has {row.rows} rows" for row in rows]
 
 
-async def find_unpriced(connection: AsyncConnection) -> list[str]:
+async def find_unpriced(database: Database) -> list[str]:
     """Rows under a price that the list does not have: they would vanish from every statement."""
-    rows = await connection.execute(_PRICES_USED)
+    rows = await _rows(database, _PRICES_USED)
     return [
         f"{row.rows} rows of {row.kind} have price version {row.price_version}, which is not in the list"
         for row in rows
@@ -153,58 +175,66 @@ async def find_unpriced(connection: AsyncConnection) -> list[str]:
     ]
 
 
-async def find_billed_early(connection: AsyncConnection) -> list[str]:
+async def find_billed_early(database: Database) -> list[str]:
     """Rows that were billed before they started: they may lie in the wrong period."""
-    rows = await connection.execute(_BILLED_EARLY, {**_LIMIT, "tolerance": _CLOCK_TOLERANCE})
+    rows = await _rows(database, _BILLED_EARLY, {**_LIMIT, "tolerance": _CLOCK_TOLERANCE})
     return [f"request {row.id} started at {row.started_at} and was billed at {row.billed_at}" for row in rows]
 
 
-async def find_unlike_statements(connection: AsyncConnection) -> list[str]:
+async def find_unlike_statements(database: Database) -> list[str]:
     """Months whose statement, as the API shows it in any bucket, is not the sum of its rows."""
     problems = []
-    for row in (await connection.execute(_BORDERS)).all():
+    for row in await _rows(database, _BORDERS):
         month: datetime = row.first
         while month <= row.last:
             following = (month + timedelta(days=32)).replace(day=1)
-            problems += await _compare_month(connection, row.org_id, month, following)
+            async with snapshot(database) as connection:
+                problems += await _compare_month(connection, row.org_id, month, following)
             month = following
     return problems
 
 
-async def find_unlike_sums(connection: AsyncConnection) -> list[str]:
+async def find_unlike_sums(database: Database) -> list[str]:
     """Sums by the hour that are not what making them anew would give."""
-    extent = (await connection.execute(_SPANS_OF_SUMS)).one()
+    [extent] = await _rows(database, _SPANS_OF_SUMS)
+    problems: list[str] = []
     if extent.first is None:
-        return []
-    bind = {**_LIMIT, "start": extent.first, "end": extent.last + HOUR}
-    rows = await connection.execute(_UNLIKE, bind)
-    return [f"{row.hour}: {row.kind} by {row.model} with key {row.key_id} {row.problem}" for row in rows]
-
-
-async def find_keys_in_full(connection: AsyncConnection) -> list[str]:
-    """Columns, of any table, that hold something in the form of a whole key."""
-    problems = []
-    for table, column, kind in (await connection.execute(_COLUMNS)).all():
-        value = f"encode(\"{column}\", 'escape')" if kind == "bytea" else f'"{column}"::text'
-        # Names come from the catalogue of the database itself.
-        statement = text(f'SELECT count(*) FROM "{table}" WHERE {value} ~ :pattern')  # noqa: S608
-        found = (await connection.execute(statement, {"pattern": _KEY_PATTERN})).scalar_one()
-        if found:
-            problems.append(f"{found} rows of {table}.{column} hold a key in full")
+        return problems
+    start, end = extent.first, extent.last + HOUR
+    while start < end and len(problems) <= MAX_FINDINGS:
+        bind = {**_LIMIT, "start": start, "end": min(end, start + CHUNK)}
+        rows = await _rows(database, _UNLIKE, bind)
+        problems += [f"{row.hour}: {row.kind} by {row.model} with key {row.key_id} {row.problem}" for row in rows]
+        start += CHUNK
     return problems
 
 
-async def find_lost_keys(connection: AsyncConnection) -> list[str]:
+async def find_keys_in_full(database: Database) -> list[str]:
+    """Columns, of any table, that hold something in the form of a whole key."""
+    problems = []
+    for table, column, kind in await _rows(database, _COLUMNS):
+        value = f"encode(\"{column}\", 'escape')" if kind == "bytea" else f'"{column}"::text'
+        # Names come from the catalogue of the database itself.
+        statement = text(f'SELECT count(*) AS count FROM "{table}" WHERE {value} ~ :pattern')  # noqa: S608
+        [found] = await _rows(database, statement, {"pattern": _KEY_PATTERN})
+        if found.count:
+            problems.append(f"{found.count} rows of {table}.{column} hold a key in full")
+    return problems
+
+
+async def find_lost_keys(database: Database) -> list[str]:
     """Keys that were replaced by another organisation's, or have no rates to draw from."""
-    foreign = (await connection.execute(_FOREIGN_SUCCESSORS, _LIMIT)).scalars()
-    problems = [f"key {key_id} was replaced by a key of another organisation" for key_id in foreign]
-    without = (await connection.execute(_WITHOUT_BUCKET, _LIMIT)).scalars()
-    return problems + [f"key {key_id} has no rate bucket and is refused" for key_id in without]
+    foreign = await _rows(database, _FOREIGN_SUCCESSORS, _LIMIT)
+    problems = [f"key {row.id} was replaced by a key of another organisation" for row in foreign]
+    without = await _rows(database, _WITHOUT_BUCKET, _LIMIT)
+    problems += [f"key {row.id} has no rate bucket and is refused" for row in without]
+    poor = await _rows(database, _WITHOUT_BUDGET, _LIMIT)
+    return problems + [f"organisation {row.id} has no budget and its keys are refused" for row in poor]
 
 
-async def find_unlike_holds(connection: AsyncConnection) -> list[str]:
+async def find_unlike_holds(database: Database) -> list[str]:
     """Organisations and keys that hold something else than their running requests."""
-    rows = await connection.execute(_UNLIKE_HOLDS, _LIMIT)
+    rows = await _rows(database, _UNLIKE_HOLDS, _LIMIT)
     return [
         f"{row.whose} {row.id} holds {row.cost_held} (10^-12 USD), {row.tokens_held} tokens, {row.num_running}"
         f" requests; its reservations {row.cost}, {row.tokens}, {row.requests}"
@@ -212,30 +242,31 @@ async def find_unlike_holds(connection: AsyncConnection) -> list[str]:
     ]
 
 
-async def find_held_too_long(connection: AsyncConnection) -> list[str]:
+async def find_held_too_long(database: Database) -> list[str]:
     """Reservations that nobody frees."""
-    rows = await connection.execute(_HELD_TOO_LONG, {**_LIMIT, "tolerance": _SWEEP_TOLERANCE})
+    rows = await _rows(database, _HELD_TOO_LONG, {**_LIMIT, "tolerance": _SWEEP_TOLERANCE})
     return [f"request {row.request_id} of organisation {row.org_id} was to be free at {row.expires_at}" for row in rows]
 
 
-async def find_unlike_budgets(connection: AsyncConnection) -> list[str]:
+async def find_unlike_budgets(database: Database) -> list[str]:
     """Budgets whose used part of this month is not the sum of its usage rows."""
-    used: Counter[UUID] = Counter()
-    tokens_used: Counter[UUID] = Counter()
-    for row in await connection.execute(_ROWS_OF_EVERYBODY):
-        for owner in (row.org_id, row.key_id):
-            used[owner] += _cost_of(row)
-            tokens_used[owner] += int(row.input_tokens + row.output_tokens)
-    month = (await connection.execute(_MONTH)).scalar_one()
     problems = []
-    for row in await connection.execute(_USED, {"month": month}):
-        cost, tokens = used[row.id], tokens_used[row.id]
-        is_right = row.cost_used >= cost if row.is_successor else row.cost_used == cost
-        if not is_right or row.tokens_used not in (None, tokens):
-            in_tokens = "" if row.tokens_used is None else f" and {row.tokens_used} tokens"
+    for org in await _rows(database, _ORGS):
+        bind = {"org_id": org.id}
+        async with snapshot(database) as connection:
+            billed = (await connection.execute(_BILLED_THIS_MONTH, bind)).all()
+            budget = (await connection.execute(_USED_BY_ORG, bind)).one_or_none()
+            buckets = (await connection.execute(_USED_BY_KEYS, bind)).all()
+        cost, tokens = sum(map(_cost_of, billed)), sum(int(row.input_tokens + row.output_tokens) for row in billed)
+        if budget is not None and (budget.cost_used, budget.tokens_used) != (cost, tokens):
             problems.append(
-                f"{row.whose} {row.id} has used {row.cost_used} (10^-12 USD){in_tokens}; its rows {cost} and {tokens}"
+                f"organisation {org.id} has used {budget.cost_used} (10^-12 USD) and {budget.tokens_used} tokens;"
+                f" its rows {cost} and {tokens}"
             )
+        for bucket in buckets:
+            cost = sum(_cost_of(row) for row in billed if row.bucket_id == bucket.key_id)
+            if bucket.cost_used != cost:
+                problems.append(f"key {bucket.key_id} has used {bucket.cost_used} (10^-12 USD); its rows {cost}")
     return problems
 
 
@@ -259,14 +290,21 @@ CHECKS = (
 async def _compare_month(connection: AsyncConnection, org_id: UUID, start: datetime, end: datetime) -> list[str]:
     rows = (await connection.execute(_ROWS_OF_MONTH, {"org_id": org_id, "start": start, "end": end})).all()
     expected = _total_of_rows(rows)
-    query = Query(org_id, start, end, "month", ("model", "key", "kind"), _ALL_LINES)
+    query = Query(org_id, start, end, "month", ("model", "key", "kind"), _PAGE)
     problems = []
     for bucket in ("month", "day", "hour"):
-        lines, _ = await read_lines(connection, replace(query, bucket=bucket))
-        shown = _total_of_lines(lines)
+        shown = _total_of_lines(await _all_lines(connection, replace(query, bucket=bucket)))
         if shown != expected:
             problems.append(f"{start:%Y-%m} of organisation {org_id} by {bucket}: shown {shown}, rows {expected}")
     return problems
+
+
+async def _all_lines(connection: AsyncConnection, query: Query) -> list[Line]:
+    lines, has_more = await read_lines(connection, query)
+    while has_more:
+        page, has_more = await read_lines(connection, replace(query, after=lines[-1].cursor))
+        lines += page
+    return lines
 
 
 def _total_of_rows(rows: Sequence[Row[Any]]) -> tuple[int, ...]:

@@ -59,6 +59,7 @@ def key_terms() -> None:
     op.add_column("api_keys", sa.Column("revoke_reason", sa.Text(), nullable=True))
     op.add_column("api_keys", sa.Column("replaced_by", sa.Uuid(), nullable=True))
     op.add_column("api_keys", sa.Column("created_by", sa.Uuid(), nullable=True))
+    op.add_column("api_keys", sa.Column("bucket_id", sa.Uuid(), nullable=True))
     for name, column, target in (
         ("fk_api_keys_replaced_by_api_keys", "replaced_by", "api_keys"),
         ("fk_api_keys_created_by_users", "created_by", "users"),

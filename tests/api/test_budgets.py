@@ -1,6 +1,7 @@
 """What a budget allows, over HTTP: refusals, answers that end where the money does, nothing held afterwards."""
 
 import asyncio
+import json
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -189,3 +190,38 @@ async def test_of_many_requests_on_a_small_balance_no_more_than_it_pays_for_are_
     async with obedient.database.begin() as connection:
         assert (await connection.exec_driver_sql("SELECT credit FROM org_budgets")).scalar_one() == 0
     assert await budget(obedient) == (10 * cost(3, 5), 0, 80, 0, 0)
+
+
+async def test_who_does_not_read_is_cut_off_before_what_is_held_for_them_is_freed(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.api.answers.SLOW_READER_S", 0.0)
+    raw = json.dumps({"model": "bytes", "prompt": "a", "max_tokens": 5, "stream": True}).encode()
+    headers = {**world.auth(), "x-request-timeout-ms": "300"}
+    scope = {
+        "type": "http",
+        "method": "POST",
+        "path": "/v1/completions",
+        "raw_path": b"/v1/completions",
+        "query_string": b"",
+        "headers": [(name.encode(), value.encode()) for name, value in headers.items()],
+        "client": ("127.0.0.1", 1),
+    }
+    sent: list[Any] = []
+
+    async def receive() -> Any:
+        if raw not in sent:
+            sent.append(raw)
+            return {"type": "http.request", "body": raw, "more_body": False}
+        return await asyncio.Event().wait()
+
+    async def send(message: Any) -> None:
+        if message["type"] == "http.response.body":
+            await asyncio.Event().wait()
+
+    await world.app(scope, receive, send)
+    [row] = await world.usage_rows()
+    assert (row.output_tokens, row.finish_reason) == (0, "aborted")
+    async with world.database.begin() as connection:
+        held = await connection.exec_driver_sql("SELECT cost_held, num_running FROM org_budgets")
+        assert tuple(held.one()) == (0, 0)

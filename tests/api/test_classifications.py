@@ -132,3 +132,15 @@ async def test_a_client_that_leaves_stops_the_engine_and_pays_for_the_input(worl
     while not rows:
         rows = await world.usage_rows()
     assert len(rows) == 1
+
+
+async def test_what_cannot_be_shown_is_not_billed(world: World) -> None:
+    """The engine serves a version of the model with other labels."""
+
+    async def fewer(_: pb.ClassifyRequest) -> pb.ClassifyResponse:
+        return pb.ClassifyResponse(results=[pb.LabelScores(scores=[1.0])])
+
+    world.engine.classify = fewer
+    failed = await world.post("/v1/classifications", {"model": "labels", "input": "a"})
+    assert error_of(failed)[:2] == (500, "internal_error")
+    assert not await world.usage_rows()

@@ -13,6 +13,7 @@ from app import auth, idempotency, worker
 from app.billing.doctor import CHECKS, examine
 from app.config import Settings
 from app.db import Database
+from app.errors import DatabaseUnavailable
 from app.rpc import engine_pb2 as pb
 from app.tables import new_id
 from tests.api.world import World, error_of, say, serving
@@ -254,19 +255,40 @@ async def test_a_new_key_is_made_once_and_kept_nowhere(world: World, database: D
     assert first.json()["key"].startswith("tg_live_")
     again = await world.post("/v1/keys", {"name": "new"}, **ONCE)
     assert error_of(again)[:2] == (409, "shown_once")
+    assert again.headers["x-should-retry"] == "false"
     assert first.headers["x-request-id"] in again.json()["error"]["message"]
     names = [key["name"] for key in (await world.get("/v1/keys")).json()["data"]]
     assert names.count("new") == 1
     assert all(finding.is_kept for finding in await examine(database, CHECKS))
 
 
-async def test_a_replay_draws_a_request_and_no_tokens(world: World) -> None:
-    first = await world.post("/v1/completions", PLAIN, **ONCE)
-    again = await world.post("/v1/completions", PLAIN, **ONCE)
-    left = [int(answer.headers["x-ratelimit-remaining-requests"]) for answer in (first, again)]
-    assert left[1] < left[0] + 1
-    tokens = [int(answer.headers["x-ratelimit-remaining-tokens"]) for answer in (first, again)]
-    assert tokens[1] >= tokens[0]
+async def test_a_replay_draws_a_request_and_no_tokens(world: World, database: Database) -> None:
+    # The prompt is one token, the answer at most five.
+    key = await make_key(database, world.settings, requests_per_minute=2, tokens_per_minute=10)
+    answers = [await world.post("/v1/completions", PLAIN, key, **ONCE) for _ in range(3)]
+    assert [answer.status_code for answer in answers] == [200, 200, 429]
+
+
+async def test_without_a_claim_nothing_runs(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def unknown(_: object) -> auth.Key:
+        raise DatabaseUnavailable("Away.")
+
+    monkeypatch.setattr("app.api.idempotent.require_key", unknown)
+    assert error_of(await world.post("/v1/completions", PLAIN, **ONCE))[:2] == (503, "database_unavailable")
+    assert not world.engine.requests
+
+
+async def test_only_so_many_wait_for_the_answer_of_another(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.api.idempotent.MAX_JOINED", 1)
+    gate = Gate(world)
+    first = asyncio.create_task(world.post("/v1/completions", PLAIN, **ONCE))
+    await world.engine.started.wait()
+    joined = [asyncio.create_task(world.post("/v1/completions", PLAIN, **ONCE)) for _ in range(2)]
+    [refused], _ = await asyncio.wait(joined, return_when=asyncio.FIRST_COMPLETED)
+    assert error_of(refused.result())[:2] == (503, "overloaded")
+    gate.opened.set()
+    assert (await first).status_code == 200
+    await asyncio.gather(*joined)
 
 
 async def test_the_official_client_repeats_a_request(world: World) -> None:

@@ -181,8 +181,9 @@ async def test_the_edges_of_a_month_belong_to_one_statement_each(books: Database
 
 
 async def test_looking_changes_nothing(books: Database) -> None:
-    async def write(connection: object) -> list[str]:
-        await connection.execute(text("DELETE FROM usage_events"))  # type: ignore[attr-defined]
+    async def write(database: Database) -> list[str]:
+        async with doctor.snapshot(database) as connection:
+            await connection.execute(text("DELETE FROM usage_events"))
         return []
 
     with pytest.raises(Exception, match="read-only transaction"):
