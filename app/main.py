@@ -24,6 +24,7 @@ from uvicorn.supervisors import Multiprocess
 from app.admission import Admission
 from app.api import catalog, chat, classifications, completions, docs, embeddings, health, keys, openapi, usage
 from app.api.failures import answer_app_error, answer_http_exception, answer_query_error
+from app.api.idempotent import IdempotencyLayer
 from app.api.middleware import RequestMiddleware
 from app.api.running import RunningRequests
 from app.api.served import ServedModels
@@ -78,6 +79,7 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.settings = settings
     app.state.requests = RunningRequests()
+    app.add_middleware(IdempotencyLayer)
     app.add_middleware(RequestMiddleware, requests=app.state.requests)
     posts = (completions.router, chat.router, classifications.router, embeddings.router)
     for router in (*posts, catalog.router, usage.router, keys.router, keys.public_router):

@@ -209,12 +209,13 @@ class Ledger:
             if stream is not None:
                 stream.close()
 
+    async def release(self, request_id: UUID, key: Key) -> None:
+        """Frees a reservation that may or may not be there; later, where the database is away."""
+        await self.settle(_unbilled(request_id, key))
+
     def release_later(self, request_id: UUID, key: Key) -> None:
-        """Frees a reservation that may or may not be there, without waiting for it."""
-        self._late[request_id] = (
-            Settlement(request_id, key.org_id, key.id, datetime.now(UTC), bills=False),
-            (),
-        )
+        """The same without waiting for it."""
+        self._late[request_id] = (_unbilled(request_id, key), ())
         self._catch_up()
 
     async def caught_up(self) -> None:
@@ -373,6 +374,10 @@ class Meter:
         if not self._is_settled:
             self._is_settled = True
             await self._ledger.settle(replace(self._row, bills=False))
+
+
+def _unbilled(request_id: UUID, key: Key) -> Settlement:
+    return Settlement(request_id, key.org_id, key.id, datetime.now(UTC), bills=False)
 
 
 def settlement_lane(database: Database, timeout_s: float = 5.0) -> Lane:

@@ -343,3 +343,45 @@ class RolledHour(Base):
 
     hour: Mapped[datetime] = mapped_column(primary_key=True)
     is_current: Mapped[bool] = mapped_column(Boolean())
+
+
+class IdempotencyKey(Base):
+    """A request that is run once however often it is sent, and how its answer begins; see ``app.idempotency``.
+
+    Attributes:
+        key: As the caller chose it.
+        fingerprint: SHA-256 of what was sent, and with which API key.
+        run_id: Of whoever runs or has run it; fences those who did before.
+        request_id: The id of its usage row, which stays when it is run again.
+        lease_until: From then on it may be run again, unless the answer is complete.
+        status: Of the answer; None until it begins.
+    """
+
+    __tablename__ = "idempotency_keys"
+    __table_args__ = (
+        CheckConstraint("octet_length(fingerprint) = 32", name="fingerprint_length"),
+        # The worker deletes those that have expired.
+        Index(None, "expires_at"),
+    )
+
+    org_id: Mapped[UUID] = mapped_column(ForeignKey("orgs.id", ondelete="CASCADE"), primary_key=True)
+    key: Mapped[str] = mapped_column(primary_key=True)
+    fingerprint: Mapped[bytes]
+    run_id: Mapped[UUID] = mapped_column(unique=True)
+    request_id: Mapped[UUID]
+    started_at: Mapped[datetime]
+    lease_until: Mapped[datetime]
+    expires_at: Mapped[datetime]
+    status: Mapped[int | None] = mapped_column(SmallInteger())
+    headers: Mapped[dict[str, str] | None] = mapped_column(JSONB(none_as_null=True))
+    is_complete: Mapped[bool] = mapped_column(Boolean(), server_default="false")
+
+
+class AnswerPart(Base):
+    """A piece of the body of such an answer."""
+
+    __tablename__ = "answer_parts"
+
+    run_id: Mapped[UUID] = mapped_column(ForeignKey("idempotency_keys.run_id", ondelete="CASCADE"), primary_key=True)
+    position: Mapped[int] = mapped_column(Integer(), primary_key=True)
+    body: Mapped[bytes]

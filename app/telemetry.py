@@ -52,6 +52,7 @@ LATE_SETTLEMENTS = Gauge(
 )
 REFUSALS = Counter("tollgate_refusals", "Requests refused before any work.", ("code",))
 CLIENTS_GONE = Counter("tollgate_clients_gone", "Streams whose client left before the end.", ("model",))
+IDEMPOTENT_REQUESTS = Counter("tollgate_idempotent_requests", "Requests with an Idempotency-Key.", ("outcome",))
 ENGINE_ERRORS = Counter("tollgate_engine_errors", "Engine calls that failed.", ("code",))
 JOB_SECONDS = Histogram("tollgate_job_seconds", "One run of a periodic job.", ("job",))
 JOB_FAILURES = Counter("tollgate_job_failures", "Runs of a periodic job that raised.", ("job",))

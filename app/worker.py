@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
-from app import auth, keys, metering
+from app import auth, idempotency, keys, metering
 from app.billing import retention, rollups
 from app.config import Settings
 from app.db import Database
@@ -83,9 +83,16 @@ async def release_expired_reservations(database: Database, _: datetime) -> None:
     await metering.release_expired(database)
 
 
+async def delete_expired_answers(database: Database, _: datetime) -> None:
+    """Removes answers that were kept for their ``Idempotency-Key`` long enough."""
+    async with database.begin() as connection:
+        await idempotency.delete_expired(connection)
+
+
 JOBS = (
     Job("make_partitions", 3600.0, make_partitions),
     Job("delete_expired_sessions", 600.0, delete_expired_sessions),
+    Job("delete_expired_answers", 600.0, delete_expired_answers),
     Job("release_expired_reservations", 30.0, release_expired_reservations),
     Job("touch_used_keys", 30.0, touch_used_keys),
     Job("roll_up_usage", 60.0, roll_up_usage),

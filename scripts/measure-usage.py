@@ -6,8 +6,9 @@
 Starts the embedded PostgreSQL in a temporary folder, writes the rows of one organisation
 over the last 30 days with generate_series, sums them by the hour as the worker does, and
 asks the API in this process (key, admission and JSON included) for the month in every
-bucket and grouping. Prints JSON: seconds for writing and summing, bytes, and the
-milliseconds of each query. Needs about 0.3 GB of disk a million rows.
+bucket and grouping. Requests are admitted and settled, 64 at a time, before the rows are
+there and after. Prints JSON: seconds for writing and summing, bytes, the milliseconds
+of each query and the requests a second. Needs about 0.3 GB of disk a million rows.
 """
 
 import argparse
@@ -28,16 +29,20 @@ from pydantic import SecretStr
 from sqlalchemy import text
 
 from app import auth, keys, metering, migrate, postgres
+from app.admission import Admission, Limits, Work
 from app.billing import rollups
+from app.billing.plans import PRICE_VERSION, PRICES
 from app.billing.statement import Query, read_lines
 from app.config import Settings
 from app.db import Database
+from app.journal import Journal
 from app.main import create_app
 from app.tables import new_id
 from app.telemetry import configure_logging
 
 DAYS = 30
 NUM_MODELS, NUM_KEYS = 5, 20
+SETTLE_REQUESTS, SETTLE_AT_ONCE, SETTLE_ROUNDS = 6_400, 64, 5
 QUERIES: dict[str, dict[str, Any]] = {
     "day": {"bucket": "day"},
     "month by model": {"bucket": "month", "group_by": "model"},
@@ -134,6 +139,45 @@ async def _time(client: httpx.AsyncClient, key: str, num_requests: int, params: 
     return {"p50_ms": round(statistics.median(measured), 1), "p95_ms": round(p95, 1), "max_ms": round(measured[-1], 1)}
 
 
+async def settle(database: Database, settings: Settings, key: str) -> float:
+    """Requests a second that are admitted and settled; the best of some rounds."""
+    async with database.begin() as connection:
+        caller = await auth.find_key(connection, key, settings.key_pepper.get_secret_value())
+        await metering.ensure_partitions(connection, datetime.now(UTC).date())
+    ledger = metering.Ledger(database, Journal(settings.journal_dir))
+    admission = Admission(database, ledger)
+    limits = Limits(2**31 - 1, 2**31 - 1)
+    work = Work(100, 100, 1, PRICES[PRICE_VERSION, "generation"], 60.0)
+
+    async def serve(count: int) -> None:
+        for _ in range(count):
+            request_id = new_id()
+            await admission.reserve(request_id, caller, limits, 200, work)
+            meter = metering.Meter(
+                ledger,
+                request_id,
+                caller,
+                kind="generation",
+                model="model-1",
+                model_digest="digest",
+                input_tokens=100,
+                price=work.price,
+                price_version=PRICE_VERSION,
+                started_at=datetime.now(UTC),
+            )
+            meter.deliver(100)
+            await meter.settle("stop")
+
+    rates = []
+    for _ in range(SETTLE_ROUNDS):
+        started_s = time.perf_counter()
+        await asyncio.gather(*(serve(SETTLE_REQUESTS // SETTLE_AT_ONCE) for _ in range(SETTLE_AT_ONCE)))
+        rates.append(SETTLE_REQUESTS / (time.perf_counter() - started_s))
+    await admission.aclose()
+    await ledger.aclose()
+    return round(max(rates), 1)
+
+
 async def measure(url: str, folder: Path, num_rows: int, num_requests: int) -> dict[str, Any]:
     """Fills, sums and asks; see the module's docstring."""
     await migrate.upgrade(url)
@@ -146,6 +190,7 @@ async def measure(url: str, folder: Path, num_rows: int, num_requests: int) -> d
         async with database.begin() as connection:
             org_id = await auth.create_org(connection, "Measured")
             key = (await keys.mint_key(connection, settings, org_id, keys.Terms("measuring"))).key
+        settled_before = await settle(database, settings, key)
         written_s = await fill(database, org_id, num_rows)
         await vacuum(database, "usage_events")
         unsummed_ms = await read_rows(database, org_id)
@@ -155,12 +200,15 @@ async def measure(url: str, folder: Path, num_rows: int, num_requests: int) -> d
             size = (await connection.execute(text("SELECT pg_database_size(current_database())"))).scalar_one()
             rows = (await connection.execute(text("SELECT count(*) FROM usage_events"))).scalar_one()
             sums = (await connection.execute(text("SELECT count(*) FROM usage_rollup_hour"))).scalar_one()
+        settled_after = await settle(database, settings, key)
     finally:
         await database.aclose()
     return {
         "rows": rows,
         "sums": sums,
         "database_bytes": size,
+        "settled_a_second_before": settled_before,
+        "settled_a_second_after": settled_after,
         "written_s": round(written_s, 1),
         "rolled_s": round(rolled_s, 1),
         "queries": await ask(settings, key, num_requests),

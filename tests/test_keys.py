@@ -240,7 +240,7 @@ async def test_a_successor_does_not_start_with_an_unspent_cap(database: Database
         await connection.exec_driver_sql("UPDATE rate_buckets SET cost_used = 7")
     new = await rotate(database, settings, old.id, soon())
     async with database.begin() as connection:
-        spent = await connection.exec_driver_sql(f"SELECT cost_used FROM rate_buckets WHERE key_id = '{new.id}'")  # noqa: S608
+        spent = await connection.exec_driver_sql(f"SELECT cost_used FROM rate_buckets WHERE key_id = '{new.id}'")
         assert spent.scalar_one() == 7
 
 

@@ -195,11 +195,11 @@ async def test_a_process_that_was_killed_is_billed_for_what_it_had_delivered(
         next_one.start()
         await next_one.caught_up()
         await next_one.aclose()
-    found = sorted((row[0], *row[3:]) for row in await rows(database))
-    assert found == [
+    found = {(row[0], *row[3:]) for row in await rows(database)}
+    assert found == {
         (delivered.request_id, 5, 2, 7, "error", 1.5),
         (whole.request_id, 5, 0, 1, "length", 0.0),
-    ]
+    }
     async with database.begin() as connection:
         states = (await connection.exec_driver_sql("SELECT DISTINCT state FROM usage_events")).scalars().all()
         budget = (await connection.exec_driver_sql("SELECT cost_used, cost_held, num_running FROM org_budgets")).one()

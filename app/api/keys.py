@@ -22,6 +22,7 @@ from app.api.key_schemas import (
     RotateKeyBody,
     UpdateKeyBody,
 )
+from app.api.middleware import record_of
 from app.api.openapi import body_of, public_responses, read_responses, write_responses
 from app.api.usage_schemas import Money
 from app.auth import is_well_formed
@@ -99,7 +100,7 @@ async def create_key(call: RequiredCall) -> Response:
         terms = Terms(**{"name": body.name, **_changes(body)})
         new = await keys.mint_key(connection, call.services.settings, call.key.org_id, terms)
         created = await keys.get_key(connection, new.id, call.key.org_id)
-    return _created(created, new)
+    return _created(call, created, new)
 
 
 @router.get("/v1/keys/{key_id}", **read_responses(ApiKeyAnswer, _EXAMPLE))
@@ -151,7 +152,7 @@ async def rotate_key(call: RequiredCall, key_id: KeyId) -> Response:
             connection, call.services.settings, _key_id(key_id), old_ends_at=old_ends_at, org_id=call.key.org_id
         )
         created = await keys.get_key(connection, new.id, call.key.org_id)
-    return _created(created, new)
+    return _created(call, created, new)
 
 
 @public_router.post("/v1/leaked-keys", **public_responses(LeakReceipt), **body_of(LeakBody, is_public=True))
@@ -210,7 +211,8 @@ def _key_id(value: str) -> UUID:
         raise NotFound("There is no such key.", code="key_not_found", param="key_id") from None
 
 
-def _created(key: KeyListing, new: NewKey) -> Response:
+def _created(call: Call, key: KeyListing, new: NewKey) -> Response:
+    record_of(call.request.scope).is_secret = True
     return json_response(CreatedKey(**_shown(key), key=new.key))
 
 

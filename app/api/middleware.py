@@ -12,6 +12,7 @@ from datetime import UTC, datetime
 from uuid import UUID
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from app.api.failures import error_response, unexpected
@@ -39,6 +40,8 @@ class RequestRecord:
         started_s: Monotonic seconds; for durations.
         headers: Added to the answer, whatever it will be.
         status: Of the answer, once its first byte left.
+        is_secret: The answer holds what is shown once and kept nowhere.
+        route: For the log and metrics, where no route was asked.
     """
 
     id: UUID = field(default_factory=new_id)
@@ -46,6 +49,8 @@ class RequestRecord:
     started_s: float = field(default_factory=time.perf_counter)
     headers: dict[str, str] = field(default_factory=dict)
     status: int | None = None
+    is_secret: bool = False
+    route: str = "unmatched"
 
     @property
     def elapsed_ms(self) -> float:
@@ -95,6 +100,9 @@ class RequestMiddleware:
         except AppError as error:
             # Raised by this layer, or by a response after the framework's own handlers.
             await self._fail(error, scope, receive, send, record)
+        except ClientDisconnect:
+            # In the middle of its body: nobody is there to be answered.
+            return
         except asyncio.CancelledError:
             # The time to drain is over. Another process may answer at once.
             stopping = Overloaded("The server is stopping; please retry.", retry_after_s=_RETRY_ELSEWHERE_S)
@@ -156,7 +164,7 @@ def _with_headers(send: Send, scope: Scope, record: RequestRecord) -> Send:
 
 
 def _finish(scope: Scope, record: RequestRecord) -> None:
-    route = getattr(scope.get("route"), "path", "unmatched")
+    route = getattr(scope.get("route"), "path", record.route)
     # No status: the client left before there was an answer.
     status = record.status or 499
     HTTP_REQUESTS.labels(route, scope["method"] if route != "unmatched" else "", str(status)).inc()

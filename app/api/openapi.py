@@ -64,7 +64,7 @@ _ERRORS: dict[int, tuple[str, dict[str, str | None]]] = {
         },
     ),
     409: (
-        "The key's present state does not allow it.",
+        "The API key's present state does not allow it, or the `Idempotency-Key` was used with another request.",
         {
             "message": "This key is revoked; a revoked key stays as it is.",
             "type": "invalid_request_error",
@@ -110,7 +110,7 @@ _ERRORS: dict[int, tuple[str, dict[str, str | None]]] = {
     ),
 }
 _READ_ERRORS = (400, 401, 403, 404, 429, 503)
-_WORK_ERRORS = (*_READ_ERRORS, 413, 504)
+_WORK_ERRORS = (*_READ_ERRORS, 409, 413, 504)
 _WRITE_ERRORS = (*_READ_ERRORS, 409, 413)
 _PUBLIC_ERRORS = (400, 413, 429, 503)
 _TIMEOUT_PARAMETER = {
@@ -119,6 +119,19 @@ _TIMEOUT_PARAMETER = {
     "required": False,
     "description": "The answer must be complete after so many milliseconds; at most and by default 600,000.",
     "schema": {"type": "integer", "minimum": 1},
+}
+
+_IDEMPOTENCY_PARAMETER = {
+    "name": "Idempotency-Key",
+    "in": "header",
+    "required": False,
+    "description": (
+        "Up to 255 characters of your choice, another for each request. Sent again with the same key within 24 hours,"
+        " the request is not run again: you get its answer, also while it is still being made, and it is billed once."
+        " The request goes on if you disconnect. A repeated answer has `idempotent-replayed: true`; another body with"
+        " the same key is refused with 409. An error is not kept."
+    ),
+    "schema": {"type": "string", "minLength": 1, "maxLength": 255},
 }
 
 
@@ -178,6 +191,7 @@ def complete(app: FastAPI) -> None:
                 "key": {"type": "http", "scheme": "bearer", "description": "An API key: `tg_live_…`."}
             }
             _drop_framework_errors(document)
+            _offer_idempotency(document)
             app.openapi_schema = document
         return app.openapi_schema
 
@@ -191,6 +205,13 @@ def _drop_framework_errors(document: dict[str, Any]) -> None:
             operation["responses"].pop("422", None)
     for name in ("HTTPValidationError", "ValidationError"):
         document["components"]["schemas"].pop(name, None)
+
+
+def _offer_idempotency(document: dict[str, Any]) -> None:
+    """Every POST with a key takes the header, by a layer that the routes know nothing of."""
+    for operations in document["paths"].values():
+        if "security" in operations.get("post", {}):
+            operations["post"].setdefault("parameters", []).append(_IDEMPOTENCY_PARAMETER)
 
 
 def _errors(statuses: tuple[int, ...]) -> dict[int, dict[str, Any]]:

@@ -31,6 +31,8 @@ CHUNK_TOKENS = 4
 CHUNK_S = 0.02
 # Of an answer that nobody reads before its end; a caller still sees that the engine lives.
 WHOLE_CHUNK_S = 1.0
+# To who waits in the queue while the device works for others: the engine lives.
+BEAT_S = 10.0
 MAX_FAILURES_IN_A_ROW = 3
 # Longest decode call of several steps: what a newcomer waits for at most, and how often
 # somebody who left is noticed.
@@ -136,6 +138,7 @@ class GenerationEngine:
         self._unpublished: set[_Stream] = set()
         self._work = asyncio.Event()
         self._failures = 0
+        self._num_steps = 0
         self._slot_s = 1.0
         self._step_s = MAX_CALL_S
         self._is_lost = False
@@ -156,6 +159,9 @@ class GenerationEngine:
     async def generate(self, request: Request, timeout_s: float) -> AsyncGenerator[Chunk, None]:
         """Stream one sequence; the last chunk, and only it, has a finish reason.
 
+        Every `BEAT_S` seconds without a chunk in which the device did something comes an
+        empty one.
+
         Raises:
             BadRequest, ContextLengthExceeded: the model cannot do this.
             Overloaded: the queue is full; before the first chunk.
@@ -170,7 +176,13 @@ class GenerationEngine:
         stream = self._enqueue(request)
         try:
             while True:
-                await _wait_until(stream.ready, deadline)
+                steps_before = self._num_steps
+                if not await _is_set_by(stream.ready, min(deadline, loop.time() + BEAT_S)):
+                    if loop.time() >= deadline:
+                        raise DeadlineExceeded("The answer was not complete within the deadline.")
+                    if self._num_steps > steps_before:
+                        yield Chunk(stream.sent, ())
+                    continue
                 if stream.error is not None:
                     raise stream.error
                 chunk = stream.take(loop.time())
@@ -254,6 +266,7 @@ class GenerationEngine:
             self._fail(step)
             return
         self._failures = 0
+        self._num_steps += 1
         self._record(step, result)
         self.scheduler.advance(step, result.tokens)
         self._unpublished.update(self._streams[s] for s in step.sequences if s in self._streams)
@@ -300,9 +313,9 @@ class GenerationEngine:
             stream.ready.set()
 
 
-async def _wait_until(event: asyncio.Event, deadline: float) -> None:
+async def _is_set_by(event: asyncio.Event, when: float) -> bool:
     try:
-        async with asyncio.timeout_at(deadline):
-            await event.wait()
+        async with asyncio.timeout_at(when):
+            return await event.wait()
     except TimeoutError:
-        raise DeadlineExceeded("The answer was not complete within the deadline.") from None
+        return False

@@ -112,6 +112,8 @@ class EngineClient:
         try:
             while True:
                 chunk = await self._next(call)
+                if not (chunk.tokens or chunk.prompt_logprobs or chunk.finish_reason):
+                    continue  # the engine lives, and works for others
                 yield chunk
                 if chunk.finish_reason:
                     return

@@ -337,6 +337,8 @@ Global___Sampling: _TypeAlias = Sampling  # noqa: Y015
 
 @_typing.final
 class GenerateChunk(_message.Message):
+    """One without tokens, log-probabilities and finish reason says that the engine works for others."""
+
     DESCRIPTOR: _descriptor.Descriptor
 
     INDEX_FIELD_NUMBER: _builtins.int

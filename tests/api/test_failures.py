@@ -2,6 +2,8 @@
 
 import asyncio
 import json
+import re
+from collections import Counter
 from typing import Any
 
 import pytest
@@ -143,3 +145,28 @@ async def test_a_length_that_is_no_number_is_refused(world: World) -> None:
     assert b" 400 " in await reader.readline()
     writer.close()
     await writer.wait_closed()
+
+
+async def answered(world: World) -> Counter[str]:
+    """Requests for completions by the status that is counted for them, in this process."""
+    metrics = (await world.http.get("/metrics")).text
+    lines = re.findall(
+        r'^tollgate_http_requests_total{.*route="/v1/completions".*status="(\d+)".*} (\S+)', metrics, re.MULTILINE
+    )
+    return Counter({status: int(float(count)) for status, count in lines})
+
+
+async def test_who_leaves_in_the_middle_of_a_body_is_no_fault_of_ours(world: World) -> None:
+    before = await answered(world)
+    host, port = world.url.removeprefix("http://").split(":")
+    _, writer = await asyncio.open_connection(host, int(port))
+    head = (
+        f"POST /v1/completions HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {world.key}\r\ncontent-length: 99\r\n\r\n"
+    )
+    writer.write(head.encode() + b"{")
+    await writer.drain()
+    writer.close()
+    await writer.wait_closed()
+    while not (new := await answered(world) - before):
+        pass
+    assert new == {"499": 1}

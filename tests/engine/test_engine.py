@@ -127,6 +127,29 @@ async def test_full_queue_is_refused_before_the_first_chunk_and_says_when_to_ret
         await asyncio.gather(first, second)
 
 
+async def test_who_waits_in_the_queue_hears_that_the_engine_lives(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.engine.engine.BEAT_S", 0.0)
+    async with running(FaultyRunner(num_slots=1)) as engine:
+        first = asyncio.create_task(collect(engine, Request("1", (3,), 100)))
+        chunks = await collect(engine, Request("2", (3, 4), 5))
+        await first
+    assert not chunks[0].tokens
+    assert tokens(chunks) == [7, 14, 28, 56, 112]
+
+
+async def test_who_waits_for_a_device_that_does_nothing_hears_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.engine.engine.BEAT_S", 0.0)
+    runner = HeldRunner(num_slots=1)
+    async with running(runner) as engine, aclosing(engine.generate(Request("1", (3,), 1), SOON_S)) as stream:
+        first = asyncio.ensure_future(anext(stream))
+        await entered(runner)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        assert not first.done()
+        runner.open()
+        await first
+
+
 async def test_deadline_ends_a_request_that_waits_for_the_device() -> None:
     runner = HeldRunner(num_slots=1)
     async with running(runner) as engine:

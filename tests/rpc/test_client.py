@@ -163,6 +163,14 @@ async def test_silent_engine_counts_as_dead() -> None:
         runner.open()
 
 
+async def test_who_waits_behind_others_is_not_taken_for_dead(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Many chunks of nothing, and the caller sees the answer only."""
+    monkeypatch.setattr("app.engine.engine.BEAT_S", 0.0)
+    async with serving(lambda _: FaultyRunner(num_slots=1)) as (client, _, _):
+        first, second = await asyncio.gather(collect(client, ask(max_tokens=100)), collect(client, ask()))
+    assert all(chunk.tokens or chunk.finish_reason for chunk in first + second)
+
+
 async def test_our_own_cancellation_stays_one() -> None:
     runner = HeldRunner()
     async with serving(lambda _: runner) as (client, _, _):
