@@ -32,7 +32,7 @@ from app.db import Database
 from app.errors import AppError, DataError, TollgateError
 from app.journal import Entry, Journal, Orphan, Remnant, orphans
 from app.lane import Lane
-from app.telemetry import LATE_SETTLEMENTS, TOKENS, USAGE_ROWS, get_logger
+from app.telemetry import LATE_SETTLEMENTS, TOKENS, USAGE_ROWS, get_logger, labelled
 
 log = get_logger(__name__)
 
@@ -381,12 +381,14 @@ class Meter:
         """
         if self._is_settled:
             return
-        row = _filled(self._row, self._price, self.output_tokens, self.cached_tokens, self.engine_ms)
-        await _to_its_end(self._ledger.settle(replace(row, finish_reason=finish_reason), self._entry))
+        row = _filled(
+            self._row, self._price, self.output_tokens, self.cached_tokens, self.engine_ms, finish_reason=finish_reason
+        )
+        await _to_its_end(self._ledger.settle(row, self._entry))
         self._is_settled = True
-        USAGE_ROWS.labels(row.kind, row.state).inc()
-        TOKENS.labels(self.model, "input").inc(self.input_tokens)
-        TOKENS.labels(self.model, "output").inc(self.output_tokens)
+        labelled(USAGE_ROWS, row.kind, row.state).inc()
+        labelled(TOKENS, self.model, "input").inc(self.input_tokens)
+        labelled(TOKENS, self.model, "output").inc(self.output_tokens)
 
     async def release(self) -> None:
         """Frees the reservation of a request that costs nothing; does nothing after a settlement."""
@@ -448,7 +450,7 @@ async def replay(database: Database, lane: Lane, folder: Path) -> int:
         orphan.delete()
         num_rows += len(rows)
         for row in rows:
-            USAGE_ROWS.labels(row.kind, row.state).inc()
+            labelled(USAGE_ROWS, row.kind, row.state).inc()
         log.info("journal.replayed", holder=str(orphan.holder), num_rows=len(rows))
     if failure is not None:
         raise failure
@@ -536,13 +538,16 @@ def _row_of(remnant: Remnant) -> Settlement | None:
         return replace(row, state="recovered")
     if not remnant.output_tokens:
         return None
-    row = _filled(row, price, remnant.output_tokens, remnant.cached_tokens, remnant.engine_ms)
-    return replace(row, finish_reason=BROKEN_OFF, state="recovered")
+    row = _filled(row, price, remnant.output_tokens, remnant.cached_tokens, remnant.engine_ms, finish_reason=BROKEN_OFF)
+    return replace(row, state="recovered")
 
 
-def _filled(row: Settlement, price: Price, output_tokens: int, cached_tokens: int, engine_ms: float) -> Settlement:
+def _filled(
+    row: Settlement, price: Price, output_tokens: int, cached_tokens: int, engine_ms: float, *, finish_reason: str
+) -> Settlement:
     return replace(
         row,
+        finish_reason=finish_reason,
         output_tokens=output_tokens,
         cached_tokens=cached_tokens,
         engine_ms=engine_ms,

@@ -1,7 +1,7 @@
 """The engine streams of one request, merged into one stream of certain text.
 
 A request for several choices or prompts runs as that many engine calls, at most 16 at
-a time. Their pieces go through one queue in the order in which they happen; its size
+a time. Their pieces go through one mailbox in the order in which they happen; its size
 is bounded by the output that was admitted. Leaving the ``async with`` block, for
 whatever reason, cancels what still runs.
 """
@@ -20,12 +20,14 @@ from starlette.types import Receive
 
 from app.api.call import Call
 from app.api.grammars import engine_grammar
+from app.api.mailbox import Mailbox
 from app.api.schemas import GenerationBody
 from app.api.served import ServedModel
-from app.api.stops import Piece, TextAssembler, Token
+from app.api.stops import Piece, TextAssembler
 from app.errors import BadRequest, ContextLengthExceeded, DeadlineExceeded
 from app.rpc import engine_pb2 as pb
 from app.rpc.client import GRAMMAR_PARAM, EngineClient
+from app.silence import Silence
 
 FinishReason = Literal["stop", "length"]
 MAX_CONCURRENT_SEQUENCES = 16
@@ -107,9 +109,10 @@ class Generation:
         self.efforts = [Effort() for _ in specs]
         self._deadline = time.monotonic() + timeout_s
         # Each sequence puts at most one item per token, its last delta and its end; the
-        # watcher of the connection puts one. Hence nothing ever waits to put.
-        size = sum(spec.request.max_tokens + 3 for spec in specs) + 1
-        self._queue: asyncio.Queue[Delta | asyncio.Task[None] | None] = asyncio.Queue(size)
+        # watcher of the connection puts one, and so does silence, into an empty mailbox.
+        # Hence nothing ever waits to put.
+        size = sum(spec.request.max_tokens + 3 for spec in specs) + 2
+        self._mailbox: Mailbox[Delta | asyncio.Task[None] | None] = Mailbox(size)
         self._running = asyncio.Semaphore(MAX_CONCURRENT_SEQUENCES)
         self._tasks: list[asyncio.Task[None]] = []
         self._watcher: asyncio.Task[None] | None = None
@@ -118,7 +121,7 @@ class Generation:
     async def __aenter__(self) -> Self:
         for spec in self._specs:
             task = asyncio.create_task(self._run(spec))
-            task.add_done_callback(self._queue.put_nowait)
+            task.add_done_callback(self._mailbox.put)
             self._tasks.append(task)
         return self
 
@@ -128,7 +131,7 @@ class Generation:
         tasks = [*self._tasks, self._watcher] if self._watcher else self._tasks
         for task in tasks:
             task.cancel()
-        # Waits until each has closed its engine stream; their errors were seen in the queue.
+        # Waits until each has closed its engine stream; their errors were seen in the mailbox.
         await asyncio.gather(*tasks, return_exceptions=True)
 
     @property
@@ -151,26 +154,32 @@ class Generation:
             AppError: The engine refused, failed or was too slow.
         """
         num_running = len(self._tasks)
-        while num_running:
-            try:
-                async with asyncio.timeout(silence_s):
-                    item = await self._queue.get()
-            except TimeoutError:
-                yield None
-                continue
-            if self._is_client_gone:
-                raise ClientGone
-            if isinstance(item, Delta):
-                yield item
-            elif item is not None:
-                num_running -= 1
-                item.result()  # raises what the sequence failed with
+        silence = None if silence_s is None else Silence(silence_s, self._tell_silence)
+        try:
+            while num_running:
+                item = await self._mailbox.take()
+                if self._is_client_gone:
+                    raise ClientGone
+                if silence is not None:
+                    silence.hear()
+                if isinstance(item, Delta) or item is None:
+                    yield item
+                else:
+                    num_running -= 1
+                    item.result()  # raises what the sequence failed with
+        finally:
+            if silence is not None:
+                silence.close()
+
+    def _tell_silence(self) -> None:
+        if not self._mailbox:
+            self._mailbox.put(None)
 
     async def _watch(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
         self._is_client_gone = True
-        self._queue.put_nowait(None)
+        self._mailbox.put(None)
 
     async def _run(self, spec: SequenceSpec) -> None:
         async with self._running:
@@ -179,7 +188,7 @@ class Generation:
             async with aclosing(stream):
                 try:
                     async for delta in _assembled(spec, stream, self.efforts[spec.choice]):
-                        self._queue.put_nowait(delta)
+                        self._mailbox.put(delta)
                 except BadRequest as error:
                     raise _in_callers_words(error, spec) from None
 
@@ -212,7 +221,7 @@ async def _assembled(
         if spec.max_tokens == 0:
             yield Delta(spec.choice, Piece("", ()), "length", prompt_scores)
             return
-        piece = _push(assembler, chunk)
+        piece = assembler.push_all(chunk.tokens, chunk.logprobs, is_last=bool(chunk.finish_reason))
         finish = _finish_reason(spec, assembler, chunk)
         # The first chunk is passed on even if no text is certain yet: the answer has begun.
         if is_first or finish or piece.tokens or piece.text:
@@ -229,22 +238,6 @@ def _finish_reason(spec: SequenceSpec, assembler: TextAssembler, chunk: pb.Gener
     if chunk.finish_reason:
         return "stop" if chunk.finish_reason == "stop" else "length"
     return None
-
-
-def _push(assembler: TextAssembler, chunk: pb.GenerateChunk) -> Piece:
-    """All that a chunk makes certain; with its last chunk, the rest."""
-    text, tokens = "", list[Token]()
-    for at, token_id in enumerate(chunk.tokens):
-        piece = assembler.push(token_id, chunk.logprobs[at] if chunk.logprobs else None)
-        text += piece.text
-        tokens += piece.tokens
-        if assembler.is_stopped:
-            return Piece(text, tuple(tokens))
-    if chunk.finish_reason:
-        piece = assembler.flush()
-        text += piece.text
-        tokens += piece.tokens
-    return Piece(text, tuple(tokens))
 
 
 def fit_output(served: ServedModel, num_prompt_tokens: int, asked: int | None, default: int | None, param: str) -> int:

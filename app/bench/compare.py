@@ -21,8 +21,6 @@ from app.bench import classify, scenarios
 from app.bench.classify import TextServer
 from app.bench.finding import Finding, Record
 from app.bench.installation import Installation
-from app.bench.overhead import CASES as OVERHEAD_CASES
-from app.bench.overhead import overhead
 from app.bench.progress import note
 from app.bench.random_model import Sizes, TextSizes, write_random_classifier, write_random_model
 from app.bench.scenarios import Against, InBatches, Rounds
@@ -71,7 +69,7 @@ CLASSIFIERS: Mapping[str, Mapping[str, Any]] = MappingProxyType(
 ALL_PEERS = (*KINDS, *CLASSIFIERS)
 # The others are variants, to see on a machine which way a peer is the stronger.
 PEERS = ("transformers", "llama.cpp", "keras-hub", "llama.cpp q8_0", *CLASSIFIERS)
-SCENARIOS = ("agreement", "throughput", "mixed", "first-token", "classification", "overhead")
+SCENARIOS = ("agreement", "throughput", "mixed", "first-token", "classification")
 # Of requests of mixed lengths against static batches.
 MIXED_TARGET = 3.0
 
@@ -89,7 +87,6 @@ class Plan:
         mixed_batch: Rows of a static batch.
         text_len: Tokens of a text to classify.
         text_seconds: Of a round of classifications.
-        num_overhead: Requests of each kind for the way's cost.
     """
 
     python: Path | None = None
@@ -108,7 +105,6 @@ class Plan:
     mixed_batch: int = 32
     text_len: int = 128
     text_seconds: float = 4.0
-    num_overhead: int = 500
     num_slots: int = 32
     int8: str | None = None
     seed: int = 0
@@ -149,7 +145,6 @@ def quick(plan: Plan) -> Plan:
         mixed_batch=4,
         text_len=32,
         text_seconds=0.5,
-        num_overhead=50,
         num_slots=4,
     )
 
@@ -293,7 +288,6 @@ class Comparison:
             "mixed": self._mixed,
             "first-token": self._first_token,
             "classification": self._classification,
-            "overhead": self._overhead,
         }
         return scenes[scenario]()
 
@@ -339,16 +333,6 @@ class Comparison:
                 texts = classify.texts_of(plan.seed + concurrency, 256, vocab, [plan.text_len])
                 ours = self._sides.our_classifier()
                 yield from classify.speeds(ours, peers, texts, concurrency, plan.measured, plan.text_seconds)
-
-    def _overhead(self) -> Iterator[Finding]:
-        """On a small model's card: the stub reads no weights."""
-        if all(self._record.has("overhead", case) for case in OVERHEAD_CASES):
-            return
-        with tempfile.TemporaryDirectory(prefix="tollgate-stub-") as folder:
-            Path(folder).chmod(0o711)
-            sizes = Sizes(layers=1, width=8, feed_forward=8, heads=1, key_heads=1, vocab=256)
-            write_random_model(Path(folder) / MODEL, sizes)
-            yield from overhead(Path(folder), self._plan.num_overhead)
 
     def _names(self, known: Mapping[str, Any]) -> list[str]:
         """The plan's peers of one sort; none without an environment for them."""

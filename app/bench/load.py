@@ -9,14 +9,18 @@ import asyncio
 import json
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Coroutine, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import islice
+from typing import Any, TypeVar
 
 from app.bench.answers import Answered, read
 from app.bench.http import Exchange, HttpClient
 from app.bench.workload import Lengths, Prompt, poisson_arrivals, prompts
 from app.errors import ConfigError
+
+T = TypeVar("T")
+R = TypeVar("R")
 
 ROUTE = "/completions"
 
@@ -85,7 +89,12 @@ async def run(client: HttpClient, load: Load) -> Measured:
         ends_at = math.inf if load.duration_s is None else started + load.duration_s
         exchanges = await closed_loop(client, ROUTE, measured, load.concurrency, ends_at)
     else:
-        exchanges = await _open_loop(client, load, measured, started)
+
+        async def send(body: bytes, due_at: float) -> Exchange:
+            return await client.post(ROUTE, body, due_at)
+
+        arrivals = poisson_arrivals(load.seed, load.rate)
+        exchanges = await open_loop(send, measured, arrivals, started, load.duration_s)
     cpu_s = time.process_time() - cpu_started
     ended = max((exchange.ended_at for exchange in exchanges), default=started)
     return Measured(load, tuple(read(exchange) for exchange in exchanges), ended - started, cpu_s)
@@ -115,6 +124,32 @@ async def closed_loop(
     return exchanges
 
 
+async def open_loop(
+    ask: Callable[[T, float], Coroutine[Any, Any, R]],
+    items: Iterable[T],
+    arrivals: Iterable[float],
+    started: float,
+    duration_s: float | None = None,
+) -> list[R]:
+    """What was asked at its times, whatever became of what was asked before.
+
+    Args:
+        ask: takes an item and when it was due, ``time.perf_counter()``.
+        items: one an arrival.
+        arrivals: seconds after ``started``, rising.
+        started: ``time.perf_counter()``.
+        duration_s: nothing is asked after it; None: no end but that of the items.
+    """
+    tasks = []
+    async with asyncio.TaskGroup() as asking:
+        for at_s, item in zip(arrivals, items, strict=False):
+            if duration_s is not None and at_s >= duration_s:
+                break
+            await asyncio.sleep(started + at_s - time.perf_counter())
+            tasks.append(asking.create_task(ask(item, started + at_s)))
+    return [task.result() for task in tasks]
+
+
 def request_body(load: Load, prompt: Prompt) -> bytes:
     """The JSON of one request: greedy, as long as the prompt says."""
     body: dict[str, object] = {
@@ -128,19 +163,3 @@ def request_body(load: Load, prompt: Prompt) -> bytes:
     if load.is_streamed:
         body |= {"stream": True, "stream_options": {"include_usage": True}}
     return json.dumps(body | dict(load.options)).encode()
-
-
-async def _open_loop(client: HttpClient, load: Load, bodies: Iterator[bytes], started: float) -> list[Exchange]:
-    assert load.rate is not None
-    exchanges: list[Exchange] = []
-
-    async def send(body: bytes, due_at: float) -> None:
-        exchanges.append(await client.post(ROUTE, body, due_at))
-
-    async with asyncio.TaskGroup() as sending:
-        for at_s, body in zip(poisson_arrivals(load.seed, load.rate), bodies, strict=False):
-            if load.duration_s is not None and at_s >= load.duration_s:
-                break
-            await asyncio.sleep(started + at_s - time.perf_counter())
-            sending.create_task(send(body, started + at_s))
-    return exchanges

@@ -4,6 +4,7 @@ import os
 import re
 from collections import defaultdict
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,6 +32,15 @@ def uses(root_pid: int) -> dict[str, Use]:
             continue
         found[role] = Use(found[role].memory_mib + use.memory_mib, found[role].cpu_s + use.cpu_s)
     return dict(found)
+
+
+def cpu_s(root_pid: int) -> float:
+    """Processor time of a process and every one below it that still runs."""
+    used = 0.0
+    for pid in (root_pid, *descendants(root_pid)):
+        with suppress(OSError):  # it ended meanwhile
+            used += _use(pid).cpu_s
+    return used
 
 
 def descendants(root_pid: int) -> Iterator[int]:

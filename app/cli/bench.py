@@ -1,4 +1,4 @@
-"""`tollgate bench`: how fast a server, the engine, and others on the same weights are; what a long load leaves."""
+"""`tollgate bench`: how fast a server, the engine and others are, what the way through costs, what a load leaves."""
 
 import json
 from pathlib import Path
@@ -155,7 +155,7 @@ def peers(
     ] = None,
     scenario: Annotated[
         list[str] | None,
-        typer.Option(help="One of agreement, throughput, mixed, first-token, classification, overhead; default all."),
+        typer.Option(help="One of agreement, throughput, mixed, first-token, classification; default all."),
     ] = None,
     quick: Annotated[
         bool, typer.Option("--quick", help="A tiny model and short answers: does everything work?")
@@ -210,6 +210,33 @@ def peers(
     findings = [finding.as_json() for finding in record.findings]
     print(json.dumps(findings) if as_json else report(record.findings))
     if any(finding.failure for finding in record.findings):
+        raise typer.Exit(1)
+
+
+@app.command(epilog="Example: tollgate bench gateway --python ~/litellm/bin/python")
+def gateway(
+    python: Annotated[
+        Path | None, typer.Option(help="Python of the environment that LiteLLM is installed in; without: ours alone.")
+    ] = None,
+    rounds: Annotated[int, typer.Option(min=1, help="Of which the best counts.")] = 3,
+    requests: Annotated[int, typer.Option(min=1, help="Of each kind, for processor time.")] = 300,
+    seconds: Annotated[float, typer.Option(min=0.5, help="Of each load.")] = 6.0,
+    callers: Annotated[int, typer.Option(min=1, help="At once, for the most requests a second.")] = 16,
+    seed: Seed = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what the API itself costs a request, beside the LiteLLM proxy without a database.
+
+    Ours has key, admission and ledger on, in front of an engine that computes nothing.
+    Targets stand beside the figures. Exits 1 if LiteLLM failed.
+    """
+    import_tensorflow()
+    from app.bench import gateway as gateways
+    from app.bench.finding import report
+
+    findings = gateways.gateway(gateways.Plan(python, rounds, requests, seconds, callers, seed))
+    print(json.dumps([finding.as_json() for finding in findings]) if as_json else report(findings))
+    if any(finding.failure for finding in findings):
         raise typer.Exit(1)
 
 

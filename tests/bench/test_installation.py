@@ -1,18 +1,23 @@
 """What measures a whole installation, on one of the hand-computable engine."""
 
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from app.bench.gateway import LITELLM, gateway_of
+from app.bench.gateway import Plan as GatewayPlan
 from app.bench.installation import Installation
-from app.bench.overhead import CASES, overhead_of
 from app.bench.random_model import Sizes, TextSizes, write_random_classifier, write_random_model
-from app.bench.sides import MODEL, Ours
+from app.bench.sides import MODEL, Ours, Peer
 from app.bench.soak import Plan, soak_on
 from app.bench.workload import Prompt
 from app.errors import ConfigError
 from app.modeling.registry import Registry
+
+GATEWAY_PEER = str(Path(__file__).parent / "gateway_peer.py")
+FEW = GatewayPlan(rounds=2, num_requests=10, seconds=0.5, callers=4)
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.xdist_group("installation")]
 
@@ -33,10 +38,24 @@ def installation(models: Path) -> Iterator[Installation]:
         yield running
 
 
-def test_the_way_through_costs_something_and_every_figure_is_there(installation: Installation) -> None:
-    found = [*overhead_of(installation, 40)]
-    assert [finding.case for finding in found] == [*CASES]
-    assert all(finding.target and finding.ours >= 0 for finding in found)
+@pytest.fixture
+def peer() -> Iterator[Peer]:
+    with Peer(LITELLM, Path(sys.executable), GATEWAY_PEER, {}) as running:
+        yield running
+
+
+def test_the_way_through_has_every_figure_beside_the_other(installation: Installation, peer: Peer) -> None:
+    found = gateway_of(installation, peer, FEW)
+    assert len({finding.case for finding in found}) == 7
+    assert not any(finding.failure for finding in found)
+    assert all(finding.ours > 0 for finding in found if "latency" not in finding.case)
+
+
+def test_a_proxy_that_does_not_answer_fails_alone(installation: Installation) -> None:
+    with Peer(LITELLM, Path(sys.executable), GATEWAY_PEER, {"is_gone": True}) as gone:
+        *found, failed = gateway_of(installation, gone, FEW)
+    assert failed.failure
+    assert [finding.failure for finding in found] == [""] * 4
 
 
 def test_a_short_soak_leaves_nothing_and_the_books_are_equal(installation: Installation, models: Path) -> None:
