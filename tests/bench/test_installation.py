@@ -25,7 +25,7 @@ pytestmark = [pytest.mark.slow, pytest.mark.timeout(300), pytest.mark.xdist_grou
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("models")
-    tiny = Sizes(layers=1, width=8, feed_forward=8, heads=1, key_heads=1, vocab=256, context=256)
+    tiny = Sizes(layers=1, width=8, feed_forward=8, heads=1, key_heads=1, vocab=256, context=512)
     write_random_model(folder / MODEL, tiny)
     texts = TextSizes(layers=1, width=8, feed_forward=8, heads=1, vocab=60, context=128)
     write_random_classifier(folder / "reader", texts)
