@@ -5,6 +5,7 @@ Nothing happens here: routes, errors and pages live in ``app.api`` and ``app.por
 
 import asyncio
 import ctypes
+import gc
 import multiprocessing
 import os
 import signal
@@ -23,6 +24,7 @@ from uvicorn.supervisors import Multiprocess
 
 from app.admission import Admission
 from app.api import catalog, chat, classifications, completions, docs, embeddings, health, keys, openapi, usage
+from app.api.direct import DirectRoutes
 from app.api.failures import answer_app_error, answer_http_exception, answer_query_error
 from app.api.idempotent import IdempotencyLayer
 from app.api.middleware import RequestMiddleware
@@ -79,10 +81,12 @@ def create_app(settings: Settings) -> FastAPI:
     )
     app.state.settings = settings
     app.state.requests = RunningRequests()
+    work = (completions.router, chat.router, classifications.router, embeddings.router)
+    # The last one added is the outermost.
+    app.add_middleware(DirectRoutes, routers=work)
     app.add_middleware(IdempotencyLayer)
     app.add_middleware(RequestMiddleware, requests=app.state.requests)
-    posts = (completions.router, chat.router, classifications.router, embeddings.router)
-    for router in (*posts, catalog.router, usage.router, keys.router, keys.public_router):
+    for router in (*work, catalog.router, usage.router, keys.router, keys.public_router):
         app.include_router(router)
     for router in (health.router, docs.router, pages.router):
         app.include_router(router)
@@ -181,7 +185,10 @@ def _worker_app(settings: Settings) -> FastAPI:
     if parent is not None:  # one of several: this process was spawned for it
         configure_logging(settings)
         _end_with(parent.pid)
-    return create_app(settings)
+    app = create_app(settings)
+    # Modules and schemas stay: the collector need not walk them again and again.
+    gc.freeze()
+    return app
 
 
 def _listen(settings: Settings) -> socket.socket:

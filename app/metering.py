@@ -362,8 +362,10 @@ class Meter:
         """
         if self._is_settled:
             return
-        row = _filled(self._row, self._price, self.output_tokens, self.cached_tokens, self.engine_ms)
-        await self._ledger.settle(replace(row, finish_reason=finish_reason), self._entry)
+        row = _filled(
+            self._row, self._price, self.output_tokens, self.cached_tokens, self.engine_ms, finish_reason=finish_reason
+        )
+        await self._ledger.settle(row, self._entry)
         self._is_settled = True
         USAGE_ROWS.labels(row.kind, row.state).inc()
         TOKENS.labels(self.model, "input").inc(self.input_tokens)
@@ -487,13 +489,16 @@ def _row_of(remnant: Remnant) -> Settlement | None:
         return replace(row, state="recovered")
     if not remnant.output_tokens:
         return None
-    row = _filled(row, price, remnant.output_tokens, remnant.cached_tokens, remnant.engine_ms)
-    return replace(row, finish_reason=BROKEN_OFF, state="recovered")
+    row = _filled(row, price, remnant.output_tokens, remnant.cached_tokens, remnant.engine_ms, finish_reason=BROKEN_OFF)
+    return replace(row, state="recovered")
 
 
-def _filled(row: Settlement, price: Price, output_tokens: int, cached_tokens: int, engine_ms: float) -> Settlement:
+def _filled(
+    row: Settlement, price: Price, output_tokens: int, cached_tokens: int, engine_ms: float, *, finish_reason: str
+) -> Settlement:
     return replace(
         row,
+        finish_reason=finish_reason,
         output_tokens=output_tokens,
         cached_tokens=cached_tokens,
         engine_ms=engine_ms,

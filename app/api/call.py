@@ -113,7 +113,7 @@ class Call:
             RateLimited: It does not allow it now.
         """
         permit = await self.services.admission.draw(self.id, self.key, self.limits)
-        record_of(self.request.scope).headers.update(permit.headers)
+        record_of(self.request.scope).rates = permit
 
     async def reserve(
         self, served: ServedModel, kind: Kind, input_tokens: int, output_tokens: int = 0, least_output: int = 0
@@ -134,7 +134,7 @@ class Call:
         permit = await self.services.admission.reserve(
             self.id, self.key, self.limits, input_tokens + output_tokens, work, requested=served.card.name
         )
-        record_of(self.request.scope).headers.update(permit.headers)
+        record_of(self.request.scope).rates = permit
         return permit
 
     def meter(
@@ -166,7 +166,7 @@ async def require_call(request: Request, key: RequiredKey) -> Call:
     timeout_s = _timeout_s(request.headers.get(TIMEOUT_HEADER), services.settings.request_timeout_s)
     call = Call(request, key, services, timeout_s)
     # Answers that are refused before admission show the rates as well.
-    record_of(request.scope).headers.update(peek(key, call.limits).headers)
+    record_of(request.scope).rates = peek(key, call.limits)
     return call
 
 

@@ -22,10 +22,11 @@ from app.api.call import Call
 from app.api.grammars import engine_grammar
 from app.api.schemas import GenerationBody
 from app.api.served import ServedModel
-from app.api.stops import Piece, TextAssembler, Token
+from app.api.stops import Piece, TextAssembler
 from app.errors import BadRequest, ContextLengthExceeded, DeadlineExceeded
 from app.rpc import engine_pb2 as pb
 from app.rpc.client import GRAMMAR_PARAM, EngineClient
+from app.silence import Silence
 
 FinishReason = Literal["stop", "length"]
 MAX_CONCURRENT_SEQUENCES = 16
@@ -107,8 +108,9 @@ class Generation:
         self.efforts = [Effort() for _ in specs]
         self._deadline = time.monotonic() + timeout_s
         # Each sequence puts at most one item per token, its last delta and its end; the
-        # watcher of the connection puts one. Hence nothing ever waits to put.
-        size = sum(spec.request.max_tokens + 3 for spec in specs) + 1
+        # watcher of the connection puts one, and so does silence, into an empty queue.
+        # Hence nothing ever waits to put.
+        size = sum(spec.request.max_tokens + 3 for spec in specs) + 2
         self._queue: asyncio.Queue[Delta | asyncio.Task[None] | None] = asyncio.Queue(size)
         self._running = asyncio.Semaphore(MAX_CONCURRENT_SEQUENCES)
         self._tasks: list[asyncio.Task[None]] = []
@@ -146,20 +148,26 @@ class Generation:
             AppError: The engine refused, failed or was too slow.
         """
         num_running = len(self._tasks)
-        while num_running:
-            try:
-                async with asyncio.timeout(silence_s):
-                    item = await self._queue.get()
-            except TimeoutError:
-                yield None
-                continue
-            if self._is_client_gone:
-                raise ClientGone
-            if isinstance(item, Delta):
-                yield item
-            elif item is not None:
-                num_running -= 1
-                item.result()  # raises what the sequence failed with
+        silence = None if silence_s is None else Silence(silence_s, self._tell_silence)
+        try:
+            while num_running:
+                item = await self._queue.get()
+                if self._is_client_gone:
+                    raise ClientGone
+                if silence is not None:
+                    silence.hear()
+                if isinstance(item, Delta) or item is None:
+                    yield item
+                else:
+                    num_running -= 1
+                    item.result()  # raises what the sequence failed with
+        finally:
+            if silence is not None:
+                silence.close()
+
+    def _tell_silence(self) -> None:
+        if self._queue.empty():
+            self._queue.put_nowait(None)
 
     async def _watch(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
@@ -207,7 +215,7 @@ async def _assembled(
         if spec.max_tokens == 0:
             yield Delta(spec.choice, Piece("", ()), "length", prompt_scores)
             return
-        piece = _push(assembler, chunk)
+        piece = assembler.push_all(chunk.tokens, chunk.logprobs, is_last=bool(chunk.finish_reason))
         finish = _finish_reason(spec, assembler, chunk)
         # The first chunk is passed on even if no text is certain yet: the answer has begun.
         if is_first or finish or piece.tokens or piece.text:
@@ -224,22 +232,6 @@ def _finish_reason(spec: SequenceSpec, assembler: TextAssembler, chunk: pb.Gener
     if chunk.finish_reason:
         return "stop" if chunk.finish_reason == "stop" else "length"
     return None
-
-
-def _push(assembler: TextAssembler, chunk: pb.GenerateChunk) -> Piece:
-    """All that a chunk makes certain; with its last chunk, the rest."""
-    text, tokens = "", list[Token]()
-    for at, token_id in enumerate(chunk.tokens):
-        piece = assembler.push(token_id, chunk.logprobs[at] if chunk.logprobs else None)
-        text += piece.text
-        tokens += piece.tokens
-        if assembler.is_stopped:
-            return Piece(text, tuple(tokens))
-    if chunk.finish_reason:
-        piece = assembler.flush()
-        text += piece.text
-        tokens += piece.tokens
-    return Piece(text, tuple(tokens))
 
 
 def fit_output(served: ServedModel, num_prompt_tokens: int, asked: int | None, default: int | None, param: str) -> int:

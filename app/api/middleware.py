@@ -7,11 +7,13 @@ its stack and answered with a 500 that tells nothing.
 
 import asyncio
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from typing import Protocol
 from uuid import UUID
 
-from starlette.datastructures import Headers, MutableHeaders
+from starlette.datastructures import Headers
 from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
@@ -30,6 +32,15 @@ _MAX_LOGGED_ID = 128
 _RETRY_ELSEWHERE_S = 1.0
 
 
+class Rates(Protocol):
+    """What a key has left of its rates; written down only when the answer begins."""
+
+    @property
+    def headers(self) -> Mapping[str, str]:
+        """By name, in lower case."""
+        ...
+
+
 @dataclass(slots=True)
 class RequestRecord:
     """One request from its first byte to its last.
@@ -39,6 +50,7 @@ class RequestRecord:
         started_at: Aware; for rows.
         started_s: Monotonic seconds; for durations.
         headers: Added to the answer, whatever it will be.
+        rates: What the key has left; its headers are added as well.
         status: Of the answer, once its first byte left.
         is_secret: The answer holds what is shown once and kept nowhere.
         route: For the log and metrics, where no route was asked.
@@ -48,6 +60,7 @@ class RequestRecord:
     started_at: datetime = field(default_factory=lambda: datetime.now(UTC))
     started_s: float = field(default_factory=time.perf_counter)
     headers: dict[str, str] = field(default_factory=dict)
+    rates: Rates | None = None
     status: int | None = None
     is_secret: bool = False
     route: str = "unmatched"
@@ -98,7 +111,7 @@ class RequestMiddleware:
             _check_length(scope)
             await self.app(scope, receive, send)
         except AppError as error:
-            # Raised by this layer, or by a response after the framework's own handlers.
+            # Raised by this layer or by one below that is none of the framework's.
             await self._fail(error, scope, receive, send, record)
         except ClientDisconnect:
             # In the middle of its body: nobody is there to be answered.
@@ -152,15 +165,23 @@ def _with_headers(send: Send, scope: Scope, record: RequestRecord) -> Send:
     async def with_headers(message: Message) -> None:
         if message["type"] == "http.response.start":
             record.status = message["status"]
-            headers = MutableHeaders(scope=message)
-            headers["x-request-id"] = str(record.id)
+            added = {"x-request-id": str(record.id)}
             if is_api:
-                headers["openai-processing-ms"] = str(round(record.elapsed_ms))
-                for name, value in record.headers.items():
-                    headers.setdefault(name, value)
+                rates = {} if record.rates is None else record.rates.headers
+                processing = {"openai-processing-ms": str(round(record.elapsed_ms))}
+                added |= {**rates, **record.headers, **processing}
+            _add_headers(message, added)
         await send(message)
 
     return with_headers
+
+
+def _add_headers(message: Message, added: Mapping[str, str]) -> None:
+    """Those that the answer does not have by itself; names are in lower case."""
+    headers = [*message["headers"]]
+    present = {name for name, _ in headers}
+    encoded = ((name.encode("latin-1"), value.encode("latin-1")) for name, value in added.items())
+    message["headers"] = headers + [(name, value) for name, value in encoded if name not in present]
 
 
 def _finish(scope: Scope, record: RequestRecord) -> None:

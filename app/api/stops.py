@@ -6,7 +6,7 @@ the tokens that it completes, so that exactly what was shown is counted.
 """
 
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -18,6 +18,10 @@ class Detokenizer(Protocol):
 
     def push(self, token_id: int) -> str:
         """Text that became certain with this token."""
+        ...
+
+    def push_all(self, token_ids: Sequence[int]) -> str:
+        """Text of several tokens; empty, and none is added, unless the last of them makes all certain."""
         ...
 
     def flush(self) -> str:
@@ -55,6 +59,11 @@ class StopMatcher:
         self._beginnings = frozenset(stop[:1] for stop in stops)
         self._held = ""
         self.is_stopped = False
+
+    @property
+    def can_stop(self) -> bool:
+        """Whether there are stop strings at all."""
+        return bool(self._stops)
 
     def push(self, text: str) -> str:
         """Adds text; returns what is certain to stay in the answer.
@@ -113,6 +122,25 @@ class TextAssembler:
         """Whether a stop string ended the answer."""
         return self._matcher.is_stopped
 
+    def push_all(
+        self, token_ids: Sequence[int], scores: Sequence[pb.TokenLogprob] = (), *, is_last: bool = False
+    ) -> Piece:
+        """Adds tokens that came together; the same as one after the other, and sooner done.
+
+        Tokens behind a complete stop string are dropped.
+
+        Args:
+            token_ids: In order.
+            scores: One for each, or none at all; without them tokens have no offsets of their own.
+            is_last: The engine's output ends here, so the rest is certain as well.
+        """
+        pieces = [*self._pieces(token_ids, scores, is_last=is_last)]
+        if len(pieces) == 1:
+            return pieces[0]
+        return Piece(
+            "".join(piece.text for piece in pieces), tuple(token for piece in pieces for token in piece.tokens)
+        )
+
     def push(self, token_id: int, score: pb.TokenLogprob | None = None) -> Piece:
         """Adds a token; the piece may be empty.
 
@@ -136,6 +164,32 @@ class TextAssembler:
         if not self.is_stopped:
             text += self._matcher.flush()
         return self._piece(text, is_last=True)
+
+    def _pieces(self, token_ids: Sequence[int], scores: Sequence[pb.TokenLogprob], *, is_last: bool) -> Iterator[Piece]:
+        at_once = None if scores else self._at_once(token_ids)
+        if at_once is not None:
+            yield at_once
+        else:
+            for at, token_id in enumerate(token_ids):
+                yield self.push(token_id, scores[at] if scores else None)
+                if self.is_stopped:
+                    return
+        if is_last:
+            yield self.flush()
+
+    def _at_once(self, token_ids: Sequence[int]) -> Piece | None:
+        """All of the tokens in one piece, where nothing of them has to be held back."""
+        if len(token_ids) < 2 or self._matcher.can_stop:
+            return None
+        text = self._detokenizer.push_all(token_ids)
+        if not text:
+            return None
+        shown = [token for _, token in self._waiting]
+        shown += (Token(token_id, self._num_characters, None) for token_id in token_ids)
+        self._waiting.clear()
+        self._num_characters += len(text)
+        self._num_released += len(text)
+        return Piece(text, tuple(shown))
 
     def _piece(self, text: str, *, is_last: bool) -> Piece:
         self._num_released += len(text)

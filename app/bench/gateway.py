@@ -38,8 +38,8 @@ from app.rpc.client import EngineClient
 ROUTE = "/chat/completions"
 OURS, LITELLM = "tollgate", "LiteLLM"
 SCRIPT = "litellm_proxy.py"
-# The engine sends the first token alone, then four at a time: a stream of 20 chunks.
-PLAIN_TOKENS, STREAM_TOKENS = 16, 77
+# Without a model to wait for, the engine sends the first token alone and then eight steps at a time: 20 chunks.
+PLAIN_TOKENS, STREAM_TOKENS = 16, 153
 PROMPT_TOKENS = 128
 SIZES = Sizes(layers=1, width=8, feed_forward=8, heads=1, key_heads=1, vocab=256)
 NUM_WARM_UP = 20

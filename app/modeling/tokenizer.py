@@ -170,8 +170,25 @@ class Detokenizer:
         self._mark_shown()
         return text
 
+    def push_all(self, token_ids: Sequence[int]) -> str:
+        """Text that became certain with the last of these tokens, all of theirs.
+
+        Empty, and none of them is added, where the last one has no text of its own or
+        leaves a character unfinished: some of them would have to wait then.
+        """
+        window = self._ids[self._window_start :]
+        text = self._tokenizer.decode([*window, *token_ids])
+        if text.endswith(REPLACEMENT) or len(text) <= len(self._tokenizer.decode([*window, *token_ids[:-1]])):
+            return ""
+        shown = self._tokenizer.decode(window[: self._num_shown - self._window_start])
+        self._ids += token_ids
+        self._mark_shown()
+        return text[len(shown) :]
+
     def flush(self) -> str:
         """What was held back, at the end of the answer; an unfinished character shows as U+FFFD."""
+        if self._num_shown == len(self._ids):
+            return ""
         text = self._unshown()
         self._mark_shown()
         return text

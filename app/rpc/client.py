@@ -30,6 +30,7 @@ from app.errors import (
 )
 from app.rpc import engine_pb2 as pb
 from app.rpc import engine_pb2_grpc
+from app.silence import Silence
 
 # Trailing metadata beside the status: our own error code, the field to blame, and when to come back.
 CODE_KEY = "tollgate-code"
@@ -49,6 +50,7 @@ CONNECT_TIMEOUT_S = 3.0
 
 T = TypeVar("T")
 
+_SILENT = "The inference engine stopped answering."
 _GONE = "The inference engine is not reachable; try again in a moment."
 
 
@@ -109,15 +111,17 @@ class EngineClient:
             EngineUnavailable: it is away, draining, silent, or broke off.
         """
         call = self._stub.Generate(request, timeout=_timeout_s(request.deadline_ms))
+        reading = _Reading(call, self._stall_s)
         try:
             while True:
-                chunk = await self._next(call)
+                chunk = await reading.next()
                 if not (chunk.tokens or chunk.prompt_logprobs or chunk.finish_reason):
                     continue  # the engine lives, and works for others
                 yield chunk
                 if chunk.finish_reason:
                     return
         finally:
+            reading.close()
             # Dropping the call object alone would leave the stream running.
             call.cancel()
 
@@ -143,19 +147,38 @@ class EngineClient:
         """Close the channel; calls in flight end with `EngineUnavailable`."""
         await self._channel.close()
 
-    async def _next(self, call: "grpc.aio.UnaryStreamCall[pb.GenerateRequest, pb.GenerateChunk]") -> pb.GenerateChunk:
+
+class _Reading:
+    """The chunks of one stream; one that falls silent while it is read is given up."""
+
+    def __init__(self, call: "grpc.aio.UnaryStreamCall[pb.GenerateRequest, pb.GenerateChunk]", stall_s: float) -> None:
+        self._call = call
+        self._is_waiting = False
+        self._is_stalled = False
+        self._silence = Silence(stall_s, self._give_up)
+
+    async def next(self) -> pb.GenerateChunk:
+        self._silence.hear()
+        self._is_waiting = True
         try:
-            async with asyncio.timeout(self._stall_s):
-                chunk = await call.read()
-        except TimeoutError:
-            raise EngineUnavailable("The inference engine stopped answering.") from None
+            chunk = await self._call.read()
         except grpc.aio.AioRpcError as error:
             _raise_translated(error)
         except asyncio.CancelledError:
-            _raise_unless_ours()
+            _raise_unless_ours(_SILENT if self._is_stalled else _GONE)
+        finally:
+            self._is_waiting = False
         if not isinstance(chunk, pb.GenerateChunk):  # EOF: the stream ended cleanly, but too early
             raise EngineUnavailable("The inference engine broke off in mid-answer.")
         return chunk
+
+    def close(self) -> None:
+        self._silence.close()
+
+    def _give_up(self) -> None:
+        if self._is_waiting:  # not while what came is worked on
+            self._is_stalled = True
+            self._call.cancel()
 
 
 async def _translated(call: Awaitable[T]) -> T:
@@ -167,12 +190,12 @@ async def _translated(call: Awaitable[T]) -> T:
         _raise_unless_ours()
 
 
-def _raise_unless_ours() -> NoReturn:
+def _raise_unless_ours(message: str = _GONE) -> NoReturn:
     """Tell our own cancellation from a call that gRPC cancelled because its channel closed."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError
-    raise EngineUnavailable(_GONE)
+    raise EngineUnavailable(message) from None
 
 
 def _raise_translated(error: grpc.aio.AioRpcError) -> NoReturn:

@@ -1,10 +1,15 @@
 """Text is released only once it is certain, however it arrives."""
 
+from collections.abc import Sequence
+
 from hypothesis import given
 from hypothesis import strategies as st
 
 from app.api.stops import StopMatcher, TextAssembler, Token
+from app.rpc import engine_pb2 as pb
+from tests.api.world import byte_tokenizer
 
+TOKENIZER = byte_tokenizer()
 LETTERS = st.text(alphabet="ab\n", max_size=30)
 STOPS = st.lists(st.text(alphabet="ab\n", min_size=1, max_size=4), max_size=4)
 
@@ -19,6 +24,14 @@ class Bytes:
         self._pending += bytes([token_id])
         try:
             text = self._pending.decode()
+        except UnicodeDecodeError:
+            return ""
+        self._pending = b""
+        return text
+
+    def push_all(self, token_ids: Sequence[int]) -> str:
+        try:
+            text = (self._pending + bytes(token_ids)).decode()
         except UnicodeDecodeError:
             return ""
         self._pending = b""
@@ -138,3 +151,33 @@ def test_the_text_of_the_least_tokens_is_shown_whatever_it_says(text: str, stops
     else:
         shown += assembler.flush().text
     assert shown == text[:min_tokens] + expected(text[min_tokens:], stops)
+
+
+@given(st.binary(max_size=24), STOPS, st.data())
+def test_tokens_that_come_together_give_what_they_give_one_by_one(
+    answer: bytes, stops: list[str], data: st.DataObject
+) -> None:
+    cuts = sorted(data.draw(st.lists(st.integers(0, len(answer)), max_size=6)))
+    chunks = [answer[start:end] for start, end in zip([0, *cuts], [*cuts, len(answer)], strict=True)]
+    together, alone = (TextAssembler(TOKENIZER.detokenizer(), stops) for _ in range(2))
+    for number, chunk in enumerate(chunks, 1):
+        piece = together.push_all([*chunk], is_last=number == len(chunks))
+        pieces = []
+        for byte in chunk:
+            pieces.append(alone.push(byte))
+            if alone.is_stopped:
+                break
+        if number == len(chunks) and not alone.is_stopped:
+            pieces.append(alone.flush())
+        assert piece.text == "".join(one.text for one in pieces)
+        assert [token.id for token in piece.tokens] == [token.id for one in pieces for token in one.tokens]
+        assert together.is_stopped == alone.is_stopped
+        if alone.is_stopped:
+            break
+
+
+def test_offsets_of_scored_tokens_are_their_own_in_a_chunk_as_well() -> None:
+    scores = [pb.TokenLogprob(token=byte, logprob=-1.0) for byte in b"abc"]
+    piece = TextAssembler(Bytes(), ()).push_all(b"abc", scores)
+    assert [token.offset for token in piece.tokens] == [0, 1, 2]
+    assert [token.score for token in piece.tokens] == scores

@@ -23,6 +23,7 @@ from app.config import Settings
 from app.db import Database
 from app.main import create_app
 from app.modeling.tokenizer import BYTE_OF_CHARACTER
+from app.modeling.tokenizer import Tokenizer as ServedTokenizer
 from app.rpc import engine_pb2 as pb
 from app.rpc import engine_pb2_grpc
 
@@ -45,12 +46,7 @@ def write_model(
     """A model directory whose tokenizer has one token per byte."""
     folder = models_dir / name
     folder.mkdir(parents=True)
-    vocabulary = {**BYTE_OF_CHARACTER} | {"<bos>": BOS}
-    tokenizer = Tokenizer(models.BPE(vocab=vocabulary, merges=[]))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens(["<bos>"])
-    tokenizer.save(str(folder / "tokenizer.json"))
+    _raw_tokenizer().save(str(folder / "tokenizer.json"))
     architecture = "BertForSequenceClassification" if labels else "LlamaForCausalLM"
     config: dict[str, Any] = {
         "architectures": [architecture],
@@ -67,6 +63,19 @@ def write_model(
         config["id2label"] = {str(index): label for index, label in enumerate(labels)}
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "tokenizer_config.json").write_text(json.dumps(tokenizer_config))
+
+
+def byte_tokenizer() -> ServedTokenizer:
+    """The same tokenizer as the API has it."""
+    return ServedTokenizer(_raw_tokenizer(), {}, None)
+
+
+def _raw_tokenizer() -> Tokenizer:
+    tokenizer = Tokenizer(models.BPE(vocab={**BYTE_OF_CHARACTER} | {"<bos>": BOS}, merges=[]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    tokenizer.add_special_tokens(["<bos>"])
+    return tokenizer
 
 
 Generate = Callable[[pb.GenerateRequest], AsyncIterator[pb.GenerateChunk]]

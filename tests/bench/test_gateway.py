@@ -65,16 +65,16 @@ def test_the_upstream_answers_as_the_stub_engine_does() -> None:
     async def ask(url: str) -> tuple[Exchange, Exchange]:
         client = HttpClient(url)
         try:
-            questions = [Question.of(Prompt((1,), 77), is_streamed=is_streamed) for is_streamed in (False, True)]
+            questions = [Question.of(Prompt((1,), 153), is_streamed=is_streamed) for is_streamed in (False, True)]
             return await client.post(ROUTE, questions[0].body), await client.post(ROUTE, questions[1].body)
         finally:
             await client.aclose()
 
     with Peer("upstream", Path(sys.executable), SCRIPT, {}) as peer:
         whole, stream = asyncio.run(ask(peer.ready["url"]))
-    assert read(whole).output_tokens == 77
+    assert read(whole).output_tokens == 153
     body = b"".join(part for _, part in stream.parts)
     # A role, 20 pieces, and the end.
     assert body.count(b"data: ") == 22
-    assert body.count(b"t0 ") == 77
+    assert body.count(b"t0 ") == 153
     assert body.endswith(DONE)

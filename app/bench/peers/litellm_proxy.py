@@ -32,8 +32,8 @@ SETTINGS = {
     "LITELLM_TELEMETRY": "False",
     "LITELLM_DANGEROUSLY_PERMIT_WEAK_OR_UNSET_MASTER_KEY": "true",
 }
-# As our own engine's stub sends them: the first token alone, then four a piece.
-TOKENS_PER_PIECE = 4
+# As our own engine's stub sends them: the first token alone, then eight a piece.
+TOKENS_PER_PIECE = 8
 
 Message = dict[str, Any]
 Receive = Callable[[], Awaitable[Message]]
