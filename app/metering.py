@@ -32,7 +32,7 @@ from app.db import Database
 from app.errors import AppError
 from app.journal import Entry, Journal, Orphan, Remnant, orphans
 from app.lane import Lane
-from app.telemetry import LATE_SETTLEMENTS, TOKENS, USAGE_ROWS, get_logger
+from app.telemetry import LATE_SETTLEMENTS, TOKENS, USAGE_ROWS, get_logger, labelled
 
 log = get_logger(__name__)
 
@@ -367,9 +367,9 @@ class Meter:
         )
         await self._ledger.settle(row, self._entry)
         self._is_settled = True
-        USAGE_ROWS.labels(row.kind, row.state).inc()
-        TOKENS.labels(self.model, "input").inc(self.input_tokens)
-        TOKENS.labels(self.model, "output").inc(self.output_tokens)
+        labelled(USAGE_ROWS, row.kind, row.state).inc()
+        labelled(TOKENS, self.model, "input").inc(self.input_tokens)
+        labelled(TOKENS, self.model, "output").inc(self.output_tokens)
 
     async def release(self) -> None:
         """Frees the reservation of a request that costs nothing; does nothing after a settlement."""
@@ -414,7 +414,7 @@ async def replay(database: Database, lane: Lane, folder: Path) -> int:
         orphan.delete()
         num_rows += len(rows)
         for row in rows:
-            USAGE_ROWS.labels(row.kind, row.state).inc()
+            labelled(USAGE_ROWS, row.kind, row.state).inc()
         log.info("journal.replayed", holder=str(orphan.holder), num_rows=len(rows))
     return num_rows
 

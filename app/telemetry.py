@@ -12,7 +12,8 @@ import logging
 import re
 import sys
 from contextvars import ContextVar
-from typing import cast
+from functools import cache
+from typing import TypeVar, cast
 
 import structlog
 from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
@@ -26,6 +27,8 @@ METRICS_CONTENT_TYPE = CONTENT_TYPE_LATEST
 
 # The prefix of app.auth, which is above this module; what follows it is the secret.
 _KEY = re.compile(r"(tg_live_)[0-9A-Za-z]+")
+
+M = TypeVar("M", Counter, Histogram)
 
 request_id: ContextVar[str | None] = ContextVar("request_id", default=None)
 """Id of the request that the running task works for."""
@@ -66,6 +69,12 @@ ENGINE_STEP_SECONDS = Histogram(
     "tollgate_engine_step_seconds", "One call of a compiled function.", ("model", "phase"), buckets=_STEP_BUCKETS
 )
 ENGINE_COMPILATIONS = Counter("tollgate_engine_compilations", "Compilations after warm-up; 0 is healthy.", ("model",))
+
+
+@cache
+def labelled(metric: M, *values: str) -> M:
+    """The part of a metric that has these labels; the library checks and locks each time that it is asked."""
+    return metric.labels(*values)
 
 
 def configure_logging(settings: Settings) -> None:

@@ -25,7 +25,7 @@ from app.api.stops import Token
 from app.errors import AppError
 from app.metering import BROKEN_OFF, Meter
 from app.rpc import engine_pb2 as pb
-from app.telemetry import CLIENTS_GONE, FIRST_TOKEN_SECONDS, get_logger
+from app.telemetry import CLIENTS_GONE, FIRST_TOKEN_SECONDS, get_logger, labelled
 
 log = get_logger(__name__)
 
@@ -272,4 +272,4 @@ def _best(candidates: Sequence[Choice], work: Work) -> list[Choice]:
 
 
 def _observe_first_token(scope: Scope, meter: Meter) -> None:
-    FIRST_TOKEN_SECONDS.labels(meter.model).observe(record_of(scope).elapsed_ms / 1000)
+    labelled(FIRST_TOKEN_SECONDS, meter.model).observe(record_of(scope).elapsed_ms / 1000)

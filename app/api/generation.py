@@ -1,7 +1,7 @@
 """The engine streams of one request, merged into one stream of certain text.
 
 A request for several choices or prompts runs as that many engine calls, at most 16 at
-a time. Their pieces go through one queue in the order in which they happen; its size
+a time. Their pieces go through one mailbox in the order in which they happen; its size
 is bounded by the output that was admitted. Leaving the ``async with`` block, for
 whatever reason, cancels what still runs.
 """
@@ -20,6 +20,7 @@ from starlette.types import Receive
 
 from app.api.call import Call
 from app.api.grammars import engine_grammar
+from app.api.mailbox import Mailbox
 from app.api.schemas import GenerationBody
 from app.api.served import ServedModel
 from app.api.stops import Piece, TextAssembler
@@ -108,10 +109,10 @@ class Generation:
         self.efforts = [Effort() for _ in specs]
         self._deadline = time.monotonic() + timeout_s
         # Each sequence puts at most one item per token, its last delta and its end; the
-        # watcher of the connection puts one, and so does silence, into an empty queue.
+        # watcher of the connection puts one, and so does silence, into an empty mailbox.
         # Hence nothing ever waits to put.
         size = sum(spec.request.max_tokens + 3 for spec in specs) + 2
-        self._queue: asyncio.Queue[Delta | asyncio.Task[None] | None] = asyncio.Queue(size)
+        self._mailbox: Mailbox[Delta | asyncio.Task[None] | None] = Mailbox(size)
         self._running = asyncio.Semaphore(MAX_CONCURRENT_SEQUENCES)
         self._tasks: list[asyncio.Task[None]] = []
         self._watcher: asyncio.Task[None] | None = None
@@ -120,7 +121,7 @@ class Generation:
     async def __aenter__(self) -> Self:
         for spec in self._specs:
             task = asyncio.create_task(self._run(spec))
-            task.add_done_callback(self._queue.put_nowait)
+            task.add_done_callback(self._mailbox.put)
             self._tasks.append(task)
         return self
 
@@ -130,7 +131,7 @@ class Generation:
         tasks = [*self._tasks, self._watcher] if self._watcher else self._tasks
         for task in tasks:
             task.cancel()
-        # Waits until each has closed its engine stream; their errors were seen in the queue.
+        # Waits until each has closed its engine stream; their errors were seen in the mailbox.
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def watch(self, receive: Receive) -> None:
@@ -151,7 +152,7 @@ class Generation:
         silence = None if silence_s is None else Silence(silence_s, self._tell_silence)
         try:
             while num_running:
-                item = await self._queue.get()
+                item = await self._mailbox.take()
                 if self._is_client_gone:
                     raise ClientGone
                 if silence is not None:
@@ -166,14 +167,14 @@ class Generation:
                 silence.close()
 
     def _tell_silence(self) -> None:
-        if self._queue.empty():
-            self._queue.put_nowait(None)
+        if not self._mailbox:
+            self._mailbox.put(None)
 
     async def _watch(self, receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
         self._is_client_gone = True
-        self._queue.put_nowait(None)
+        self._mailbox.put(None)
 
     async def _run(self, spec: SequenceSpec) -> None:
         async with self._running:
@@ -182,7 +183,7 @@ class Generation:
             async with aclosing(stream):
                 try:
                     async for delta in _assembled(spec, stream, self.efforts[spec.choice]):
-                        self._queue.put_nowait(delta)
+                        self._mailbox.put(delta)
                 except BadRequest as error:
                     raise _in_callers_words(error, spec) from None
 

@@ -21,7 +21,7 @@ from app.api.failures import error_response, unexpected
 from app.api.running import RunningRequests
 from app.errors import AppError, BadRequest, Overloaded, PayloadTooLarge
 from app.tables import new_id
-from app.telemetry import HTTP_IN_FLIGHT, HTTP_REQUESTS, HTTP_SECONDS, get_logger, request_id
+from app.telemetry import HTTP_IN_FLIGHT, HTTP_REQUESTS, HTTP_SECONDS, get_logger, labelled, request_id
 
 log = get_logger(__name__)
 
@@ -188,8 +188,8 @@ def _finish(scope: Scope, record: RequestRecord) -> None:
     route = getattr(scope.get("route"), "path", record.route)
     # No status: the client left before there was an answer.
     status = record.status or 499
-    HTTP_REQUESTS.labels(route, scope["method"] if route != "unmatched" else "", str(status)).inc()
-    HTTP_SECONDS.labels(route).observe(record.elapsed_ms / 1000)
+    labelled(HTTP_REQUESTS, route, scope["method"] if route != "unmatched" else "", str(status)).inc()
+    labelled(HTTP_SECONDS, route).observe(record.elapsed_ms / 1000)
     write = log.debug if route in _QUIET_ROUTES else log.info
     write(
         "request.finished",

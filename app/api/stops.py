@@ -185,7 +185,7 @@ class TextAssembler:
         if not text:
             return None
         shown = [token for _, token in self._waiting]
-        shown += (Token(token_id, self._num_characters, None) for token_id in token_ids)
+        shown += [Token(token_id, self._num_characters, None) for token_id in token_ids]
         self._waiting.clear()
         self._num_characters += len(text)
         self._num_released += len(text)
