@@ -1,7 +1,7 @@
 """Where several tasks put things and one takes them out.
 
-As ``asyncio.Queue`` with one taker and putters that never wait, at a third of its price:
-nothing counts unfinished work, and nobody has to be woken but the one who takes.
+As ``asyncio.Queue`` with one taker and putters that never wait, in fewer calls: nothing
+counts unfinished work, and nobody has to be woken but the one who takes.
 """
 
 import asyncio

@@ -3,7 +3,8 @@
 Behind ours is the hand-computable engine, behind LiteLLM a server that answers at once,
 so that no model's time is part of it. Ours checks the key, admits and settles in
 PostgreSQL; LiteLLM has no database and no key, which is the fastest it can be. Sides
-take turns, and the best round of a figure counts: a shared machine only ever adds.
+take turns. The best round of a processor time counts, as a shared machine only ever adds, and
+the median round of a latency, which is a difference of two.
 
 Processor time is that of the API process or of the proxy with all below it, not of
 PostgreSQL, the engine or the client. Requests come one at a time where it is measured,
@@ -14,11 +15,12 @@ import asyncio
 import json
 import tempfile
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, ExitStack, asynccontextmanager
 from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
+from statistics import median
 
 from app.bench.answers import OK
 from app.bench.finding import Finding
@@ -54,7 +56,7 @@ class Plan:
 
     Attributes:
         python: Of the environment that LiteLLM is installed in; None: ours alone.
-        rounds: Of which the best counts.
+        rounds: See ``Figures.of``.
         num_requests: Of each kind, for processor time.
         seconds: Of each load.
         callers: At once, for the most requests a second.
@@ -146,18 +148,19 @@ class Figures:
     p50_ms: float
     p99_ms: float
 
-    def better(self, other: "Figures") -> "Figures":
-        """The better of both, figure by figure."""
-        return Figures(
-            min(self.plain_ms, other.plain_ms),
-            min(self.stream_ms, other.stream_ms),
-            max(self.requests_per_s, other.requests_per_s),
-            min(self.p50_ms, other.p50_ms),
-            min(self.p99_ms, other.p99_ms),
+    @classmethod
+    def of(cls, rounds: Sequence["Figures"]) -> "Figures":
+        """What the rounds come to: the best, but of a difference, which noise may make too small, the median."""
+        return cls(
+            min(each.plain_ms for each in rounds),
+            min(each.stream_ms for each in rounds),
+            max(each.requests_per_s for each in rounds),
+            median(each.p50_ms for each in rounds),
+            median(each.p99_ms for each in rounds),
         )
 
 
-Outcome = Figures | PeerFailed
+Outcome = list[Figures] | PeerFailed
 
 
 def gateway(plan: Plan) -> list[Finding]:
@@ -185,10 +188,10 @@ def gateway_of(installation: Installation, peer: Peer | None, plan: Plan) -> lis
     """As ``gateway``, of sides that run; the installation serves ``MODEL`` on the stub engine."""
     outcomes = asyncio.run(_outcomes(installation, peer, plan))
     ours, other = outcomes[OURS], outcomes.get(LITELLM)
-    assert isinstance(ours, Figures)
+    assert isinstance(ours, list)
     if isinstance(other, PeerFailed):
-        return [*findings(ours, None), Finding.failed("gateway", LITELLM, other)]
-    return findings(ours, other)
+        return [*findings(Figures.of(ours), None), Finding.failed("gateway", LITELLM, other)]
+    return findings(Figures.of(ours), None if other is None else Figures.of(other))
 
 
 def findings(ours: Figures, other: Figures | None) -> list[Finding]:
@@ -231,11 +234,11 @@ async def _outcomes(installation: Installation, peer: Peer | None, plan: Plan) -
             gateways.append(await stack.enter_async_context(_litellm(peer)))
         for round_ in range(plan.rounds):
             for each in gateways[:: 1 if round_ % 2 == 0 else -1]:
-                outcomes[each.name] = await _next_outcome(each, plan, round_, outcomes.get(each.name))
+                outcomes[each.name] = await _next_outcome(each, plan, round_, outcomes.get(each.name, []))
     return outcomes
 
 
-async def _next_outcome(each: Gateway, plan: Plan, round_: int, before: Outcome | None) -> Outcome:
+async def _next_outcome(each: Gateway, plan: Plan, round_: int, before: Outcome) -> Outcome:
     if isinstance(before, PeerFailed):
         return before
     try:
@@ -244,7 +247,7 @@ async def _next_outcome(each: Gateway, plan: Plan, round_: int, before: Outcome 
         note(f"{each.name} failed: {failure}")
         return failure
     note(f"round {round_ + 1}, {each.name}: {figures}")
-    return figures if before is None else figures.better(before)
+    return [*before, figures]
 
 
 async def _measure(each: Gateway, plan: Plan, round_: int) -> Figures:

@@ -218,7 +218,7 @@ def gateway(
     python: Annotated[
         Path | None, typer.Option(help="Python of the environment that LiteLLM is installed in; without: ours alone.")
     ] = None,
-    rounds: Annotated[int, typer.Option(min=1, help="Of which the best counts.")] = 3,
+    rounds: Annotated[int, typer.Option(min=1, help="Turns of each side.")] = 3,
     requests: Annotated[int, typer.Option(min=1, help="Of each kind, for processor time.")] = 300,
     seconds: Annotated[float, typer.Option(min=0.5, help="Of each load.")] = 6.0,
     callers: Annotated[int, typer.Option(min=1, help="At once, for the most requests a second.")] = 16,

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 
 from app.api.stops import StopMatcher, TextAssembler, Token
 from app.rpc import engine_pb2 as pb
-from tests.api.world import byte_tokenizer
+from tests.api.world import BOS, byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
 LETTERS = st.text(alphabet="ab\n", max_size=30)
@@ -153,18 +153,18 @@ def test_the_text_of_the_least_tokens_is_shown_whatever_it_says(text: str, stops
     assert shown == text[:min_tokens] + expected(text[min_tokens:], stops)
 
 
-@given(st.binary(max_size=24), STOPS, st.data())
-def test_tokens_that_come_together_give_what_they_give_one_by_one(
-    answer: bytes, stops: list[str], data: st.DataObject
-) -> None:
-    cuts = sorted(data.draw(st.lists(st.integers(0, len(answer)), max_size=6)))
-    chunks = [answer[start:end] for start, end in zip([0, *cuts], [*cuts, len(answer)], strict=True)]
+# Characters whole and in parts, and a token without text.
+CHUNKS = st.lists(st.lists(st.sampled_from([*b"ab", *"é".encode(), BOS]), max_size=4), max_size=6)
+
+
+@given(CHUNKS, st.just([]) | STOPS)
+def test_tokens_that_come_together_give_what_they_give_one_by_one(chunks: list[list[int]], stops: list[str]) -> None:
     together, alone = (TextAssembler(TOKENIZER.detokenizer(), stops) for _ in range(2))
     for number, chunk in enumerate(chunks, 1):
-        piece = together.push_all([*chunk], is_last=number == len(chunks))
+        piece = together.push_all(chunk, is_last=number == len(chunks))
         pieces = []
-        for byte in chunk:
-            pieces.append(alone.push(byte))
+        for token_id in chunk:
+            pieces.append(alone.push(token_id))
             if alone.is_stopped:
                 break
         if number == len(chunks) and not alone.is_stopped:

@@ -41,9 +41,9 @@ def test_alone_it_is_held_against_its_own_bars() -> None:
     assert [finding.figure for finding in findings(OURS, None)] == [1.5, 5.0, 3.0, 11.0]
 
 
-def test_the_better_round_counts_figure_by_figure() -> None:
-    one, other = Figures(1.0, 5.0, 50.0, 2.0, 9.0), Figures(2.0, 4.0, 60.0, 3.0, 8.0)
-    assert one.better(other) == Figures(1.0, 4.0, 60.0, 2.0, 8.0)
+def test_the_best_round_counts_of_what_noise_only_adds_to_and_the_median_of_differences() -> None:
+    rounds = [Figures(1, 5, 50, 2, -9), Figures(2, 4, 60, 3, 8), Figures(3, 6, 40, -1, 9)]
+    assert Figures.of(rounds) == Figures(1, 4, 60, 2, 8)
 
 
 def test_both_sides_get_the_same_conversation() -> None:
