@@ -114,10 +114,12 @@ class Installation:
         for process in victims:
             with suppress(psutil.NoSuchProcess):
                 process.suspend()
-        yield
-        for process in victims:
-            with suppress(psutil.NoSuchProcess):
-                process.resume()
+        try:
+            yield
+        finally:
+            for process in victims:
+                with suppress(psutil.NoSuchProcess):
+                    process.resume()
 
     def processes(self, role: str) -> list[psutil.Process]:
         """Those of a role that live now, by age."""
