@@ -114,7 +114,7 @@ class Tokenizer:
             raise ValueError(f"no token {token_id} in a vocabulary of {self.vocab_size}")
         if token_id in self.special_token_ids:
             return str(token).encode()
-        if self._is_byte_level:
+        if self.is_byte_level:
             return bytes(BYTE_OF_CHARACTER[character] for character in token)
         if byte := BYTE_TOKEN.fullmatch(token):
             return bytes([int(byte[1], 16)])
@@ -126,7 +126,11 @@ class Tokenizer:
         return frozenset(i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special)
 
     @cached_property
-    def _is_byte_level(self) -> bool:
+    def is_byte_level(self) -> bool:
+        """Whether tokens are bytes, so that a text does not depend on how many are decoded together.
+
+        Where bytes are only a fallback it does: a broken one takes its neighbours with it.
+        """
         return '"ByteLevel"' in json.dumps(json.loads(self._tokenizer.to_str()).get("decoder"))
 
     @cached_property
@@ -174,8 +178,11 @@ class Detokenizer:
         """Text that became certain with the last of these tokens, all of theirs.
 
         Empty, and none of them is added, where the last one has no text of its own or
-        leaves a character unfinished: some of them would have to wait then.
+        leaves a character unfinished: some of them would have to wait then. Always empty
+        where they might give another text one by one.
         """
+        if not self._tokenizer.is_byte_level:
+            return ""
         window = self._ids[self._window_start :]
         text = self._tokenizer.decode([*window, *token_ids])
         if text.endswith(REPLACEMENT) or len(text) <= len(self._tokenizer.decode([*window, *token_ids[:-1]])):

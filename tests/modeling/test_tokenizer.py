@@ -3,8 +3,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import given
+import tokenizers
+from hypothesis import example, given
 from hypothesis import strategies as st
+from tokenizers import decoders, models
 
 from app.errors import BadRequest, ModelFormatError
 from app.modeling.tokenizer import REPLACEMENT, Tokenizer
@@ -13,6 +15,21 @@ from tests.modeling.checkpoints import TEXTS
 from tests.oracles import oracle
 
 BYTE_LEVEL = Tokenizer(train_generation_tokenizer(TEXTS, 300), {}, None)
+
+
+def byte_fallback() -> Tokenizer:
+    """As Llama 2 has it: words with their space, and bytes for what is in no word."""
+    words = ("▁", "▁a", "b", "é", "▁,")
+    vocabulary = {f"<0x{byte:02X}>": byte for byte in range(256)} | {word: 256 + i for i, word in enumerate(words)}
+    tokenizer = tokenizers.Tokenizer(models.BPE(vocab=vocabulary, merges=[], byte_fallback=True))
+    parts = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse(), decoders.Strip(" ", 1, 0)]
+    tokenizer.decoder = decoders.Sequence(parts)
+    return Tokenizer(tokenizer, {}, None)
+
+
+BYTE_FALLBACK = byte_fallback()
+# Bytes of one character among whole ones, in any order: most of them are broken.
+SOME_IDS = st.lists(st.sampled_from([*"é漢a".encode(), *range(256, 261)]), max_size=5)
 
 
 def write(directory: Path, config: dict[str, Any] | None = None, template: str | None = None) -> Path:
@@ -41,6 +58,21 @@ def test_streamed_pieces_join_to_the_whole_text_and_never_show_half_a_character(
 
     assert not any(REPLACEMENT in piece for piece in pieces)
     assert "".join(pieces) + detokenizer.flush() == text
+
+
+@pytest.mark.parametrize("tokenizer", [BYTE_LEVEL, BYTE_FALLBACK], ids=["bytes", "fallback"])
+@given(prompt=SOME_IDS, chunks=st.lists(SOME_IDS, max_size=4))
+@example(prompt=[], chunks=[[195, 169, 97], [188, 259, 260, 188]])
+@example(prompt=[256, 195], chunks=[[169, 97]])
+def test_text_does_not_depend_on_how_tokens_come_together(
+    tokenizer: Tokenizer, prompt: list[int], chunks: list[list[int]]
+) -> None:
+    together, alone = tokenizer.detokenizer(prompt), tokenizer.detokenizer(prompt)
+    shown, expected = "", ""
+    for chunk in chunks:
+        shown += together.push_all(chunk) or "".join(map(together.push, chunk))
+        expected += "".join(map(alone.push, chunk))
+    assert shown + together.flush() == expected + alone.flush()
 
 
 def test_answer_that_ends_inside_a_character_shows_the_replacement_at_its_end() -> None:
