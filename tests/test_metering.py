@@ -6,6 +6,7 @@ from collections.abc import AsyncIterator
 from dataclasses import replace
 from datetime import UTC, date, datetime
 from pathlib import Path
+from typing import cast
 from uuid import UUID
 
 import pytest
@@ -16,7 +17,9 @@ from app import auth
 from app.auth import Key
 from app.config import Settings
 from app.db import Database
+from app.errors import DatabaseUnavailable, DataError
 from app.journal import Journal
+from app.lane import Lane
 from app.metering import Ledger, Meter, Price, ensure_partitions, release_expired, replay, settlement_lane
 from app.tables import UsageEvent, new_id
 from tests.conftest import PEPPER
@@ -313,6 +316,73 @@ async def test_a_journal_that_cannot_be_billed_now_is_replayed_later(database: D
     await second.aclose()
     await dead._lane.aclose()
     assert len(await rows(database)) == 1
+
+
+async def test_a_journal_of_another_version_keeps_nobody_from_the_others(database: Database, tmp_path: Path) -> None:
+    strange, known = Journal(tmp_path / "journals"), Journal(tmp_path / "journals")
+    strange.open(new_id(), {"price": {"by_the_hour": 1}}).deliver(1, 0, 0.0)
+    dead = Ledger(database, known)
+    meter = make_meter(dead)
+    meter.begin_stream()
+    meter.deliver(1)
+    for journal in (strange, known):
+        os.close(journal._lock)
+    lane = settlement_lane(database)
+    with pytest.raises(DataError, match="another version"):
+        await replay(database, lane, tmp_path / "journals")
+    await lane.aclose()
+    await dead._lane.aclose()
+    assert len(await rows(database)) == 1
+    # For whoever can read it.
+    assert [path.stem for path in (tmp_path / "journals").glob("*.lock")] == [strange.holder.hex]
+
+
+class Gate:
+    """A settlement lane that answers when it is told to."""
+
+    def __init__(self) -> None:
+        self.asked: asyncio.Queue[asyncio.Future[dict[str, int]]] = asyncio.Queue()
+
+    async def ask(self, *_: object) -> dict[str, int]:
+        answer = asyncio.get_running_loop().create_future()
+        self.asked.put_nowait(answer)
+        return await answer
+
+    async def aclose(self) -> None:
+        """Nothing to close."""
+
+
+async def test_what_comes_late_while_a_late_one_of_its_request_is_written_is_written_too(
+    database: Database, tmp_path: Path
+) -> None:
+    ledger, gate = Ledger(database, Journal(tmp_path / "journals"), pause=lambda _: asyncio.sleep(0)), Gate()
+    ledger._lane = cast("Lane", gate)
+    meter = make_meter(ledger)
+    away = DatabaseUnavailable("gone")
+    freeing = asyncio.create_task(ledger.settle(replace(meter._row, bills=False)))
+    (await gate.asked.get()).set_exception(away)
+    await freeing
+    again = await gate.asked.get()
+    billing = asyncio.create_task(meter.settle("stop"))
+    (await gate.asked.get()).set_exception(away)
+    await billing
+    again.set_result({"num_billed": 0})
+    (await gate.asked.get()).set_result({"num_billed": 1})
+    await ledger.caught_up()
+    assert (ledger.num_late, gate.asked.qsize()) == (0, 0)
+    await ledger.aclose()
+
+
+async def test_a_settlement_that_ends_with_its_process_says_so(database: Database, tmp_path: Path) -> None:
+    class Ending(Ledger):
+        async def settle(self, *_: object) -> None:
+            raise asyncio.CancelledError
+
+    ledger = Ending(database, Journal(tmp_path / "journals"))
+    meter = make_meter(ledger)
+    with pytest.raises(asyncio.CancelledError):
+        await meter.settle("stop")
+    await ledger.aclose()
 
 
 async def test_what_ends_while_the_database_is_away_is_left_to_the_next_process(

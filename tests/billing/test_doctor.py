@@ -112,6 +112,14 @@ async def test_healthy_books_keep_every_promise(books: Database) -> None:
     }
 
 
+async def test_statements_of_many_lines_are_compared_page_by_page(
+    books: Database, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(doctor, "_PAGE", 7)
+    (check,) = (check for check in CHECKS if check.name == "statements are the rows")
+    assert [list(finding.problems) for finding in await ask(books, check)] == [[]]
+
+
 async def test_empty_books_are_healthy(database: Database) -> None:
     assert all(finding.is_kept for finding in await ask(database))
 
