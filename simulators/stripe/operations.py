@@ -4,7 +4,8 @@ A handler is registered by verb and path exactly as the client library writes th
 parameters. It gets parameters that are already checked against the library's types and converted: integers, booleans,
 decimals as the text that was sent, `""` where Stripe lets a field be unset. It returns one of
 
-- a stored object: shown as it is, but for its notes (`_...`) and what only `expand` shows;
+- a stored object: shown as it is, but for its notes (`_...`) and what only `expand` shows, and with null for each
+  field that its type lets be null and that it has not;
 - a list of objects, oldest first, which is filtered by `created`, turned to newest first, and paged by cursor;
 - a dictionary of its own making, such as a preview or `{"id": ..., "object": ..., "deleted": True}`.
 """
@@ -13,11 +14,15 @@ from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, TypeVar
 
+from starlette.responses import Response
+
 from simulators.stripe.world import Object, World
 
 Params = dict[str, Any]
 Handler = TypeVar("Handler", bound=Callable[..., Object | list[Object]])
 Compute = Callable[[World, Object], Any]
+Form = dict[str, str]
+Page = TypeVar("Page", bound=Callable[..., Response])
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,6 +38,8 @@ class Operation:
 OPERATIONS: dict[tuple[str, str], Operation] = {}
 # Fields by kind that an answer holds only when `expand` asks for them; None means that they are stored with the object.
 INCLUDED: dict[tuple[str, str], Compute | None] = {}
+# Verb, path and handler of each page for a browser.
+PAGES: list[tuple[str, str, Callable[..., Response]]] = []
 
 
 def operation(verb: str, path: str, *, is_oldest_first: bool = False) -> Callable[[Handler], Handler]:
@@ -60,6 +67,21 @@ def included(kind: str, field: str) -> Callable[[Compute], Compute]:
     def register(compute: Compute) -> Compute:
         INCLUDED[kind, field] = compute
         return compute
+
+    return register
+
+
+def page(verb: str, path: str) -> Callable[[Page], Page]:
+    """Register what answers a browser: `(world, form, **path) -> Response`, with the fields of a form or a query.
+
+    Args:
+        verb: `GET` or `POST`.
+        path: As Starlette writes it: `/checkout/{session}`; `World.base_url` stands before it in links.
+    """
+
+    def register(handler: Page) -> Page:
+        PAGES.append((verb, path, handler))
+        return handler
 
     return register
 

@@ -22,6 +22,7 @@ Job = Callable[[], None]
 
 API_VERSION = "2026-10-28.endive"
 CLOCK = "test_helpers.test_clock"
+_NO_REQUEST: Mapping[str, None] = {"id": None, "idempotency_key": None}
 
 
 class World:
@@ -29,13 +30,19 @@ class World:
 
     Args:
         real_time: Unix seconds of the world outside.
+
+    Attributes:
+        offset_s: How far the account's time is ahead of the real one.
+        base_url: Where the simulator is reached; links to its pages begin with it.
+        request: Id and idempotency key of the call that is being answered.
     """
 
     def __init__(self, real_time: Callable[[], float] = time.time) -> None:
         self.real_time = real_time
         self.offset_s = 0
         self.objects: dict[str, dict[str, Object]] = {}
-        self.is_changed = False
+        self.base_url = "http://127.0.0.1"
+        self.request: Object = dict(_NO_REQUEST)
         self._instant: int | None = None
         self._undelivered: list[Object] = []
         self._jobs: list[Job] = []
@@ -76,6 +83,15 @@ class World:
             yield
         finally:
             self._instant = before
+
+    @contextmanager
+    def answering(self, request_id: str, idempotency_key: str | None) -> Iterator[None]:
+        """Name the request that the events emitted meanwhile are due to."""
+        self.request = {"id": request_id, "idempotency_key": idempotency_key}
+        try:
+            yield
+        finally:
+            self.request = dict(_NO_REQUEST)
 
     # Objects.
 
@@ -143,7 +159,7 @@ class World:
             "created": self.now(object),
             "data": data,
             "pending_webhooks": 0,
-            "request": {"id": None, "idempotency_key": None},
+            "request": dict(self.request),
             "type": type,
         }
         self._undelivered.append(self.new("event", "evt", event))
