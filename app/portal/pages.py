@@ -8,40 +8,32 @@ asked with; there is no id in any address to guess.
 import asyncio
 import secrets
 from datetime import UTC, datetime
-from decimal import Decimal
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from fastapi import APIRouter, Request, Response
-from fastapi.responses import HTMLResponse, RedirectResponse
-from jinja2 import Environment, PackageLoader
+from fastapi.responses import RedirectResponse
 from starlette.staticfiles import StaticFiles
 
 from app import auth
 from app import keys as api_keys
-from app.auth import PortalUser
-from app.billing.plans import money
 from app.billing.statement import Line, Query, read_lines
-from app.config import Settings
-from app.db import Database
 from app.modeling.registry import ModelCard, Registry
 from app.portal.forms import (
     FORM_COOKIE,
     FORM_LIFETIME_S,
-    HEADERS,
     SESSION_COOKIE,
     form_token,
     is_genuine,
     set_cookie,
 )
+from app.portal.page import SEE_OTHER, database_of, dollars, find_user, host_of, render, settings_of
 from app.telemetry import get_logger
 from app.throttle import Throttle
 
 log = get_logger(__name__)
 
 MAX_LINES = 1000
-SEE_OTHER = 303
 
 router = APIRouter(include_in_schema=False)
 
@@ -54,15 +46,15 @@ def static_files() -> StaticFiles:
 @router.get("/")
 async def landing(request: Request) -> Response:
     """What this is and which models it serves."""
-    cards = await asyncio.to_thread(_enabled_cards, _settings(request).models_dir)
-    user = await _user(request)
-    return _page("landing.html", user=user, cards=cards, example=_example(cards), base_url=_base_url(request))
+    cards = await asyncio.to_thread(_enabled_cards, settings_of(request).models_dir)
+    user = await find_user(request)
+    return render("landing.html", user=user, cards=cards, example=_example(cards), base_url=_base_url(request))
 
 
 @router.get("/login")
 async def show_login(request: Request) -> Response:
     """The login form."""
-    if await _user(request) is not None:
+    if await find_user(request) is not None:
         return RedirectResponse("/overview", SEE_OTHER)
     return _login_page(request)
 
@@ -71,11 +63,11 @@ async def show_login(request: Request) -> Response:
 async def login(request: Request) -> Response:
     """Checks a password and opens a session."""
     form = await request.form()
-    settings, database = _settings(request), _database(request)
+    settings, database = settings_of(request), database_of(request)
     if not is_genuine(settings, request.cookies.get(FORM_COOKIE), form.get("token")):
         return _login_page(request, "The form was open for too long. Please try again.", 403)
     email, password = str(form.get("email", "")), str(form.get("password", ""))
-    if not _throttle(request).allows(f"host {_host(request)}", f"login {email.strip().lower()}"):
+    if not _throttle(request).allows(f"host {host_of(request)}", f"login {email.strip().lower()}"):
         return _login_page(request, "Too many attempts. Please wait a quarter of an hour.", 429, email)
     async with database.begin() as connection:
         found = await auth.find_login(connection, email)
@@ -97,9 +89,9 @@ async def logout(request: Request) -> Response:
     """Ends the session; the cookie alone is then worth nothing."""
     form = await request.form()
     token = request.cookies.get(SESSION_COOKIE)
-    if token is None or not is_genuine(_settings(request), token, form.get("token")):
+    if token is None or not is_genuine(settings_of(request), token, form.get("token")):
         return RedirectResponse("/overview", SEE_OTHER)
-    async with _database(request).begin() as connection:
+    async with database_of(request).begin() as connection:
         await auth.close_session(connection, token)
     response = RedirectResponse("/", SEE_OTHER)
     response.delete_cookie(SESSION_COOKIE)
@@ -109,17 +101,17 @@ async def logout(request: Request) -> Response:
 @router.get("/overview")
 async def overview(request: Request) -> Response:
     """This month's usage and cost by model, the keys, and how to call."""
-    user = await _user(request)
+    user = await find_user(request)
     if user is None:
         return RedirectResponse("/login", SEE_OTHER)
     now = datetime.now(UTC)
     month = now.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
     query = Query(user.org_id, month, now, "month", ("model",), MAX_LINES)
-    async with _database(request).begin() as connection:
+    async with database_of(request).begin() as connection:
         lines, _ = await read_lines(connection, query)
         keys = await api_keys.list_keys(connection, user.org_id)
-    cards = await asyncio.to_thread(_enabled_cards, _settings(request).models_dir)
-    return _page(
+    cards = await asyncio.to_thread(_enabled_cards, settings_of(request).models_dir)
+    return render(
         "overview.html",
         user=user,
         month=month,
@@ -127,8 +119,8 @@ async def overview(request: Request) -> Response:
         total=_total(lines),
         keys=keys,
         now=now,
-        cost=_dollars,
-        token=form_token(_settings(request), request.cookies[SESSION_COOKIE]),
+        cost=dollars,
+        token=form_token(settings_of(request), request.cookies[SESSION_COOKIE]),
         base_url=_base_url(request),
         example=_example(cards),
     )
@@ -136,27 +128,10 @@ async def overview(request: Request) -> Response:
 
 def _login_page(request: Request, problem: str = "", status: int = 200, email: str = "") -> Response:
     cookie = request.cookies.get(FORM_COOKIE) or secrets.token_urlsafe(32)
-    token = form_token(_settings(request), cookie)
-    page = _page("login.html", status, user=None, token=token, problem=problem, email=email)
+    token = form_token(settings_of(request), cookie)
+    page = render("login.html", status, user=None, token=token, problem=problem, email=email)
     set_cookie(page, request, FORM_COOKIE, cookie, FORM_LIFETIME_S)
     return page
-
-
-async def _user(request: Request) -> PortalUser | None:
-    token = request.cookies.get(SESSION_COOKIE)
-    if token is None:
-        return None
-    async with _database(request).begin() as connection:
-        return await auth.find_session(connection, token, datetime.now(UTC))
-
-
-def _page(name: str, status: int = 200, **values: object) -> Response:
-    return HTMLResponse(_templates().get_template(name).render(values), status, HEADERS)
-
-
-@lru_cache(maxsize=1)
-def _templates() -> Environment:
-    return Environment(loader=PackageLoader("app.portal"), autoescape=True, trim_blocks=True, lstrip_blocks=True)
 
 
 def _enabled_cards(models_dir: Path) -> list[ModelCard]:
@@ -178,24 +153,6 @@ def _total(lines: list[Line]) -> dict[str, Any]:
         "output_tokens": sum(line.output_tokens for line in lines),
         "cost": sum(line.cost for line in lines),
     }
-
-
-def _dollars(pico_usd: int | Decimal) -> str:
-    return f"${money(pico_usd)['value']}"
-
-
-def _host(request: Request) -> str:
-    return request.client.host if request.client else ""
-
-
-def _settings(request: Request) -> Settings:
-    settings: Settings = request.app.state.settings
-    return settings
-
-
-def _database(request: Request) -> Database:
-    database: Database = request.app.state.database
-    return database
 
 
 def _throttle(request: Request) -> Throttle:
