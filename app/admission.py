@@ -51,9 +51,11 @@ _MONTH = f"(date_trunc('month', {_NOW} AT TIME ZONE 'UTC'))::date"
 
 _ADMIT = f"""
 WITH org AS MATERIALIZED (
-    SELECT o.status AS org_status, b.status, COALESCE(b.max_concurrent, $6::int) AS max_concurrent, b.num_running,
+    SELECT o.status AS org_status, b.status, b.restriction, COALESCE(b.max_concurrent, $6::int) AS max_concurrent,
+        b.num_running,
         GREATEST(b.month, {_MONTH}) AS month,
-        b.monthly_token_limit - b.tokens_held - CASE WHEN b.month >= {_MONTH} THEN b.tokens_used ELSE 0 END AS tokens,
+        COALESCE(b.monthly_token_limit, $17::bigint) - b.tokens_held
+            - CASE WHEN b.month >= {_MONTH} THEN b.tokens_used ELSE 0 END AS tokens,
         b.spend_cap - b.cost_held - CASE WHEN b.month >= {_MONTH} THEN b.cost_used ELSE 0 END AS cap,
         b.credit - b.cost_held AS credit
     FROM org_budgets b JOIN orgs o ON o.id = b.org_id WHERE b.org_id = $2::uuid FOR UPDATE OF b
@@ -110,18 +112,25 @@ WITH org AS MATERIALIZED (
     SELECT $1::uuid, $2::uuid, $3::uuid, $15::uuid, cost, num_tokens, {_NOW} + make_interval(secs => $16::float8)
     FROM held WHERE $8::boolean
 )
-SELECT judged.verdict, judged.granted, judged.requests_level, judged.tokens_level, judged.max_concurrent, judged.month
+SELECT judged.verdict, judged.granted, judged.requests_level, judged.tokens_level, judged.max_concurrent, judged.month,
+    judged.restriction
 FROM (SELECT 1) AS always LEFT JOIN judged ON true
 """  # noqa: S608 - made of constants
 
 
 @dataclass(frozen=True, slots=True)
 class Limits:
-    """What a key may do in a minute, which is also the size of its buckets, and its organisation at once."""
+    """What a key may do in a minute, which is also the size of its buckets, and its organisation at once.
+
+    Attributes:
+        max_concurrent: Requests, unless the organisation has a number of its own.
+        monthly_token_limit: Likewise of input and output of a month; None: no limit.
+    """
 
     requests_per_minute: int
     tokens_per_minute: int
     max_concurrent: int = 1_000
+    monthly_token_limit: int | None = None
 
 
 @dataclass(frozen=True, slots=True)
@@ -177,12 +186,16 @@ class Admission:
         database: Holds the budgets.
         ledger: Settles what is admitted here.
         timeout_s: Longest wait for PostgreSQL before the answer is 503.
+        billing_url: Page on which an organisation without entitlement can get one.
     """
 
-    def __init__(self, database: Database, ledger: Ledger, *, timeout_s: float = 5.0) -> None:
+    def __init__(
+        self, database: Database, ledger: Ledger, *, timeout_s: float = 5.0, billing_url: str = "/billing"
+    ) -> None:
         settings = {"application_name": "tollgate admission", "synchronous_commit": "off"}
         self._lane = Lane(database.url, _ADMIT, timeout_s=timeout_s, server_settings=settings, runs_abandoned=False)
         self._ledger = ledger
+        self._billing_url = billing_url
 
     async def draw(self, request_id: UUID, key: Key, limits: Limits, *, now: datetime | None = None) -> Permit:
         """Draws one request from the key's rate, for an answer that costs nothing.
@@ -269,11 +282,12 @@ class Admission:
             *_amounts(work),
             self._ledger.journal.holder,
             0.0 if work is None else work.timeout_s + _EXPIRY_MARGIN_S,
+            limits.monthly_token_limit,
         )
         row = await self._lane.ask((key.org_id.bytes, key.id.bytes), arguments)
         if row["verdict"] == "ok":
             return row
-        refusal = _refusal(row, limits, tokens, requested)
+        refusal = _refusal(row, limits, tokens, requested, self._billing_url)
         REFUSALS.labels(refusal.code).inc()
         raise refusal
 
@@ -292,7 +306,7 @@ def _amounts(work: Work | None) -> tuple[int, int, int, int, int]:
     return (work.input_tokens, work.input_cost, work.output_tokens, work.least_output, work.price.output)
 
 
-def _refusal(row: asyncpg.Record, limits: Limits, tokens: int, requested: str) -> AppError:
+def _refusal(row: asyncpg.Record, limits: Limits, tokens: int, requested: str, billing_url: str) -> AppError:
     place = f" for {requested}" if requested else ""
     match row["verdict"]:
         case None | "key":
@@ -300,7 +314,7 @@ def _refusal(row: asyncpg.Record, limits: Limits, tokens: int, requested: str) -
         case "org":
             return PermissionDenied("The organisation of this API key is suspended.", code="organization_suspended")
         case "restricted":
-            return QuotaExceeded("Your organisation has no plan in force; see its billing page.")
+            return QuotaExceeded(f"{_RESTRICTED[row['restriction']]} See {billing_url}.")
         case "concurrency":
             most = row["max_concurrent"]
             return RateLimited(
@@ -311,7 +325,8 @@ def _refusal(row: asyncpg.Record, limits: Limits, tokens: int, requested: str) -
             return _over_rate(row, limits, tokens, place)
         case "credit":
             return PaymentRequired(
-                f"Your organisation's prepaid credit does not pay for this request{place}. Please add credit.",
+                f"Your organisation's prepaid credit does not pay for this request{place}."
+                f" Please add credit: {billing_url}.",
                 headers={"x-should-retry": "false"},
             )
         case verdict:
@@ -322,6 +337,11 @@ def _refusal(row: asyncpg.Record, limits: Limits, tokens: int, requested: str) -
             )
 
 
+_RESTRICTED: Mapping[str | None, str] = {
+    None: "Your organisation has no plan in force.",
+    "past_due": "A payment of your organisation has failed and was not made good in time.",
+    "disputed": "A payment of your organisation is disputed.",
+}
 _USED_UP: Mapping[str, str] = {
     "month": "What is left of your organisation's tokens of this month",
     "cap": "What is left below your organisation's spend cap of this month",

@@ -55,9 +55,10 @@ _PASSWORDS = PasswordHasher()
 
 _FIND_KEY = text(
     "SELECT k.id, k.org_id, k.scopes, k.requests_per_minute, k.tokens_per_minute, k.expires_at, k.revoked_at,"
-    " k.allowed_models, k.ip_allow,"
-    " o.status AS org_status, b.requests_level, b.tokens_level, b.updated_at AS bucket_updated_at"
+    " k.allowed_models, k.ip_allow, o.status AS org_status, COALESCE(ob.plan, '') AS plan,"
+    " b.requests_level, b.tokens_level, b.updated_at AS bucket_updated_at"
     " FROM api_keys k JOIN orgs o ON o.id = k.org_id JOIN rate_buckets b ON b.key_id = COALESCE(k.bucket_id, k.id)"
+    " LEFT JOIN org_budgets ob ON ob.org_id = k.org_id"
     " WHERE k.key_hash = :key_hash"
 )
 
@@ -67,6 +68,7 @@ class Key:
     """The key behind a request, as the database held it a moment ago.
 
     Attributes:
+        plan: The organisation's; empty where it has no budget, and then admission refuses it.
         requests_per_minute: The key's own limit; None: the plan's.
         tokens_per_minute: Likewise.
         requests_level: What its bucket of requests held at ``bucket_updated_at``.
@@ -78,6 +80,7 @@ class Key:
 
     id: UUID
     org_id: UUID
+    plan: str
     scopes: frozenset[str]
     requests_per_minute: int | None
     tokens_per_minute: int | None
@@ -194,6 +197,7 @@ async def find_key(connection: AsyncConnection, key: str, pepper: str, now: date
     found = Key(
         id=row.id,
         org_id=row.org_id,
+        plan=row.plan,
         scopes=frozenset(row.scopes),
         requests_per_minute=row.requests_per_minute,
         tokens_per_minute=row.tokens_per_minute,

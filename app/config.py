@@ -45,6 +45,18 @@ class Settings(BaseSettings):
     """Signs portal sessions."""
     key_pepper: SecretStr = SecretStr(INSECURE_SECRET)
     """HMAC key over API keys; changing it invalidates every key."""
+    public_url: str | None = None
+    """Where customers' browsers reach the portal, such as https://api.example.com; unset: ``host`` and ``port``."""
+    stripe_api_key: SecretStr | None = None
+    """Secret or restricted key; unset: nothing is sold."""
+    stripe_api_base: str | None = None
+    """Address of the API; unset: Stripe's own."""
+    stripe_webhook_secrets: SecretStr = SecretStr("")
+    """Signing secrets of the webhook's endpoint, comma-separated: two while one is rolled."""
+    stripe_tax: bool = False
+    """Stripe computes and collects tax; it has to be set up there first."""
+    billing_grace_days: int = Field(7, ge=0, le=60)
+    """Days for which an organisation whose payment failed is served."""
     smtp_url: str | None = None
     """Mail server; unset: mails are written to ``data_dir``/mail."""
     log_format: Literal["json", "console"] = "console"
@@ -97,7 +109,23 @@ class Settings(BaseSettings):
                 raise ValueError(f"TOLLGATE_{name.upper()} must be set to at least 16 characters in production")
         if self.database_url is None:
             raise ValueError("TOLLGATE_DATABASE_URL must be set in production")
+        if self.stripe_api_key is not None and not self.webhook_secrets:
+            raise ValueError("TOLLGATE_STRIPE_WEBHOOK_SECRETS must be set in production, as TOLLGATE_STRIPE_API_KEY is")
         return self
+
+    @property
+    def webhook_secrets(self) -> tuple[str, ...]:
+        """Each secret with which a webhook may be signed; empty: none is believed."""
+        parts = self.stripe_webhook_secrets.get_secret_value().split(",")
+        return tuple(stripped for part in parts if (stripped := part.strip()))
+
+    @property
+    def portal_url(self) -> str:
+        """The address of the portal without a slash at its end, for links that are followed from elsewhere."""
+        if self.public_url is not None:
+            return self.public_url.rstrip("/")
+        host = f"[{self.host}]" if ":" in self.host else self.host
+        return f"http://{host}:{self.port}"
 
     @property
     def engine_target(self) -> str:
@@ -181,8 +209,9 @@ def child_environment(settings: Settings, **extra: str) -> dict[str, str]:
         extra: Variables of libraries, by their full name.
     """
     values = settings.model_dump(mode="json", exclude_none=True, exclude_defaults=True)
-    for name in ("secret_key", "key_pepper"):
-        values[name] = getattr(settings, name).get_secret_value()
+    for name, value in settings:
+        if isinstance(value, SecretStr):
+            values[name] = value.get_secret_value()
     ours = {f"TOLLGATE_{name.upper()}": str(value) for name, value in values.items()}
     inherited = {name: value for name, value in os.environ.items() if not name.upper().startswith("TOLLGATE_")}
     return {**inherited, **ours, **extra}

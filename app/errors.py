@@ -12,6 +12,7 @@
         ├── PermissionDenied           403 permission_denied
         ├── NotFound                   404 model_not_found
         ├── Conflict                   409 conflict
+        ├── StripeRefused              409 stripe_refused         (402 where a card was declined)
         ├── PayloadTooLarge            413 request_too_large
         ├── RateLimited                429 rate_limit_exceeded    (Retry-After)
         ├── QuotaExceeded              429 insufficient_quota     (never retried)
@@ -19,6 +20,7 @@
         ├── Overloaded                 503 overloaded             (Retry-After)
         ├── EngineUnavailable          503 engine_unavailable     (Retry-After)
         ├── DatabaseUnavailable        503 database_unavailable   (Retry-After)
+        ├── StripeUnavailable          503 stripe_unavailable     (Retry-After)
         └── DeadlineExceeded           504 deadline_exceeded
 
 Knows nothing of the web framework: the API turns an ``AppError`` into a response,
@@ -241,6 +243,41 @@ class DatabaseUnavailable(RetryableError):
     """PostgreSQL does not answer."""
 
     default_code = "database_unavailable"
+
+
+class StripeUnavailable(RetryableError):
+    """Stripe is not set up, does not answer, is busy or failed: whether it did what it was asked is not known."""
+
+    default_code = "stripe_unavailable"
+
+
+class StripeRefused(AppError):
+    """Stripe understood and does not do it; asking again cannot help.
+
+    Attributes:
+        stripe_status: HTTP status of its answer.
+        stripe_code: Its code, such as ``resource_missing``; None where it gave none.
+        decline_code: Why the bank refused a card; None where it was no card.
+    """
+
+    default_status = 409
+    default_code = "stripe_refused"
+    default_type = "invalid_request_error"
+
+    def __init__(
+        self,
+        message: str,
+        *,
+        stripe_status: int,
+        stripe_code: str | None = None,
+        param: str | None = None,
+        decline_code: str | None = None,
+    ) -> None:
+        status = 402 if stripe_status == 402 else None
+        super().__init__(message, param=param, status=status)
+        self.stripe_status = stripe_status
+        self.stripe_code = stripe_code
+        self.decline_code = decline_code
 
 
 class DeadlineExceeded(AppError):

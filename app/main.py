@@ -152,7 +152,12 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.models = ServedModels(settings.models_dir)
     app.state.ledger = Ledger(app.state.database, Journal(settings.journal_dir), timeout_s=settings.database_timeout_s)
     app.state.ledger.start()
-    app.state.admission = Admission(app.state.database, app.state.ledger, timeout_s=settings.database_timeout_s)
+    app.state.admission = Admission(
+        app.state.database,
+        app.state.ledger,
+        timeout_s=settings.database_timeout_s,
+        billing_url=f"{settings.portal_url}/billing",
+    )
     app.state.throttle = Throttle()
     app.state.leak_reports = Throttle(limit=LEAK_REPORTS_PER_MINUTE, window_s=60.0)
     async with _key_news(app, settings.database_url, settings.database_timeout_s):

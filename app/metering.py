@@ -51,7 +51,7 @@ _SOME = "ORDER BY org_id, key_id LIMIT 500"
 # months that meet here, the row belongs to that of its transaction, as billed_at does.
 _SETTLE = """
 WITH org AS MATERIALIZED (
-    SELECT org_id FROM org_budgets WHERE org_id = $2::uuid FOR UPDATE
+    SELECT org_id, credit FROM org_budgets WHERE org_id = $2::uuid FOR UPDATE
 ), key AS MATERIALIZED (
     SELECT b.key_id FROM rate_buckets b, (SELECT count(*) AS locks FROM org) AS first
     WHERE first.locks >= 0 AND b.key_id = (SELECT COALESCE(bucket_id, id) FROM api_keys WHERE id = $3::uuid)
@@ -61,9 +61,10 @@ WITH org AS MATERIALIZED (
     WHERE r.request_id = $1::uuid AND first.locks >= 0 RETURNING r.cost, r.tokens
 ), billed AS (
     INSERT INTO usage_events (id, org_id, key_id, started_at, model, model_digest, kind, input_tokens, cached_tokens,
-        output_tokens, finish_reason, engine_ms, price_version, state, parameters)
+        output_tokens, finish_reason, engine_ms, price_version, state, parameters, is_prepaid)
     SELECT $1::uuid, $2::uuid, $3::uuid, $4::timestamptz, $5::text, $6::text, $7::text, $8::bigint, $9::bigint,
-        $10::bigint, $11::text, $12::float8, $13::smallint, $14::text, $15::jsonb
+        $10::bigint, $11::text, $12::float8, $13::smallint, $14::text, $15::jsonb,
+        (SELECT credit IS NOT NULL FROM org) IS TRUE
     FROM (SELECT count(*) AS locks FROM key) AS first
     WHERE first.locks >= 0 AND $17::boolean ON CONFLICT DO NOTHING RETURNING 1
 ), change AS MATERIALIZED (

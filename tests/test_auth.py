@@ -176,7 +176,7 @@ async def test_only_ended_sessions_are_deleted(database: Database) -> None:
 
 
 def key_with(**terms: object) -> auth.Key:
-    return auth.Key(uuid4(), uuid4(), frozenset(), None, None, 0, 0, NOW, **terms)  # type: ignore[arg-type]
+    return auth.Key(uuid4(), uuid4(), "free", frozenset(), None, None, 0, 0, NOW, **terms)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize(

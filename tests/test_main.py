@@ -14,7 +14,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from app.billing.plans import PRICES
+from app.billing.prices import PRICES
 from app.config import Settings, child_environment
 from app.db import Database
 from app.errors import ConfigError

@@ -47,7 +47,7 @@ def make_meter(
     org_id: UUID = ORG,
 ) -> Meter:
     now = datetime.now(UTC)
-    key = Key(KEY, org_id, frozenset(), None, None, 0, 0, now)
+    key = Key(KEY, org_id, "internal", frozenset(), None, None, 0, 0, now)
     return Meter(
         ledger,
         request_id or new_id(),

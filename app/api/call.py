@@ -7,7 +7,7 @@ read, so a stranger learns nothing from it.
 
 import hmac
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import datetime
 from typing import Annotated, TypeVar
 from uuid import UUID
@@ -22,7 +22,8 @@ from app.api.middleware import record_of
 from app.api.schemas import Body
 from app.api.served import ServedModel, ServedModels
 from app.auth import Key, RequiredKey
-from app.billing.plans import DEFAULT_PLAN, PRICE_VERSION, PRICES
+from app.billing.catalog import PLANS
+from app.billing.prices import PRICES, price_version
 from app.config import Settings
 from app.db import Database
 from app.errors import BadRequest
@@ -31,6 +32,13 @@ from app.rpc.client import EngineClient
 
 BodyT = TypeVar("BodyT", bound=Body)
 TIMEOUT_HEADER = "x-request-timeout-ms"
+# Made once: most keys have no rates of their own.
+_LIMITS: Mapping[str, Limits] = {
+    name: Limits(plan.requests_per_minute, plan.tokens_per_minute, plan.max_concurrent, plan.monthly_token_limit)
+    for name, plan in PLANS.items()
+}
+# Of a plan that only a newer version of the program knows.
+_UNKNOWN_PLAN = _LIMITS["free"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,10 +87,13 @@ class Call:
     @property
     def limits(self) -> Limits:
         """The key's own limits, or the plan's."""
-        return Limits(
-            self.key.requests_per_minute or DEFAULT_PLAN.requests_per_minute,
-            self.key.tokens_per_minute or DEFAULT_PLAN.tokens_per_minute,
-            DEFAULT_PLAN.max_concurrent,
+        limits, key = _LIMITS.get(self.key.plan, _UNKNOWN_PLAN), self.key
+        if key.requests_per_minute is None and key.tokens_per_minute is None:
+            return limits
+        return replace(
+            limits,
+            requests_per_minute=key.requests_per_minute or limits.requests_per_minute,
+            tokens_per_minute=key.tokens_per_minute or limits.tokens_per_minute,
         )
 
     @property
@@ -130,7 +141,8 @@ class Call:
         Raises:
             AppError: As ``Admission.reserve``.
         """
-        work = Work(input_tokens, output_tokens, least_output, PRICES[PRICE_VERSION, kind], self.timeout_s)
+        price = PRICES[price_version(served.card.name, kind), kind]
+        work = Work(input_tokens, output_tokens, least_output, price, self.timeout_s)
         permit = await self.services.admission.reserve(
             self.id, self.key, self.limits, input_tokens + output_tokens, work, requested=served.card.name
         )
@@ -141,6 +153,7 @@ class Call:
         self, served: ServedModel, kind: Kind, input_tokens: int, parameters: Mapping[str, object] | None = None
     ) -> Meter:
         """Counts what this request will be billed for; ``parameters`` as ``app.api.parameters`` makes them."""
+        version = price_version(served.card.name, kind)
         return Meter(
             self.services.ledger,
             self.id,
@@ -149,8 +162,8 @@ class Call:
             model=served.card.name,
             model_digest=served.card.digest,
             input_tokens=input_tokens,
-            price=PRICES[PRICE_VERSION, kind],
-            price_version=PRICE_VERSION,
+            price=PRICES[version, kind],
+            price_version=version,
             started_at=self.started_at,
             parameters=parameters,
         )

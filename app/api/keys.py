@@ -26,7 +26,7 @@ from app.api.middleware import record_of
 from app.api.openapi import body_of, public_responses, read_responses, write_responses
 from app.api.usage_schemas import Money
 from app.auth import is_well_formed
-from app.billing.plans import money
+from app.billing.prices import money
 from app.errors import BadRequest, NotFound, RateLimited
 from app.keys import KeyListing, NewKey, Terms
 from app.telemetry import get_logger

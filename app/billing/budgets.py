@@ -7,7 +7,7 @@ from uuid import UUID
 from sqlalchemy import func, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.billing.plans import pico_usd
+from app.billing.prices import pico_usd
 from app.errors import BadRequest, NotFound
 from app.tables import OrgBudget
 

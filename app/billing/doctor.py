@@ -18,7 +18,7 @@ from uuid import UUID
 from sqlalchemy import Row, TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.billing.plans import PRICES
+from app.billing.prices import PRICES
 from app.billing.rollups import CHUNK, HOUR, SUMS
 from app.billing.statement import Line, Query, read_lines
 from app.db import Database

@@ -22,7 +22,7 @@ from sqlalchemy import TextClause, text
 from sqlalchemy.dialects.postgresql import JSONB
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.billing.plans import PRICES
+from app.billing.prices import PRICES
 from app.billing.rollups import HOURS_OF
 from app.errors import BadRequest
 

@@ -9,7 +9,7 @@ import grpc
 import openai
 import pytest
 
-from app.billing.plans import PRICES
+from app.billing.prices import PRICES
 from app.rpc import engine_pb2 as pb
 from app.telemetry import REFUSALS
 from tests.api.world import Refusal, World, error_of, say

@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 
 from app.billing.budgets import set_budget
-from app.billing.plans import pico_usd
+from app.billing.prices import pico_usd
 from app.db import Database
 from app.errors import BadRequest, NotFound
 from app.tables import new_id

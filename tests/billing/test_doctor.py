@@ -10,7 +10,7 @@ from app import auth
 from app.admission import Admission, Limits, Work
 from app.billing import doctor
 from app.billing.doctor import CHECKS, Check, Finding
-from app.billing.plans import PRICE_VERSION, PRICES
+from app.billing.prices import PRICE_VERSION, PRICES
 from app.config import Settings
 from app.db import Database
 from app.journal import Journal

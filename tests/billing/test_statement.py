@@ -10,7 +10,7 @@ from uuid import UUID
 import pytest
 from sqlalchemy import insert
 
-from app.billing.plans import PRICES
+from app.billing.prices import PRICES
 from app.billing.statement import Cursor, Line, Query, Receipt, read_lines, read_receipt
 from app.db import Database
 from app.tables import UsageEvent, new_id

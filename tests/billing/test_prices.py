@@ -4,7 +4,7 @@ from decimal import Decimal
 
 import pytest
 
-from app.billing.plans import DEFAULT_PLAN, PRICE_VERSION, PRICES, money
+from app.billing.prices import PRICE_VERSION, PRICES, money
 from app.metering import Price
 from app.tables import USAGE_KINDS
 

@@ -1,0 +1,205 @@
+"""The border to Stripe: the only module that imports its library.
+
+A method is one operation that we need, under the name that it has for us; what comes
+back is the JSON of Stripe's object as it was on the wire, nothing of the library's.
+Failures are our own: ``StripeUnavailable`` where asking again may help, ``StripeRefused``
+where it cannot. A call that creates something takes an idempotency key from its caller,
+so that sending it again after an unclear failure is safe.
+
+Nothing on the path of a request for inference calls this.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Mapping, Sequence
+from typing import Any, Self, cast
+
+import stripe
+
+from app.config import Settings
+from app.errors import ConfigError, StripeRefused, StripeUnavailable
+from app.telemetry import get_logger
+
+log = get_logger(__name__)
+
+Object = dict[str, Any]
+"""An object of Stripe as JSON: times in unix seconds, amounts in cents, decimals as text."""
+
+TIMEOUT_S = 20.0
+RETRIES = 2
+PAGE = 100
+MAX_LOOKUP_KEYS = 10
+"""Of one list of prices, by Stripe's documentation."""
+_UNCLEAR = frozenset({401, 409, 429})
+_NOT_REACHABLE = "Stripe is not reachable at the moment. Please try again in a few minutes."
+
+
+class Gateway:
+    """A client of one Stripe account; belongs to one event loop.
+
+    Args:
+        api_key: Secret or restricted key.
+        api_base: Address of the API; None: Stripe's own.
+        timeout_s: Longest wait for one operation, its repetitions included.
+        retries: Of a call that failed for a moment, with the same idempotency key.
+    """
+
+    def __init__(
+        self, api_key: str, *, api_base: str | None = None, timeout_s: float = TIMEOUT_S, retries: int = RETRIES
+    ) -> None:
+        self._http = stripe.HTTPXClient(timeout=timeout_s)
+        base: Any = {} if api_base is None else {"api": api_base, "meter_events": api_base}
+        self._client = stripe.StripeClient(
+            api_key, base_addresses=base, http_client=self._http, max_network_retries=retries
+        )
+        self._timeout_s = timeout_s
+        self._meters: dict[str, str] = {}
+
+    @classmethod
+    def of(cls, settings: Settings) -> Self:
+        """The account that is set.
+
+        Raises:
+            StripeUnavailable: None is.
+        """
+        if settings.stripe_api_key is None:
+            raise StripeUnavailable("Billing is not set up on this installation: it has no key of Stripe.")
+        return cls(settings.stripe_api_key.get_secret_value(), api_base=settings.stripe_api_base)
+
+    async def aclose(self) -> None:
+        """Closes the connections."""
+        await self._http.close_async()
+
+    # Every call goes through one of these two.
+
+    async def _ask(self, call: Awaitable[Any]) -> Object:
+        """The JSON that a call of the library brings.
+
+        Raises:
+            StripeUnavailable: No answer, or one that leaves open what was done.
+            StripeRefused: A clear no.
+        """
+        try:
+            async with asyncio.timeout(self._timeout_s):
+                answer = await call
+        except TimeoutError:
+            raise StripeUnavailable(_NOT_REACHABLE) from None
+        except stripe.StripeError as error:
+            raise _translated(error) from None
+        return cast("Object", answer.last_response.data)
+
+    async def _all(self, service: Any, params: Mapping[str, Any]) -> list[Object]:  # noqa: ANN401 - a list service
+        """Every object of a list, page by page.
+
+        Raises:
+            StripeUnavailable: As ``_ask``; likewise ``StripeRefused``.
+        """
+        found: list[Object] = []
+        while True:
+            after = {"starting_after": found[-1]["id"]} if found else {}
+            page = await self._ask(service.list_async({**params, "limit": PAGE, **after}))
+            found += page["data"]
+            if not page["has_more"]:
+                return found
+
+    # The catalogue.
+
+    async def list_products(self, ids: Sequence[str]) -> list[Object]:
+        """Those of the products that there are, archived ones too."""
+        found: list[Object] = []
+        for start in range(0, len(ids), PAGE):
+            found += await self._all(self._client.v1.products, {"ids": list(ids[start : start + PAGE])})
+        return found
+
+    async def create_product(self, product: Mapping[str, Any]) -> Object:
+        """Makes a product under the id that ``product`` names; the id makes it safe to repeat."""
+        return await self._ask(self._client.v1.products.create_async(cast("Any", product)))
+
+    async def update_product(self, product_id: str, changes: Mapping[str, Any]) -> Object:
+        """Changes a product's name, tax code or whether it is active."""
+        return await self._ask(self._client.v1.products.update_async(product_id, cast("Any", changes)))
+
+    async def list_prices(self, lookup_keys: Sequence[str]) -> list[Object]:
+        """The prices with these lookup keys, archived ones too, with their tiers."""
+        found: list[Object] = []
+        for start in range(0, len(lookup_keys), MAX_LOOKUP_KEYS):
+            some = list(lookup_keys[start : start + MAX_LOOKUP_KEYS])
+            for is_active in (True, False):
+                params = {"lookup_keys": some, "active": is_active, "expand": ["data.tiers"]}
+                found += await self._all(self._client.v1.prices, params)
+        return found
+
+    async def create_price(self, price: Mapping[str, Any], idempotency_key: str) -> Object:
+        """Makes a price; its lookup key must not be taken."""
+        options: Any = {"idempotency_key": idempotency_key}
+        return await self._ask(self._client.v1.prices.create_async(cast("Any", price), options))
+
+    async def list_coupons(self) -> list[Object]:
+        """Every coupon."""
+        return await self._all(self._client.v1.coupons, {})
+
+    async def create_coupon(self, coupon: Mapping[str, Any]) -> Object:
+        """Makes a coupon under the id that ``coupon`` names."""
+        return await self._ask(self._client.v1.coupons.create_async(cast("Any", coupon)))
+
+    async def list_promotion_codes(self, code: str) -> list[Object]:
+        """Those with this code that are active."""
+        return await self._all(self._client.v1.promotion_codes, {"code": code, "active": True})
+
+    async def create_promotion_code(self, promotion_code: Mapping[str, Any]) -> Object:
+        """Makes a code that customers type in at checkout."""
+        return await self._ask(self._client.v1.promotion_codes.create_async(cast("Any", promotion_code)))
+
+    # The meter.
+
+    async def list_meters(self) -> list[Object]:
+        """Every active meter."""
+        return await self._all(self._client.v1.billing.meters, {"status": "active"})
+
+    async def create_meter(self, meter: Mapping[str, Any]) -> Object:
+        """Makes a meter; there can be one active meter of an event name."""
+        return await self._ask(self._client.v1.billing.meters.create_async(cast("Any", meter)))
+
+    async def meter_id(self, event_name: str) -> str:
+        """The id of the active meter of this event name; asked for once.
+
+        Raises:
+            ConfigError: There is none: the catalogue has not been pushed.
+            StripeUnavailable: As every call; likewise ``StripeRefused``.
+        """
+        if event_name not in self._meters:
+            self._meters |= {meter["event_name"]: meter["id"] for meter in await self.list_meters()}
+        if event_name not in self._meters:
+            raise ConfigError(f"Stripe has no meter {event_name}; run: tollgate billing sync-catalog")
+        return self._meters[event_name]
+
+    # Stripe's billing portal.
+
+    async def list_portal_configurations(self) -> list[Object]:
+        """Every active configuration."""
+        return await self._all(self._client.v1.billing_portal.configurations, {"active": True})
+
+    async def create_portal_configuration(self, configuration: Mapping[str, Any]) -> Object:
+        """Makes a configuration of the portal."""
+        service = self._client.v1.billing_portal.configurations
+        return await self._ask(service.create_async(cast("Any", configuration)))
+
+    async def update_portal_configuration(self, configuration_id: str, changes: Mapping[str, Any]) -> Object:
+        """Changes a configuration of the portal."""
+        service = self._client.v1.billing_portal.configurations
+        return await self._ask(service.update_async(configuration_id, cast("Any", changes)))
+
+
+def _translated(error: stripe.StripeError) -> StripeRefused | StripeUnavailable:
+    """Ours for the library's; what Stripe says is for the customer only where it is about the request."""
+    status = error.http_status
+    if status is None or status in _UNCLEAR or status >= 500:
+        log.warning("stripe.unavailable", status=status, error=type(error).__name__, stripe_request=error.request_id)
+        return StripeUnavailable(_NOT_REACHABLE)
+    details = error.error
+    return StripeRefused(
+        error.user_message or "Stripe refused.",
+        stripe_status=status,
+        stripe_code=error.code or getattr(details, "code", None),
+        param=getattr(error, "param", None),
+        decline_code=getattr(details, "decline_code", None),
+    )
