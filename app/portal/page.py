@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader
 
 from app import auth
 from app.auth import PortalUser
-from app.billing.plans import money
+from app.billing.prices import money
 from app.config import Settings
 from app.db import Database
 from app.portal.forms import HEADERS, SESSION_COOKIE
