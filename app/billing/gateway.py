@@ -188,6 +188,79 @@ class Gateway:
         service = self._client.v1.billing_portal.configurations
         return await self._ask(service.update_async(configuration_id, cast("Any", changes)))
 
+    # What customers buy.
+
+    async def create_customer(self, customer: Mapping[str, Any], idempotency_key: str) -> Object:
+        """Makes a customer."""
+        options: Any = {"idempotency_key": idempotency_key}
+        return await self._ask(self._client.v1.customers.create_async(cast("Any", customer), options))
+
+    async def create_checkout(self, session: Mapping[str, Any]) -> Object:
+        """Makes a checkout, whose ``url`` the customer's browser opens."""
+        return await self._ask(self._client.v1.checkout.sessions.create_async(cast("Any", session)))
+
+    async def list_open_checkouts(self, customer: str) -> list[Object]:
+        """A customer's checkouts that can still be paid."""
+        return await self._all(self._client.v1.checkout.sessions, {"customer": customer, "status": "open"})
+
+    async def expire_checkout(self, session_id: str) -> Object:
+        """Ends an open checkout."""
+        return await self._ask(self._client.v1.checkout.sessions.expire_async(session_id))
+
+    async def create_portal_session(self, session: Mapping[str, Any]) -> Object:
+        """Opens Stripe's billing portal, at ``url``, for a customer."""
+        return await self._ask(self._client.v1.billing_portal.sessions.create_async(cast("Any", session)))
+
+    async def create_subscription_item(self, item: Mapping[str, Any], idempotency_key: str) -> Object:
+        """Adds a price to a subscription."""
+        options: Any = {"idempotency_key": idempotency_key}
+        return await self._ask(self._client.v1.subscription_items.create_async(cast("Any", item), options))
+
+    async def update_subscription(self, subscription_id: str, changes: Mapping[str, Any]) -> Object:
+        """Changes a subscription's prices, or when it ends."""
+        return await self._ask(self._client.v1.subscriptions.update_async(subscription_id, cast("Any", changes)))
+
+    async def preview_invoice(self, invoice: Mapping[str, Any]) -> Object:
+        """The invoice that a change would bring; changes nothing."""
+        return await self._ask(self._client.v1.invoices.create_preview_async(cast("Any", invoice)))
+
+    async def create_schedule(self, schedule: Mapping[str, Any]) -> Object:
+        """Puts a subscription under a schedule."""
+        return await self._ask(self._client.v1.subscription_schedules.create_async(cast("Any", schedule)))
+
+    async def retrieve_schedule(self, schedule_id: str) -> Object:
+        """A schedule."""
+        return await self._ask(self._client.v1.subscription_schedules.retrieve_async(schedule_id))
+
+    async def update_schedule(self, schedule_id: str, changes: Mapping[str, Any]) -> Object:
+        """Changes what a schedule has planned."""
+        return await self._ask(self._client.v1.subscription_schedules.update_async(schedule_id, cast("Any", changes)))
+
+    async def release_schedule(self, schedule_id: str) -> Object:
+        """Ends a schedule; its subscription goes on as it is."""
+        return await self._ask(self._client.v1.subscription_schedules.release_async(schedule_id))
+
+    # Stripe's test mode.
+
+    async def create_test_clock(self, now: int, name: str) -> Object:
+        """Makes a clock that stands at ``now``, in unix seconds, for up to three customers."""
+        clock: Any = {"frozen_time": now, "name": name}
+        return await self._ask(self._client.v1.test_helpers.test_clocks.create_async(clock))
+
+    async def advance_test_clock(self, clock_id: str, now: int) -> Object:
+        """Sends a clock forward; it is there when its ``status`` is ``ready``."""
+        return await self._ask(
+            self._client.v1.test_helpers.test_clocks.advance_async(clock_id, cast("Any", {"frozen_time": now}))
+        )
+
+    async def retrieve_test_clock(self, clock_id: str) -> Object:
+        """A clock."""
+        return await self._ask(self._client.v1.test_helpers.test_clocks.retrieve_async(clock_id))
+
+    async def delete_test_clock(self, clock_id: str) -> Object:
+        """Deletes a clock with all its customers."""
+        return await self._ask(self._client.v1.test_helpers.test_clocks.delete_async(clock_id))
+
 
 def _translated(error: stripe.StripeError) -> StripeRefused | StripeUnavailable:
     """Ours for the library's; what Stripe says is for the customer only where it is about the request."""

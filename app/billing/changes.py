@@ -1,0 +1,259 @@
+"""Changes of a subscription that its owner asks for: another plan, the end, and back.
+
+What costs more begins at once and is paid at once, less what was paid for and not
+used. What costs less, or binds for a shorter time, waits for the end of what is paid:
+nothing is ever paid back. Stripe bills usage up to a change at the old price, as far as
+it has been reported by then, so everything is reported first.
+
+Each function changes Stripe and then reads back what became of it, so that the page that
+follows shows it; the webhooks that come of it say the same.
+"""
+
+from collections.abc import Mapping
+from contextlib import suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import select
+
+from app.billing import catalog, claims, outbox, subscriptions
+from app.billing.catalog import Interval, Plan
+from app.billing.checkout import LIVE, lookup_keys, price_ids, sold
+from app.billing.gateway import Gateway, Object
+from app.db import Database
+from app.errors import BadRequest, Conflict, NotFound, StripeUnavailable
+from app.tables import Subscription
+
+# By Stripe's documentation, `cancel_at_period_end` would mean the earliest end of any
+# price: for a plan paid by the year, that of the month of usage.
+_AT_THE_END = "max_period_end"
+_UNPAID = "The last invoice is not paid yet. Please pay it first; another plan can be chosen then."
+
+
+@dataclass(frozen=True, slots=True)
+class Change:
+    """Another plan for a subscription.
+
+    Attributes:
+        plan: That it becomes.
+        interval: Of its flat price.
+        at: When; None: at once.
+    """
+
+    plan: Plan
+    interval: Interval
+    at: datetime | None
+
+
+@dataclass(frozen=True, slots=True)
+class Preview:
+    """What a change costs now, by Stripe's own computation.
+
+    Attributes:
+        lines: Description and cents of each, in Stripe's order; none for a change that waits.
+        cents: To be paid at once, tax included; below 0 it stays as credit for later invoices.
+    """
+
+    change: Change
+    lines: tuple[tuple[str, int], ...]
+    cents: int
+
+
+async def preview(
+    database: Database, gateway: Gateway, org_id: UUID, plan_name: str, interval: str, now: datetime
+) -> Preview:
+    """What changing the plan would cost; changes nothing.
+
+    Usage that has not been reported yet is not in it.
+
+    Raises:
+        BadRequest: No such plan, or it is the present one.
+        Conflict: An invoice is unpaid.
+        NotFound: There is no subscription.
+        StripeUnavailable: As every call; likewise ``StripeRefused``.
+    """
+    subscription = await _read(database, gateway, org_id)
+    change = _decide(subscription, plan_name, interval)
+    if change.at is not None:
+        return Preview(change, (), 0)
+    details = {
+        "items": await _items(database, subscription, change),
+        "proration_behavior": "always_invoice",
+        "proration_date": int(now.timestamp()),
+    }
+    invoice = await gateway.preview_invoice({"subscription": subscription["id"], "subscription_details": details})
+    lines = tuple((str(line["description"]), int(line["amount"])) for line in invoice["lines"]["data"])
+    return Preview(change, lines, int(invoice["total"]))
+
+
+async def change_plan(
+    database: Database, gateway: Gateway, org_id: UUID, plan_name: str, interval: str, now: datetime
+) -> Change:
+    """Changes the plan, at once or at the end of what is paid.
+
+    A change or an end that was planned before is withdrawn. Where a card is declined
+    the plan stays as it is.
+
+    Raises:
+        BadRequest: No such plan, or it is the present one.
+        Conflict: An invoice is unpaid.
+        NotFound: There is no subscription.
+        StripeUnavailable: Stripe does not answer, or does not take what was used so far.
+        StripeRefused: Stripe does not do it; status 402: the card was declined.
+    """
+    subscription = await _read(database, gateway, org_id)
+    change = _decide(subscription, plan_name, interval)
+    items = await _items(database, subscription, change)
+    if change.at is None:
+        await _change_now(database, gateway, org_id, subscription, items, now)
+    else:
+        await _change_later(gateway, subscription, items, change.at)
+    await _read_back(database, gateway, subscription["id"])
+    return change
+
+
+async def cancel(database: Database, gateway: Gateway, org_id: UUID) -> None:
+    """Lets the subscription end when what is paid for ends.
+
+    Raises:
+        NotFound: There is no subscription.
+        StripeUnavailable: As every call; likewise ``StripeRefused``.
+    """
+    subscription = await _read(database, gateway, org_id)
+    await _withdraw_schedule(gateway, subscription)
+    if not _is_ending(subscription):
+        await gateway.update_subscription(subscription["id"], {"cancel_at": _AT_THE_END})
+    await _read_back(database, gateway, subscription["id"])
+
+
+async def resume(database: Database, gateway: Gateway, org_id: UUID) -> None:
+    """Withdraws the planned end or change: the subscription goes on as it is.
+
+    Raises:
+        NotFound: There is no subscription.
+        StripeUnavailable: As every call; likewise ``StripeRefused``.
+    """
+    subscription = await _read(database, gateway, org_id)
+    await _withdraw_schedule(gateway, subscription)
+    if _is_ending(subscription):
+        await gateway.update_subscription(subscription["id"], _unending(subscription))
+    await _read_back(database, gateway, subscription["id"])
+
+
+async def _read(database: Database, gateway: Gateway, org_id: UUID) -> Object:
+    """The current subscription as Stripe has it now."""
+    async with database.begin() as connection:
+        subscription_id = await connection.scalar(
+            select(Subscription.stripe_subscription_id).where(
+                Subscription.org_id == org_id, Subscription.is_current, Subscription.status.in_(LIVE)
+            )
+        )
+    if subscription_id is None:
+        raise NotFound("There is no subscription.", code="subscription_not_found")
+    return await gateway.retrieve_subscription(subscription_id)
+
+
+def _decide(subscription: Mapping[str, Any], plan_name: str, interval: str) -> Change:
+    plan, by = sold(plan_name, interval)
+    if subscription["status"] not in ("trialing", "active"):
+        raise Conflict(_UNPAID, code="invoice_unpaid")
+    flat = _flat_item(subscription)
+    named = catalog.plan_of_lookup_key(flat["price"]["lookup_key"])
+    assert named is not None  # _flat_item found it by that
+    present, _, present_by = named
+    if (plan, by) == (present, present_by):
+        raise BadRequest("This is the present plan.", param="plan")
+    is_shorter = (present_by, by) == ("year", "month")
+    if plan.month_cents < present.month_cents or is_shorter:
+        return Change(plan, by, datetime.fromtimestamp(flat["current_period_end"], UTC))
+    return Change(plan, by, None)
+
+
+async def _items(database: Database, subscription: Mapping[str, Any], change: Change) -> list[Object]:
+    """Both items with their new prices, in the words of a subscription's update."""
+    flat_key, usage_key = lookup_keys(change.plan, change.interval)
+    async with database.begin() as connection:
+        prices = await price_ids(connection, [flat_key, usage_key])
+    flat = _flat_item(subscription)
+    items: list[Object] = [{"id": flat["id"], "price": prices[flat_key], "quantity": 1}]
+    others = (item for item in subscription["items"]["data"] if item["id"] != flat["id"])
+    return items + [{"id": item["id"], "price": prices[usage_key]} for item in others]
+
+
+async def _change_now(
+    database: Database, gateway: Gateway, org_id: UUID, subscription: Object, items: list[Object], now: datetime
+) -> None:
+    await claims.flush(database, org_id, now)
+    await outbox.drain(database, gateway, org_id=org_id, now=now)
+    await _withdraw_schedule(gateway, subscription)
+    changes: Object = {
+        "items": items,
+        "proration_behavior": "always_invoice",
+        "payment_behavior": "error_if_incomplete",
+    }
+    if _is_ending(subscription):
+        changes |= _unending(subscription)
+    await gateway.update_subscription(subscription["id"], changes)
+
+
+async def _change_later(gateway: Gateway, subscription: Object, items: list[Object], at: datetime) -> None:
+    if _is_ending(subscription):
+        await gateway.update_subscription(subscription["id"], _unending(subscription))
+    if subscription["schedule"] is None:
+        schedule = await gateway.create_schedule({"from_subscription": subscription["id"]})
+    else:
+        schedule = await gateway.retrieve_schedule(subscription["schedule"])
+    now = schedule["phases"][0]
+    discounts = [{"discount": one["discount"]} for one in now["discounts"] if one.get("discount")]
+    kept: Object = {"discounts": discounts} if discounts else {}
+    if now["trial_end"] is not None:
+        kept["trial_end"] = now["trial_end"]
+    present = {
+        "items": [_phase_item(item) for item in subscription["items"]["data"]],
+        "start_date": now["start_date"],
+        "end_date": int(at.timestamp()),
+        "proration_behavior": "none",
+        **kept,
+    }
+    kept.pop("trial_end", None)
+    then = {
+        "items": [{name: item[name] for name in ("price", "quantity") if name in item} for item in items],
+        "duration": {"interval": "month", "interval_count": 1},
+        "proration_behavior": "none",
+        **kept,
+    }
+    await gateway.update_schedule(schedule["id"], {"phases": [present, then], "end_behavior": "release"})
+
+
+async def _read_back(database: Database, gateway: Gateway, subscription_id: str) -> None:
+    # What was asked for is done; where this fails, the webhook brings it.
+    with suppress(StripeUnavailable):
+        await subscriptions.refresh(database, gateway, subscription_id)
+
+
+async def _withdraw_schedule(gateway: Gateway, subscription: Mapping[str, Any]) -> None:
+    if subscription["schedule"] is not None:
+        await gateway.release_schedule(subscription["schedule"])
+
+
+def _flat_item(subscription: Mapping[str, Any]) -> Object:
+    for item in subscription["items"]["data"]:
+        named = catalog.plan_of_lookup_key(item["price"]["lookup_key"])
+        if named is not None and named[1] == "flat":
+            return dict(item)
+    raise Conflict("This subscription was not made here; please write to us to have it changed.")
+
+
+def _phase_item(item: Mapping[str, Any]) -> Object:
+    is_flat = item["price"]["recurring"]["usage_type"] == "licensed"
+    return {"price": item["price"]["id"], **({"quantity": item["quantity"]} if is_flat else {})}
+
+
+def _is_ending(subscription: Mapping[str, Any]) -> bool:
+    return bool(subscription["cancel_at_period_end"] or subscription["cancel_at"])
+
+
+def _unending(subscription: Mapping[str, Any]) -> Object:
+    return {"cancel_at_period_end": False} if subscription["cancel_at_period_end"] else {"cancel_at": ""}
