@@ -35,18 +35,19 @@ _ID_TOLERANCE = timedelta(hours=1)
 _PRICE_TABLE = ", ".join(
     f"({version}, '{kind}', {price.input}, {price.cached}, {price.output})" for (version, kind), price in PRICES.items()
 )
-_PRICED = (
+PRICED = (
     f"JOIN (VALUES {_PRICE_TABLE}) AS p (version, kind, input, cached, output)"
     " ON p.version = u.price_version AND p.kind = u.kind"
 )
-# Of one row, or of many with the same price, in 10^-12 USD.
-_COST = (
+"""Joins to usage rows ``u`` their prices ``p``."""
+COST = (
     "(u.input_tokens - u.cached_tokens)::numeric * p.input + u.cached_tokens::numeric * p.cached"
     " + u.output_tokens::numeric * p.output"
 )
+"""Of one such row, or of many with the same price, in 10^-12 USD."""
 _RECEIPT = text(
     "SELECT u.id, u.started_at, u.billed_at, u.key_id, u.model, u.model_digest, u.kind, u.parameters, u.input_tokens,"  # noqa: S608
-    f" u.cached_tokens, u.output_tokens, u.finish_reason, u.engine_ms, {_COST} AS cost FROM usage_events u {_PRICED}"
+    f" u.cached_tokens, u.output_tokens, u.finish_reason, u.engine_ms, {COST} AS cost FROM usage_events u {PRICED}"
     " WHERE u.id = :id AND u.org_id = :org_id AND u.started_at BETWEEN :after AND :before"
 ).columns(parameters=JSONB())
 
@@ -215,7 +216,7 @@ def _statement(query: Query) -> TextClause:
         f' SELECT * FROM (SELECT u.start, u.model, u.key_id, {kind} COLLATE "C" AS kind,'
         " SUM(u.requests)::bigint AS requests, SUM(u.input_tokens) AS input_tokens,"
         " SUM(u.cached_tokens) AS cached_tokens, SUM(u.output_tokens) AS output_tokens,"
-        f" SUM({_COST}) AS cost FROM summed u {_PRICED}"
+        f" SUM({COST}) AS cost FROM summed u {PRICED}"
         f" GROUP BY 1, 2, 3, 4) AS lines{page} ORDER BY start, model, key_id, kind LIMIT :limit"
     )
 
