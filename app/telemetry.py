@@ -59,6 +59,11 @@ IDEMPOTENT_REQUESTS = Counter("tollgate_idempotent_requests", "Requests with an 
 ENGINE_ERRORS = Counter("tollgate_engine_errors", "Engine calls that failed.", ("code",))
 JOB_SECONDS = Histogram("tollgate_job_seconds", "One run of a periodic job.", ("job",))
 JOB_FAILURES = Counter("tollgate_job_failures", "Runs of a periodic job that raised.", ("job",))
+CATALOG_DRIFT = Gauge(
+    "tollgate_billing_catalog_drift",
+    "Prices and other parts of the catalogue that are not at Stripe what they are here.",
+    multiprocess_mode="livemostrecent",
+)
 ENGINE_SLOTS = Gauge(
     "tollgate_engine_slots", "Slots of a model by state.", ("model", "state"), multiprocess_mode="livemostrecent"
 )

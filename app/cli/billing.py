@@ -1,6 +1,6 @@
 """``tollgate billing``: the books."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -49,6 +49,32 @@ def rebuild_rollups() -> None:
 
     with_database(run)
     print("The sums by the hour are made anew.")
+
+
+@app.command("sync-catalog", epilog="Example: tollgate billing sync-catalog")
+def sync_catalog(
+    check: Annotated[bool, typer.Option("--check", help="Make nothing, only compare.")] = False,
+) -> None:
+    """Push plans, prices and coupons to Stripe; fails where Stripe has something else than the catalogue."""
+    from datetime import UTC, datetime
+
+    from app.billing import sync
+    from app.billing.gateway import Gateway
+
+    async def run(database: "Database", settings: "Settings") -> "sync.Report":
+        gateway = Gateway.of(settings)
+        try:
+            if check:
+                return sync.Report(drift=dict(await sync.check(database, gateway, datetime.now(UTC))))
+            return await sync.push(database, gateway, datetime.now(UTC))
+        finally:
+            await gateway.aclose()
+
+    report = with_database(run)
+    for line in sync.lines(report):
+        print(line)
+    if report.drift:
+        raise typer.Exit(1)
 
 
 def _show(finding: "Finding") -> None:
