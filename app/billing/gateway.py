@@ -10,13 +10,13 @@ Nothing on the path of a request for inference calls this.
 """
 
 import asyncio
-from collections.abc import Awaitable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
 from typing import Any, Self, cast
 
 import stripe
 
 from app.config import Settings
-from app.errors import ConfigError, StripeRefused, StripeUnavailable
+from app.errors import BadRequest, ConfigError, StripeRefused, StripeUnavailable
 from app.telemetry import get_logger
 
 log = get_logger(__name__)
@@ -29,6 +29,10 @@ RETRIES = 2
 PAGE = 100
 MAX_LOOKUP_KEYS = 10
 """Of one list of prices, by Stripe's documentation."""
+MAX_EVENT_TYPES = 20
+"""Of one list of events, by Stripe's documentation."""
+SIGNATURE_TOLERANCE_S = 300
+"""How old a webhook may be."""
 _UNCLEAR = frozenset({401, 409, 429})
 _NOT_REACHABLE = "Stripe is not reachable at the moment. Please try again in a few minutes."
 
@@ -240,6 +244,76 @@ class Gateway:
         """Ends a schedule; its subscription goes on as it is."""
         return await self._ask(self._client.v1.subscription_schedules.release_async(schedule_id))
 
+    # What webhooks are about.
+
+    async def retrieve_subscription(self, subscription_id: str) -> Object:
+        """A subscription, with the schedule that it is under."""
+        return await self._ask(
+            self._client.v1.subscriptions.retrieve_async(subscription_id, cast("Any", {"expand": ["schedule"]}))
+        )
+
+    async def cancel_subscription(self, subscription_id: str, idempotency_key: str) -> Object:
+        """Ends a subscription at once; usage is invoiced, and unused time becomes credit of the customer."""
+        terms: Any = {"invoice_now": True, "prorate": True}
+        options: Any = {"idempotency_key": idempotency_key}
+        return await self._ask(self._client.v1.subscriptions.cancel_async(subscription_id, terms, options))
+
+    async def list_open_invoices(self, subscription_id: str) -> list[Object]:
+        """A subscription's invoices that are final and not paid."""
+        return await self._all(self._client.v1.invoices, {"subscription": subscription_id, "status": "open"})
+
+    async def retrieve_invoice(self, invoice_id: str) -> Object:
+        """An invoice with all of its lines."""
+        invoice = await self._ask(self._client.v1.invoices.retrieve_async(invoice_id))
+        if invoice["lines"]["has_more"]:
+            lines = [line async for line in self._lines(invoice)]
+            invoice["lines"] = {**invoice["lines"], "data": lines, "has_more": False}
+        return invoice
+
+    async def _lines(self, invoice: Object) -> AsyncIterator[Object]:
+        data, has_more = invoice["lines"]["data"], True
+        while True:
+            for line in data:
+                yield line
+            if not has_more:
+                return
+            after: Any = {"limit": PAGE, "starting_after": data[-1]["id"]}
+            page = await self._ask(self._client.v1.invoices.line_items.list_async(invoice["id"], after))
+            data, has_more = page["data"], page["has_more"]
+
+    async def list_charges(self, payment_intent: str) -> list[Object]:
+        """The attempts to collect a payment, newest first."""
+        return await self._all(self._client.v1.charges, {"payment_intent": payment_intent})
+
+    async def list_refunds(self, payment_intent: str) -> list[Object]:
+        """What was given back of a payment."""
+        return await self._all(self._client.v1.refunds, {"payment_intent": payment_intent})
+
+    async def list_disputes(self, payment_intent: str) -> list[Object]:
+        """The disputes of a payment."""
+        return await self._all(self._client.v1.disputes, {"payment_intent": payment_intent})
+
+    async def list_invoice_payments(self, payment_intent: str) -> list[Object]:
+        """The invoices that a payment was for."""
+        payment = {"type": "payment_intent", "payment_intent": payment_intent}
+        return await self._all(self._client.v1.invoice_payments, {"payment": payment})
+
+    async def list_checkouts_of(self, payment_intent: str) -> list[Object]:
+        """The checkout that a payment was made in."""
+        return await self._all(self._client.v1.checkout.sessions, {"payment_intent": payment_intent})
+
+    async def retrieve_customer(self, customer_id: str) -> Object:
+        """A customer; of one that was deleted only ``deleted`` is left."""
+        return await self._ask(self._client.v1.customers.retrieve_async(customer_id))
+
+    async def list_events(self, since: int, types: Sequence[str]) -> list[Object]:
+        """What happened since then (unix seconds), newest first; Stripe remembers 30 days."""
+        found: list[Object] = []
+        for start in range(0, len(types), MAX_EVENT_TYPES):
+            some = list(types[start : start + MAX_EVENT_TYPES])
+            found += await self._all(self._client.v1.events, {"created": {"gte": since}, "types": some})
+        return found
+
     # Stripe's test mode.
 
     async def create_test_clock(self, now: int, name: str) -> Object:
@@ -260,6 +334,27 @@ class Gateway:
     async def delete_test_clock(self, clock_id: str) -> Object:
         """Deletes a clock with all its customers."""
         return await self._ask(self._client.v1.test_helpers.test_clocks.delete_async(clock_id))
+
+
+def verify_webhook(body: bytes, header: str | None, secrets: Sequence[str]) -> None:
+    """Whether Stripe sent this body, within the last five minutes.
+
+    Args:
+        body: As it came in, not a byte changed.
+        header: ``Stripe-Signature``.
+        secrets: Any of them may have signed it: there are two while one is rolled. An empty one never fits.
+
+    Raises:
+        BadRequest: It did not. Neither the body nor the header is part of what is raised.
+    """
+    for secret in secrets:
+        try:
+            stripe.WebhookSignature.verify_header(body, header, secret, SIGNATURE_TOLERANCE_S)
+        except (stripe.SignatureVerificationError, UnicodeDecodeError, TypeError):
+            # Not UTF-8, or a header that is not ASCII: the library compares texts.
+            continue
+        return
+    raise BadRequest("The Stripe-Signature header does not fit this body, or is too old.", code="invalid_signature")
 
 
 def _translated(error: stripe.StripeError) -> StripeRefused | StripeUnavailable:
