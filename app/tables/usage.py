@@ -122,8 +122,18 @@ class UsageEvent(Base):
             "input_tokens >= 0 AND cached_tokens >= 0 AND output_tokens >= 0 AND cached_tokens <= input_tokens",
             name="tokens_in_range",
         ),
-        # GET /v1/usage and the claims of the outbox: an organisation's rows by time of billing.
+        # GET /v1/usage: an organisation's rows by time of billing.
         Index(None, "org_id", "billed_at"),
+        # The claims of the outbox, however far back a late row lies; and those of prepaid credit.
+        Index(
+            "ix_usage_events_unclaimed",
+            "org_id",
+            "billed_at",
+            postgresql_where=text("claim_id IS NULL AND NOT is_prepaid"),
+        ),
+        Index(
+            "ix_usage_events_unburnt", "org_id", "billed_at", postgresql_where=text("claim_id IS NULL AND is_prepaid")
+        ),
         # Rollups: everybody's rows of an hour. Rows lie nearly in this order, so a page range says enough.
         Index(None, "billed_at", postgresql_using="brin", postgresql_with={"autosummarize": "on"}),
         {"postgresql_partition_by": "RANGE (started_at)"},

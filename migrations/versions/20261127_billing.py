@@ -74,6 +74,11 @@ def usage() -> None:
     # A constant default and a nullable column: no row is touched.
     op.add_column("usage_events", sa.Column("is_prepaid", sa.Boolean(), server_default="false", nullable=False))
     op.add_column("usage_events", sa.Column("claim_id", sa.Uuid(), nullable=True))
+    for name, where in (
+        ("ix_usage_events_unclaimed", "claim_id IS NULL AND NOT is_prepaid"),
+        ("ix_usage_events_unburnt", "claim_id IS NULL AND is_prepaid"),
+    ):
+        op.create_index(name, "usage_events", ["org_id", "billed_at"], postgresql_where=sa.text(where))
 
 
 def subscriptions() -> None:
