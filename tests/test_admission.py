@@ -13,7 +13,8 @@ from sqlalchemy import text
 from app import auth, keys
 from app.admission import Admission, Limits, Permit, Work, peek
 from app.auth import Key
-from app.billing.doctor import CHECKS, examine
+from app.billing.check import examine
+from app.billing.doctor import CHECKS
 from app.config import Settings
 from app.db import Database
 from app.errors import (

@@ -1,30 +1,25 @@
-"""Are the books right? Every invariant of the ledger as a question to the database.
+"""Are the books right? Every invariant of usage and budgets as a check, and the register of all checks.
 
-A check is a function that returns what it found wrong, in one line each; nothing wrong
-is an empty list. ``CHECKS`` is the register: whoever adds an invariant adds a check and
-a test that breaks it. Checks only read, and take as long as the ledger is large: this is
-for a person or a nightly job, not for a request. What has to agree is compared in one
-snapshot, by organisation and month or by day: a snapshot that stays open keeps every
-version of the rows that each request changes, and slows admission down.
+``CHECKS`` is that register: whoever adds an invariant adds a check (``app.billing.check``)
+and a test that breaks it.
 """
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
+from dataclasses import replace
 from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, TextClause, text
+from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.billing.account_checks import ACCOUNT_CHECKS
+from app.billing.check import LIMIT, MAX_FINDINGS, Check, read, snapshot
 from app.billing.prices import PRICES
 from app.billing.rollups import CHUNK, HOUR, SUMS
 from app.billing.statement import Line, Query, read_lines
 from app.db import Database
 
-MAX_FINDINGS = 5
-"""Shown of one check; the rest is counted."""
 _PAGE = 100_000
 # A row is dated by the API's clock when it starts and by the database's when it is billed.
 _CLOCK_TOLERANCE = timedelta(minutes=5)
@@ -116,58 +111,17 @@ _WITHOUT_BUDGET = text(
     " ORDER BY o.id LIMIT :limit"
 )
 _COUNTS = ("requests", "input_tokens", "cached_tokens", "output_tokens")
-_LIMIT = {"limit": MAX_FINDINGS + 1}
-
-
-@dataclass(frozen=True, slots=True)
-class Check:
-    """One invariant: its name, what is promised, and the question."""
-
-    name: str
-    promise: str
-    find: Callable[[Database], Awaitable[list[str]]]
-
-
-@dataclass(frozen=True, slots=True)
-class Finding:
-    """What one check says; ``problems`` is empty where the promise holds."""
-
-    check: Check
-    problems: Sequence[str]
-
-    @property
-    def is_kept(self) -> bool:
-        """Whether the promise holds."""
-        return not self.problems
-
-
-async def examine(database: Database, checks: Sequence[Check]) -> list[Finding]:
-    """Asks every check, one after the other."""
-    return [Finding(check, await check.find(database)) for check in checks]
-
-
-@asynccontextmanager
-async def snapshot(database: Database) -> AsyncIterator[AsyncConnection]:
-    """Reads in one state of the database; what is billed meanwhile disturbs nothing."""
-    async with database.begin() as connection:
-        await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
-        yield connection
-
-
-async def _rows(database: Database, statement: TextClause, bind: Mapping[str, object] | None = None) -> Sequence[Any]:
-    async with snapshot(database) as connection:
-        return (await connection.execute(statement, bind)).all()
 
 
 async def find_duplicates(database: Database) -> list[str]:
     """Requests with more than one row, which the table's key allows if they started at two times."""
-    rows = await _rows(database, _DUPLICATES, _LIMIT)
+    rows = await read(database, _DUPLICATES, LIMIT)
     return [f"request {row.id} has {row.rows} rows" for row in rows]
 
 
 async def find_unpriced(database: Database) -> list[str]:
     """Rows under a price that the list does not have: they would vanish from every statement."""
-    rows = await _rows(database, _PRICES_USED)
+    rows = await read(database, _PRICES_USED)
     return [
         f"{row.rows} rows of {row.kind} have price version {row.price_version}, which is not in the list"
         for row in rows
@@ -177,14 +131,14 @@ async def find_unpriced(database: Database) -> list[str]:
 
 async def find_billed_early(database: Database) -> list[str]:
     """Rows that were billed before they started: they may lie in the wrong period."""
-    rows = await _rows(database, _BILLED_EARLY, {**_LIMIT, "tolerance": _CLOCK_TOLERANCE})
+    rows = await read(database, _BILLED_EARLY, {**LIMIT, "tolerance": _CLOCK_TOLERANCE})
     return [f"request {row.id} started at {row.started_at} and was billed at {row.billed_at}" for row in rows]
 
 
 async def find_unlike_statements(database: Database) -> list[str]:
     """Months whose statement, as the API shows it in any bucket, is not the sum of its rows."""
     problems = []
-    for row in await _rows(database, _BORDERS):
+    for row in await read(database, _BORDERS):
         month: datetime = row.first
         while month <= row.last:
             following = (month + timedelta(days=32)).replace(day=1)
@@ -196,14 +150,14 @@ async def find_unlike_statements(database: Database) -> list[str]:
 
 async def find_unlike_sums(database: Database) -> list[str]:
     """Sums by the hour that are not what making them anew would give."""
-    [extent] = await _rows(database, _SPANS_OF_SUMS)
+    [extent] = await read(database, _SPANS_OF_SUMS)
     problems: list[str] = []
     if extent.first is None:
         return problems
     start, end = extent.first, extent.last + HOUR
     while start < end and len(problems) <= MAX_FINDINGS:
-        bind = {**_LIMIT, "start": start, "end": min(end, start + CHUNK)}
-        rows = await _rows(database, _UNLIKE, bind)
+        bind = {**LIMIT, "start": start, "end": min(end, start + CHUNK)}
+        rows = await read(database, _UNLIKE, bind)
         problems += [f"{row.hour}: {row.kind} by {row.model} with key {row.key_id} {row.problem}" for row in rows]
         start += CHUNK
     return problems
@@ -212,11 +166,11 @@ async def find_unlike_sums(database: Database) -> list[str]:
 async def find_keys_in_full(database: Database) -> list[str]:
     """Columns, of any table, that hold something in the form of a whole key."""
     problems = []
-    for table, column, kind in await _rows(database, _COLUMNS):
+    for table, column, kind in await read(database, _COLUMNS):
         value = f"encode(\"{column}\", 'escape')" if kind == "bytea" else f'"{column}"::text'
         # Names come from the catalogue of the database itself.
         statement = text(f'SELECT count(*) AS count FROM "{table}" WHERE {value} ~ :pattern')  # noqa: S608
-        [found] = await _rows(database, statement, {"pattern": _KEY_PATTERN})
+        [found] = await read(database, statement, {"pattern": _KEY_PATTERN})
         if found.count:
             problems.append(f"{found.count} rows of {table}.{column} hold a key in full")
     return problems
@@ -224,17 +178,17 @@ async def find_keys_in_full(database: Database) -> list[str]:
 
 async def find_lost_keys(database: Database) -> list[str]:
     """Keys that were replaced by another organisation's, or have no rates to draw from."""
-    foreign = await _rows(database, _FOREIGN_SUCCESSORS, _LIMIT)
+    foreign = await read(database, _FOREIGN_SUCCESSORS, LIMIT)
     problems = [f"key {row.id} was replaced by a key of another organisation" for row in foreign]
-    without = await _rows(database, _WITHOUT_BUCKET, _LIMIT)
+    without = await read(database, _WITHOUT_BUCKET, LIMIT)
     problems += [f"key {row.id} has no rate bucket and is refused" for row in without]
-    poor = await _rows(database, _WITHOUT_BUDGET, _LIMIT)
+    poor = await read(database, _WITHOUT_BUDGET, LIMIT)
     return problems + [f"organisation {row.id} has no budget and its keys are refused" for row in poor]
 
 
 async def find_unlike_holds(database: Database) -> list[str]:
     """Organisations and keys that hold something else than their running requests."""
-    rows = await _rows(database, _UNLIKE_HOLDS, _LIMIT)
+    rows = await read(database, _UNLIKE_HOLDS, LIMIT)
     return [
         f"{row.whose} {row.id} holds {row.cost_held} (10^-12 USD), {row.tokens_held} tokens, {row.num_running}"
         f" requests; its reservations {row.cost}, {row.tokens}, {row.requests}"
@@ -244,14 +198,14 @@ async def find_unlike_holds(database: Database) -> list[str]:
 
 async def find_held_too_long(database: Database) -> list[str]:
     """Reservations that nobody frees."""
-    rows = await _rows(database, _HELD_TOO_LONG, {**_LIMIT, "tolerance": _SWEEP_TOLERANCE})
+    rows = await read(database, _HELD_TOO_LONG, {**LIMIT, "tolerance": _SWEEP_TOLERANCE})
     return [f"request {row.request_id} of organisation {row.org_id} was to be free at {row.expires_at}" for row in rows]
 
 
 async def find_unlike_budgets(database: Database) -> list[str]:
     """Budgets whose used part of this month is not the sum of its usage rows."""
     problems = []
-    for org in await _rows(database, _ORGS):
+    for org in await read(database, _ORGS):
         bind = {"org_id": org.id}
         async with snapshot(database) as connection:
             billed = (await connection.execute(_BILLED_THIS_MONTH, bind)).all()
@@ -283,13 +237,14 @@ CHECKS = (
     Check("holds are reservations", "What is held is what the running requests may cost.", find_unlike_holds),
     Check("nothing is held for ever", "A reservation ends with its request or soon after.", find_held_too_long),
     Check("budgets are the rows", "What a month's limits count is what is billed.", find_unlike_budgets),
+    *ACCOUNT_CHECKS,
 )
 """The register: add here, with a test that breaks the promise."""
 
 
 async def _compare_month(connection: AsyncConnection, org_id: UUID, start: datetime, end: datetime) -> list[str]:
     rows = (await connection.execute(_ROWS_OF_MONTH, {"org_id": org_id, "start": start, "end": end})).all()
-    expected = _total_of_rows(rows)
+    expected = _total_ofread(rows)
     query = Query(org_id, start, end, "month", ("model", "key", "kind"), _PAGE)
     problems = []
     for bucket in ("month", "day", "hour"):
@@ -307,7 +262,7 @@ async def _all_lines(connection: AsyncConnection, query: Query) -> list[Line]:
     return lines
 
 
-def _total_of_rows(rows: Sequence[Row[Any]]) -> tuple[int, ...]:
+def _total_ofread(rows: Sequence[Row[Any]]) -> tuple[int, ...]:
     """Requests, tokens in, cached, out, and 10^-12 USD; a row without a price costs nothing here."""
     counts = (sum(int(getattr(row, name)) for row in rows) for name in _COUNTS)
     return (*counts, sum(map(_cost_of, rows)))

@@ -7,7 +7,7 @@ import typer
 from app.cli.context import with_database
 
 if TYPE_CHECKING:
-    from app.billing.doctor import Finding
+    from app.billing.check import Finding
     from app.config import Settings
     from app.db import Database
 
@@ -17,7 +17,8 @@ app = typer.Typer(no_args_is_help=True, help="Money: the ledger and what is made
 @app.command(epilog="Example: tollgate billing doctor")
 def doctor() -> None:
     """Check every invariant of the ledger; fails where one is broken. Reads everything, changes nothing."""
-    from app.billing.doctor import CHECKS, examine
+    from app.billing.check import examine
+    from app.billing.doctor import CHECKS
 
     async def run(database: "Database", _: "Settings") -> "list[Finding]":
         return await examine(database, CHECKS)
@@ -78,7 +79,7 @@ def sync_catalog(
 
 
 def _show(finding: "Finding") -> None:
-    from app.billing.doctor import MAX_FINDINGS
+    from app.billing.check import MAX_FINDINGS
 
     print(f"{'ok    ' if finding.is_kept else 'BROKEN'}  {finding.check.name}: {finding.check.promise}")
     for problem in finding.problems[:MAX_FINDINGS]:

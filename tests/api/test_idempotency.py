@@ -10,7 +10,8 @@ import pytest
 from sqlalchemy import text
 
 from app import auth, idempotency, worker
-from app.billing.doctor import CHECKS, examine
+from app.billing.check import examine
+from app.billing.doctor import CHECKS
 from app.config import Settings
 from app.db import Database
 from app.errors import DatabaseUnavailable

@@ -9,7 +9,8 @@ from sqlalchemy import insert, text
 from app import auth
 from app.admission import Admission, Limits, Work
 from app.billing import doctor
-from app.billing.doctor import CHECKS, Check, Finding
+from app.billing.check import Check, Finding, examine, snapshot
+from app.billing.doctor import CHECKS
 from app.billing.prices import PRICE_VERSION, PRICES
 from app.config import Settings
 from app.db import Database
@@ -97,7 +98,7 @@ async def use(database: Database, key: str, journals: Path) -> None:
 
 
 async def ask(database: Database, *checks: Check) -> list[Finding]:
-    return await doctor.examine(database, checks or CHECKS)
+    return await examine(database, checks or CHECKS)
 
 
 async def run(database: Database, *statements: str) -> None:
@@ -190,7 +191,7 @@ async def test_the_edges_of_a_month_belong_to_one_statement_each(books: Database
 
 async def test_looking_changes_nothing(books: Database) -> None:
     async def write(database: Database) -> list[str]:
-        async with doctor.snapshot(database) as connection:
+        async with snapshot(database) as connection:
             await connection.execute(text("DELETE FROM usage_events"))
         return []
 

@@ -4,7 +4,7 @@ from decimal import Decimal
 
 import pytest
 
-from app.billing.prices import PRICE_VERSION, PRICES, money
+from app.billing.prices import OWN_VERSIONS, PRICE_VERSION, PRICES, check_prices, money, price_version
 from app.metering import Price
 from app.tables import USAGE_KINDS
 
@@ -13,9 +13,25 @@ def test_every_kind_of_work_has_a_price_in_the_current_version() -> None:
     assert {kind for version, kind in PRICES if version == PRICE_VERSION} == set(USAGE_KINDS)
 
 
-def test_published_prices_of_version_1_stay_as_they_are() -> None:
+def test_published_prices_stay_as_they_are() -> None:
     assert PRICES[1, "generation"] == Price(150_000, 75_000, 600_000)
     assert PRICES[1, "classification"] == Price(100_000, 100_000, 0)
+    assert PRICES[1, "embedding"] == Price(20_000, 20_000, 0)
+    assert PRICES[2, "generation"] == Price(100_000, 50_000, 400_000)
+
+
+def test_a_model_with_a_price_of_its_own_is_sold_at_it_and_any_other_at_that_of_its_kind() -> None:
+    for (model, kind), version in OWN_VERSIONS.items():
+        assert price_version(model, kind) == version
+        assert (version, kind) in PRICES
+    assert price_version("any other", "generation") == PRICE_VERSION
+    assert price_version("tang-poetry", "embedding") == PRICE_VERSION
+
+
+@pytest.mark.parametrize("price", [Price(150_500, 75_000, 0), Price(1_000, 2_000, 0), Price(-1_000, -2_000, 0)])
+def test_a_price_that_the_meter_cannot_count_is_refused(price: Price) -> None:
+    with pytest.raises(ValueError, match="version 3 of the price of generation"):
+        check_prices({**PRICES, (3, "generation"): price})
 
 
 @pytest.mark.parametrize(
@@ -31,8 +47,3 @@ def test_published_prices_of_version_1_stay_as_they_are() -> None:
 def test_money_is_rounded_half_to_even_at_the_micro_unit(pico_usd: int, value: str) -> None:
     assert money(pico_usd) == {"value": value, "currency": "usd"}
     assert money(Decimal(pico_usd))["value"] == value
-
-
-def test_the_default_plan_allows_something() -> None:
-    assert DEFAULT_PLAN.requests_per_minute > 0
-    assert DEFAULT_PLAN.tokens_per_minute > 0

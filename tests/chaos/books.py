@@ -10,7 +10,8 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from app.billing.doctor import CHECKS, examine
+from app.billing.check import examine
+from app.billing.doctor import CHECKS
 from app.db import Database
 from app.journal import Orphan
 from tests.chaos.callers import Seen, mark_of
