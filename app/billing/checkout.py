@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.billing import catalog
 from app.billing.catalog import Interval, Plan
 from app.billing.gateway import Gateway, Object
+from app.billing.sync import PORTAL_MARK
 from app.config import Settings
 from app.db import Database
 from app.errors import BadRequest, Conflict, NotFound, StripeUnavailable
@@ -177,8 +178,11 @@ async def open_portal(database: Database, gateway: Gateway, buyer: Buyer, now: d
         StripeUnavailable: As every call; likewise ``StripeRefused``.
     """
     customer = await ensure_customer(database, gateway, buyer, now)
-    session = await gateway.create_portal_session({"customer": customer, "return_url": f"{buyer.base_url}/billing"})
-    return str(session["url"])
+    session: Object = {"customer": customer, "return_url": f"{buyer.base_url}/billing"}
+    for configuration in await gateway.list_portal_configurations():
+        if configuration["metadata"].items() >= PORTAL_MARK.items():
+            session["configuration"] = configuration["id"]
+    return str((await gateway.create_portal_session(session))["url"])
 
 
 async def complete_items(database: Database, gateway: Gateway, subscription: Mapping[str, Any]) -> bool:
