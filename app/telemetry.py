@@ -57,6 +57,23 @@ REFUSALS = Counter("tollgate_refusals", "Requests refused before any work.", ("c
 CLIENTS_GONE = Counter("tollgate_clients_gone", "Streams whose client left before the end.", ("model",))
 IDEMPOTENT_REQUESTS = Counter("tollgate_idempotent_requests", "Requests with an Idempotency-Key.", ("outcome",))
 ENGINE_ERRORS = Counter("tollgate_engine_errors", "Engine calls that failed.", ("code",))
+METER_EVENTS = Counter("tollgate_meter_events", "What became of usage on its way to Stripe.", ("outcome",))
+METER_WAITING_SECONDS = Gauge(
+    "tollgate_meter_waiting_seconds",
+    "Age of the oldest usage that is to be reported to Stripe and is not.",
+    multiprocess_mode="livemostrecent",
+)
+METER_OUTBOX_ROWS = Gauge(
+    "tollgate_meter_outbox_rows",
+    "Meter events that are not settled, by state.",
+    ("state",),
+    multiprocess_mode="livemostrecent",
+)
+METER_DRIFT = Gauge(
+    "tollgate_meter_drift_micro_usd",
+    "List value by which Stripe's sums by the hour differ from what it took, of the last days.",
+    multiprocess_mode="livemostrecent",
+)
 JOB_SECONDS = Histogram("tollgate_job_seconds", "One run of a periodic job.", ("job",))
 JOB_FAILURES = Counter("tollgate_job_failures", "Runs of a periodic job that raised.", ("job",))
 CATALOG_DRIFT = Gauge(

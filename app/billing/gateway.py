@@ -10,7 +10,8 @@ Nothing on the path of a request for inference calls this.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Mapping, Sequence
+from collections.abc import Awaitable, Mapping, Sequence
+from datetime import UTC, datetime, timedelta
 from typing import Any, Self, cast
 
 import stripe
@@ -176,6 +177,64 @@ class Gateway:
             raise ConfigError(f"Stripe has no meter {event_name}; run: tollgate billing sync-catalog")
         return self._meters[event_name]
 
+    async def send_meter_event(
+        self, event_name: str, customer: str, value: int, at: datetime, identifier: str, *, idempotency_key: str
+    ) -> None:
+        """Reports usage of a customer; that Stripe took it does not say that it counts it.
+
+        Args:
+            event_name: Which meter.
+            customer: Stripe's id.
+            value: In the meter's unit, above 0 and of at most 15 digits.
+            at: When it was used, whole seconds; at most 35 days ago.
+            identifier: Makes that sending it twice within a day counts once.
+            idempotency_key: Of the call.
+
+        Raises:
+            StripeRefused: It is one of its duplicates, or wrong.
+            StripeUnavailable: Whether it was taken is not known.
+        """
+        event: Any = {
+            "event_name": event_name,
+            "identifier": identifier,
+            "timestamp": int(at.timestamp()),
+            "payload": {"stripe_customer_id": customer, "value": str(value)},
+        }
+        options: Any = {"idempotency_key": idempotency_key}
+        await self._ask(self._client.v1.billing.meter_events.create_async(event, options))
+
+    async def meter_sums(self, meter_id: str, customer: str, start: datetime, end: datetime) -> dict[datetime, int]:
+        """What a meter has counted of a customer by the hour; hours without usage may be missing.
+
+        Args:
+            meter_id: Stripe's.
+            customer: Likewise.
+            start: A whole hour.
+            end: Likewise; exclusive.
+        """
+        found: dict[datetime, int] = {}
+        service = self._client.v1.billing.meters.event_summaries
+        while start < end:
+            # A page holds them all.
+            until = min(end, start + timedelta(hours=PAGE))
+            asked: Any = {
+                "customer": customer,
+                "start_time": int(start.timestamp()),
+                "end_time": int(until.timestamp()),
+                "value_grouping_window": "hour",
+                "limit": PAGE,
+            }
+            page = await self._ask(service.list_async(meter_id, asked))
+            for one in page["data"]:
+                # Stripe writes it as a number with a fraction; it is whole, and exact far beyond what an hour can cost.
+                found[datetime.fromtimestamp(one["start_time"], UTC)] = int(one["aggregated_value"])
+            start = until
+        return found
+
+    async def retrieve_thin_event(self, event_id: str) -> Object:
+        """A thin event in full, as its notification does not have it."""
+        return await self._ask(self._client.v2.core.events.retrieve_async(event_id))
+
     # Stripe's billing portal.
 
     async def list_portal_configurations(self) -> list[Object]:
@@ -265,21 +324,13 @@ class Gateway:
     async def retrieve_invoice(self, invoice_id: str) -> Object:
         """An invoice with all of its lines."""
         invoice = await self._ask(self._client.v1.invoices.retrieve_async(invoice_id))
-        if invoice["lines"]["has_more"]:
-            lines = [line async for line in self._lines(invoice)]
-            invoice["lines"] = {**invoice["lines"], "data": lines, "has_more": False}
+        lines = invoice["lines"]
+        while lines["has_more"]:
+            after: Any = {"limit": PAGE, "starting_after": lines["data"][-1]["id"]}
+            page = await self._ask(self._client.v1.invoices.line_items.list_async(invoice_id, after))
+            lines["data"] += page["data"]
+            lines["has_more"] = page["has_more"]
         return invoice
-
-    async def _lines(self, invoice: Object) -> AsyncIterator[Object]:
-        data, has_more = invoice["lines"]["data"], True
-        while True:
-            for line in data:
-                yield line
-            if not has_more:
-                return
-            after: Any = {"limit": PAGE, "starting_after": data[-1]["id"]}
-            page = await self._ask(self._client.v1.invoices.line_items.list_async(invoice["id"], after))
-            data, has_more = page["data"], page["has_more"]
 
     async def list_charges(self, payment_intent: str) -> list[Object]:
         """The attempts to collect a payment, newest first."""
@@ -334,6 +385,14 @@ class Gateway:
     async def delete_test_clock(self, clock_id: str) -> Object:
         """Deletes a clock with all its customers."""
         return await self._ask(self._client.v1.test_helpers.test_clocks.delete_async(clock_id))
+
+    async def create_subscription(self, subscription: Mapping[str, Any]) -> Object:
+        """Makes a subscription without a checkout, paid by the customer's default card."""
+        return await self._ask(self._client.v1.subscriptions.create_async(cast("Any", subscription)))
+
+    async def list_invoices(self, customer: str) -> list[Object]:
+        """A customer's invoices, newest first."""
+        return await self._all(self._client.v1.invoices, {"customer": customer})
 
 
 def verify_webhook(body: bytes, header: str | None, secrets: Sequence[str]) -> None:

@@ -1,0 +1,74 @@
+"""A meter event that takes the place of one that Stripe did not count and will not any more.
+
+It carries the same value under a new identifier and the present as its time, so that it is on
+the invoice of the period that runs. Usage rows keep the claim that they have; ``replaces`` leads from
+what was counted back to it.
+"""
+
+from datetime import datetime
+from uuid import UUID
+
+from sqlalchemy import insert, text
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.billing.claims import identifier
+from app.tables import MeterOutbox, new_id
+from app.telemetry import METER_EVENTS, get_logger
+
+log = get_logger(__name__)
+
+_OLD = text(
+    "SELECT id, org_id, meter, window_start, window_end, value, event_ts FROM stripe_meter_outbox"
+    " WHERE id = :id AND state <> 'replaced' FOR UPDATE"
+)
+_PERIOD = text(
+    "SELECT p.subscription_id, o.stripe_customer_id FROM metering_periods p"
+    " JOIN subscriptions s ON s.id = p.subscription_id JOIN orgs o ON o.id = s.org_id"
+    " WHERE s.org_id = :org_id AND NOT p.is_trial AND p.period_start <= :event_ts AND p.period_end > :event_ts"
+    " AND s.status NOT IN ('incomplete', 'incomplete_expired') AND o.stripe_customer_id IS NOT NULL"
+    " ORDER BY s.is_current DESC, p.period_start DESC LIMIT 1"
+)
+_SEQ = text(
+    "SELECT max(seq) + 1 FROM stripe_meter_outbox"
+    " WHERE org_id = :org_id AND meter = :meter AND window_start = :window_start"
+)
+_REPLACE = text("UPDATE stripe_meter_outbox SET state = 'replaced' WHERE id = :id")
+
+
+async def reissue(connection: AsyncConnection, outbox_id: UUID, now: datetime) -> bool:
+    """Lets a new row of the outbox carry the value of one that was not counted.
+
+    Args:
+        connection: An open transaction.
+        outbox_id: The row that was not counted; it must not be sent again.
+        now: By Stripe's clock.
+
+    Returns:
+        Whether it is replaced; False: the organisation has no period at present whose invoice
+        could take it.
+    """
+    old = (await connection.execute(_OLD, {"id": outbox_id})).one()
+    event_ts = now.replace(microsecond=0)
+    period = (await connection.execute(_PERIOD, {"org_id": old.org_id, "event_ts": event_ts})).one_or_none()
+    if period is None:
+        return False
+    bind = {"org_id": old.org_id, "meter": old.meter, "window_start": old.window_start}
+    seq = int((await connection.execute(_SEQ, bind)).scalar_one())
+    row = {
+        **bind,
+        "id": new_id(),
+        "subscription_id": period.subscription_id,
+        "stripe_customer_id": period.stripe_customer_id,
+        "window_end": old.window_end,
+        "seq": seq,
+        "value": old.value,
+        "event_ts": event_ts,
+        "identifier": identifier(old.org_id, old.meter, old.window_start, seq),
+        "due_at": event_ts,
+        "replaces": old.id,
+    }
+    await connection.execute(insert(MeterOutbox).values(row))
+    await connection.execute(_REPLACE, {"id": old.id})
+    METER_EVENTS.labels("replaced").inc()
+    log.warning("meter_event.replaced", outbox_id=str(old.id), by=str(row["id"]), org_id=str(old.org_id))
+    return True
