@@ -30,7 +30,11 @@ class Org(Base):
 
 
 class User(Base):
-    """A person who may log in to the portal."""
+    """A person who may log in to the portal: whose address was confirmed.
+
+    Attributes:
+        language: In which mails are written; None: not known.
+    """
 
     __tablename__ = "users"
     # The embedded server has no citext: one spelling per address is enforced here.
@@ -40,10 +44,11 @@ class User(Base):
     email: Mapped[str] = mapped_column(unique=True)
     password_hash: Mapped[str]
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    language: Mapped[str | None]
 
 
 class Membership(Base):
-    """What a user may do in an organisation."""
+    """What a user may do in an organisation; a trigger (``refuse_last_owner``) keeps one owner in each."""
 
     __tablename__ = "memberships"
     __table_args__ = (
@@ -59,17 +64,127 @@ class Membership(Base):
 
 
 class PortalSession(Base):
-    """A login; the cookie's token is stored as a hash only."""
+    """A login; the cookie's token is stored as a hash only.
+
+    Attributes:
+        org_id: The organisation that is looked at; None: the first that was joined.
+        last_seen_at: Dated every few minutes.
+        awaits_code: The password was right, the second factor is still asked for.
+        num_attempts: Wrong codes so far.
+    """
 
     __tablename__ = "portal_sessions"
-    # The worker deletes expired logins.
-    __table_args__ = (Index(None, "expires_at"),)
+    __table_args__ = (
+        # The worker deletes expired logins.
+        Index(None, "expires_at"),
+        # The logins of a person.
+        Index(None, "user_id"),
+        CheckConstraint("octet_length(token_hash) = 32", name="token_hash_length"),
+    )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
     token_hash: Mapped[bytes] = mapped_column(unique=True)
     user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     expires_at: Mapped[datetime]
+    org_id: Mapped[UUID | None] = mapped_column(ForeignKey("orgs.id", ondelete="SET NULL"))
+    last_seen_at: Mapped[datetime | None]
+    ip: Mapped[str | None] = mapped_column(INET())
+    user_agent: Mapped[str | None]
+    awaits_code: Mapped[bool] = mapped_column(server_default="false")
+    num_attempts: Mapped[int] = mapped_column(Integer(), server_default="0")
+
+
+class SignUp(Base):
+    """What a person asked for whose address is not confirmed: nothing exists before it is.
+
+    Attributes:
+        token_hash: Of the token in the mail.
+        browser_hash: Of the cookie that only the asking browser has.
+    """
+
+    __tablename__ = "sign_ups"
+    __table_args__ = (
+        # The worker deletes what was never confirmed.
+        Index(None, "expires_at"),
+        CheckConstraint("octet_length(token_hash) = 32", name="token_hash_length"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    token_hash: Mapped[bytes] = mapped_column(unique=True)
+    browser_hash: Mapped[bytes]
+    email: Mapped[str]
+    password_hash: Mapped[str]
+    org_name: Mapped[str]
+    language: Mapped[str | None]
+    expires_at: Mapped[datetime]
+
+
+class PasswordReset(Base):
+    """A link by which somebody who reads a person's mail may set a new password, once."""
+
+    __tablename__ = "password_resets"
+    __table_args__ = (
+        # The worker deletes those that are over.
+        Index(None, "expires_at"),
+        # Those of a person, ended when one is used.
+        Index(None, "user_id"),
+        CheckConstraint("octet_length(token_hash) = 32", name="token_hash_length"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    token_hash: Mapped[bytes] = mapped_column(unique=True)
+    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"))
+    expires_at: Mapped[datetime]
+
+
+class Invitation(Base):
+    """A role that waits in an organisation for whoever reads the mail of an address."""
+
+    __tablename__ = "invitations"
+    __table_args__ = (
+        one_of("role", ROLES),
+        CheckConstraint("email = lower(email) AND email <> ''", name="email_lower"),
+        CheckConstraint("octet_length(token_hash) = 32", name="token_hash_length"),
+        # One for each address; also the invitations of an organisation.
+        Index("uq_invitations_org_id_email", "org_id", "email", unique=True),
+        # The worker deletes those that are over.
+        Index(None, "expires_at"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    org_id: Mapped[UUID] = mapped_column(ForeignKey("orgs.id", ondelete="CASCADE"))
+    email: Mapped[str]
+    role: Mapped[str]
+    token_hash: Mapped[bytes] = mapped_column(unique=True)
+    invited_by: Mapped[UUID | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
+    created_at: Mapped[datetime] = mapped_column(server_default=func.now())
+    expires_at: Mapped[datetime]
+
+
+class SecondFactor(Base):
+    """An authenticator of a person. Its secret is not here: it follows from ``salt`` and the installation's key.
+
+    Attributes:
+        confirmed_at: From then on a login needs a code; None: being set up.
+        last_counter: The 30 s step of the newest code that was accepted: none is accepted twice.
+    """
+
+    __tablename__ = "second_factors"
+
+    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
+    salt: Mapped[bytes]
+    confirmed_at: Mapped[datetime | None]
+    last_counter: Mapped[int] = mapped_column(server_default="0")
+
+
+class RecoveryCode(Base):
+    """Stands in for the second factor once."""
+
+    __tablename__ = "recovery_codes"
+
+    user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
+    code_hash: Mapped[bytes] = mapped_column(primary_key=True)
 
 
 class ApiKey(Base):
