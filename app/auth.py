@@ -214,15 +214,20 @@ async def find_key(connection: AsyncConnection, key: str, pepper: str, now: date
     return found
 
 
-async def create_org(connection: AsyncConnection, name: str) -> UUID:
+async def create_org(connection: AsyncConnection, name: str, plan: str = "internal") -> UUID:
     """A new, active organisation with a budget that nothing limits but its plan.
+
+    Args:
+        connection: An open transaction.
+        name: 1 to 100 printable characters.
+        plan: Of the catalogue; ``internal``: an organisation of the operator's own.
 
     Raises:
         BadRequest: The name is empty or longer than 100 characters.
     """
     org_id = new_id()
     await connection.execute(insert(Org).values(id=org_id, name=checked_name(name)))
-    await connection.execute(insert(OrgBudget).values(org_id=org_id))
+    await connection.execute(insert(OrgBudget).values(org_id=org_id, plan=plan))
     return org_id
 
 

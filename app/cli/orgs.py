@@ -16,35 +16,59 @@ app = typer.Typer(no_args_is_help=True, help="Organisations: who owns keys and u
 
 
 @app.command(epilog="Example: tollgate orgs create 'Acme Ltd'")
-def create(name: Annotated[str, typer.Argument(help="Shown in the portal; 1 to 100 characters.")]) -> None:
+def create(
+    name: Annotated[str, typer.Argument(help="Shown in the portal; 1 to 100 characters.")],
+    plan: Annotated[
+        str, typer.Option(help="free: a customer, who may buy more; internal: your own, without limits.")
+    ] = "free",
+) -> None:
     """Create an organisation and print its id."""
-    from app import auth
+    from app import audit, auth
+    from app.billing.budgets import checked_plan
 
     async def run(database: "Database", _: "Settings") -> str:
         async with database.begin() as connection:
-            return str(await auth.create_org(connection, name))
+            org_id = await auth.create_org(connection, name, checked_plan(plan))
+            after = {"name": name, "plan": plan}
+            await audit.record(
+                connection,
+                org_id=org_id,
+                actor=audit.OPERATOR,
+                action="org.create",
+                target=f"org:{org_id}",
+                after=after,
+            )
+        return str(org_id)
 
     print(with_database(run))
 
 
-@app.command("set", epilog="Example: tollgate orgs set ID --spend-cap 250 --monthly-token-limit 50000000")
+@app.command("set", epilog="Example: tollgate orgs set ID --spend-cap 250 --lift monthly-token-limit")
 def set_limits(
     org: Annotated[UUID, typer.Argument(help="Id of the organisation.", show_default=False)],
     monthly_token_limit: Annotated[int | None, typer.Option(help="Input and output tokens of a month.")] = None,
     spend_cap: Annotated[str | None, typer.Option(help="USD of a month.")] = None,
-    credit: Annotated[str | None, typer.Option(help="USD to add to the prepaid balance.")] = None,
+    credit: Annotated[str | None, typer.Option(help="USD to give to the prepaid balance; below 0: to take.")] = None,
     max_concurrent: Annotated[int | None, typer.Option(help="Requests that run at once.")] = None,
+    plan: Annotated[str | None, typer.Option(help="free or internal; other plans come with what is paid.")] = None,
+    lift: Annotated[
+        list[str] | None,
+        typer.Option(help="Take a limit away: monthly-token-limit, spend-cap or max-concurrent.", show_default=False),
+    ] = None,
 ) -> None:
-    """Set hard limits, or add prepaid credit; what is not given stays."""
-    from app.billing.budgets import set_budget
+    """Set or lift hard limits, or give prepaid credit; what is not given stays."""
+    from datetime import UTC, datetime, timedelta
 
-    amounts = {"spend_cap": _usd(spend_cap), "credit": _usd(credit)}
+    from app.billing import budgets, entitlement
 
-    async def run(database: "Database", _: "Settings") -> None:
+    lifted = tuple(word.replace("-", "_") for word in lift or ())
+    change = budgets.Change(monthly_token_limit, _usd(spend_cap), max_concurrent, _usd(credit), plan, lifted)
+
+    async def run(database: "Database", settings: "Settings") -> None:
         async with database.begin() as connection:
-            await set_budget(
-                connection, org, monthly_token_limit=monthly_token_limit, max_concurrent=max_concurrent, **amounts
-            )
+            await budgets.set_budget(connection, org, change)
+            grace = timedelta(days=settings.billing_grace_days)
+            await entitlement.apply(connection, org, datetime.now(UTC), grace)
 
     with_database(run)
     print(f"The limits of {org} are set.")
