@@ -37,6 +37,7 @@ from app.journal import Journal
 from app.key_cache import KeyCache
 from app.metering import Ledger
 from app.portal import pages
+from app.portal.headers import SecurityHeaders
 from app.rpc.client import EngineClient
 from app.telemetry import configure_logging
 from app.throttle import Throttle
@@ -85,6 +86,7 @@ def create_app(settings: Settings) -> FastAPI:
     # The last one added is the outermost.
     app.add_middleware(DirectRoutes, routers=work)
     app.add_middleware(IdempotencyLayer)
+    app.add_middleware(SecurityHeaders, is_https=settings.env == "production")
     app.add_middleware(RequestMiddleware, requests=app.state.requests)
     for router in (*work, catalog.router, usage.router, keys.router, keys.public_router):
         app.include_router(router)

@@ -1,4 +1,4 @@
-"""What protects the portal's forms: signed tokens, cookies, headers.
+"""What protects the portal's forms: signed tokens, cookies, addresses that stay here.
 
 A form carries an HMAC of the cookie it was rendered for; another site can neither
 read the cookie nor make the HMAC. Guessing passwords is slowed by ``app.throttle``.
@@ -7,22 +7,16 @@ read the cookie nor make the HMAC. Guessing passwords is slowed by ``app.throttl
 import hmac
 
 from fastapi import Request, Response
+from starlette.datastructures import FormData
 
 from app.config import Settings
+from app.errors import PermissionDenied
 
 SESSION_COOKIE = "tollgate_session"
 FORM_COOKIE = "tollgate_form"
+"""Of visitors who are not signed in."""
 FORM_LIFETIME_S = 3600
-HEADERS = {
-    "content-security-policy": (
-        "default-src 'none'; style-src 'self'; img-src 'self'; form-action 'self'; base-uri 'none';"
-        " frame-ancestors 'none'"
-    ),
-    "x-content-type-options": "nosniff",
-    "referrer-policy": "same-origin",
-    # Pages show a customer's data.
-    "cache-control": "no-store",
-}
+TOKEN_FIELD = "token"  # noqa: S105 - a field's name
 
 
 def form_token(settings: Settings, cookie: str) -> str:
@@ -35,6 +29,43 @@ def is_genuine(settings: Settings, cookie: str | None, token: object) -> bool:
     if not cookie or not isinstance(token, str):
         return False
     return hmac.compare_digest(form_token(settings, cookie).encode(), token.encode())
+
+
+async def read_form(request: Request, cookie_name: str = SESSION_COOKIE) -> FormData:
+    """The fields of a form that one of our pages has sent.
+
+    Args:
+        request: A POST.
+        cookie_name: ``FORM_COOKIE`` where the form was shown to somebody who was not signed in.
+
+    Raises:
+        PermissionDenied: Another site made it, or it was open for too long; code ``stale_form``.
+    """
+    form = await request.form()
+    if not is_genuine(request.app.state.settings, request.cookies.get(cookie_name), form.get(TOKEN_FIELD)):
+        raise PermissionDenied("The form was open for too long. Please try again.", code="stale_form")
+    return form
+
+
+def text_of(form: FormData, name: str) -> str:
+    """A field without blanks around it; empty where it is missing or a file."""
+    value = form.get(name)
+    return value.strip() if isinstance(value, str) else ""
+
+
+def texts_of(form: FormData, name: str) -> tuple[str, ...]:
+    """Every value of a field that may be ticked several times."""
+    return tuple(value for value in form.getlist(name) if isinstance(value, str))
+
+
+def local_path(address: object, otherwise: str = "/overview") -> str:
+    r"""``address`` if it is a path of this site, else ``otherwise``: nobody is sent elsewhere by a link to us.
+
+    Browsers drop tabs and line ends, and read a backslash as a slash: ``/\evil.example`` is another host.
+    """
+    if not isinstance(address, str) or not address.startswith("/") or not address.isprintable():
+        return otherwise
+    return otherwise if address.startswith("//") or "\\" in address else address
 
 
 def set_cookie(response: Response, request: Request, name: str, value: str, max_age_s: int) -> None:

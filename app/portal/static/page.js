@@ -1,0 +1,30 @@
+// Copy buttons, and forms that are sent once. Pages are complete without this.
+
+for (const button of document.querySelectorAll("[data-copy]")) {
+  const text = button.parentElement.querySelector("code");
+  if (!navigator.clipboard || !text) continue;
+  button.hidden = false;
+  const label = button.firstChild;
+  const before = label.data;
+  button.addEventListener("click", async () => {
+    await navigator.clipboard.writeText(text.textContent);
+    label.data = button.dataset.done;
+    setTimeout(() => (label.data = before), 2000);
+  });
+}
+
+for (const form of document.querySelectorAll("form[method=post]")) {
+  form.addEventListener("submit", (event) => {
+    if (form.dataset.sent) event.preventDefault();
+    form.dataset.sent = "yes";
+  });
+}
+// A page that the browser kept may be used again.
+addEventListener("pageshow", () => {
+  for (const form of document.querySelectorAll("form[data-sent]")) delete form.dataset.sent;
+});
+
+// Filters apply when they are chosen; without scripts a button applies them.
+for (const form of document.querySelectorAll("form[data-instant]")) {
+  form.addEventListener("change", () => form.requestSubmit());
+}
