@@ -74,6 +74,26 @@ METER_DRIFT = Gauge(
     "List value by which Stripe's sums by the hour differ from what it took, of the last days.",
     multiprocess_mode="livemostrecent",
 )
+STRIPE_EVENTS = Counter("tollgate_stripe_events", "What became of events that Stripe sent.", ("outcome",))
+STRIPE_INBOX = Gauge(
+    "tollgate_stripe_inbox",
+    "Events of Stripe's that are not dealt with, by state.",
+    ("state",),
+    multiprocess_mode="livemostrecent",
+)
+STRIPE_INBOX_SECONDS = Gauge(
+    "tollgate_stripe_inbox_seconds",
+    "Age of the oldest event that waits and is not given up.",
+    multiprocess_mode="livemostrecent",
+)
+DUPLICATE_SUBSCRIPTIONS = Counter(
+    "tollgate_duplicate_subscriptions", "Subscriptions that were ended because a newer one was there."
+)
+BILLING_DRIFT = Gauge(
+    "tollgate_billing_drift_micro_usd",
+    "List value by which the metered lines of recent invoices differ from the ledger.",
+    multiprocess_mode="livemostrecent",
+)
 JOB_SECONDS = Histogram("tollgate_job_seconds", "One run of a periodic job.", ("job",))
 JOB_FAILURES = Counter("tollgate_job_failures", "Runs of a periodic job that raised.", ("job",))
 CATALOG_DRIFT = Gauge(
