@@ -46,7 +46,7 @@ class Door:
 
     def __init__(self, database: Database, journals: Path, key: Key) -> None:
         self.ledger = Ledger(database, Journal(journals))
-        self.admission = Admission(database, self.ledger)
+        self.admission = Admission(database, self.ledger, billing_url="https://pay.example/billing")
         self.key = key
 
     async def draw(self, tokens: int, now: datetime | None = NOW, requested: str = "") -> Permit:
@@ -377,11 +377,43 @@ async def test_an_input_without_output_is_paid_in_full_or_refused(database: Data
         await door.reserve(work)
 
 
-async def test_a_restricted_organisation_is_refused_without_a_retry(database: Database, door: Door) -> None:
-    await change(database, "UPDATE org_budgets SET status = 'restricted'")
-    with pytest.raises(QuotaExceeded) as refusal:
+@pytest.mark.parametrize(
+    ("restriction", "said"),
+    [("NULL", "no plan in force"), ("'past_due'", "payment .* has failed"), ("'disputed'", "is disputed")],
+)
+async def test_a_restricted_organisation_is_told_why_and_where_to_go_and_not_to_retry(
+    database: Database, door: Door, restriction: str, said: str
+) -> None:
+    await change(database, f"UPDATE org_budgets SET status = 'restricted', restriction = {restriction}")
+    with pytest.raises(QuotaExceeded, match=said) as refusal:
         await door.reserve()
+    assert refusal.value.message.endswith("See https://pay.example/billing.")
     assert refusal.value.headers["x-should-retry"] == "false"
+
+
+async def test_without_credit_the_way_to_more_is_shown(database: Database, door: Door) -> None:
+    await change(database, "UPDATE org_budgets SET credit = 0")
+    with pytest.raises(PaymentRequired, match="https://pay.example/billing"):
+        await door.reserve()
+
+
+@pytest.mark.parametrize(
+    ("own", "plans", "admitted"),
+    [(None, 14, 2), (7, 14, 1), (21, 14, 3), (None, None, 4), (0, 14, 0), (None, 0, 0)],
+)
+async def test_the_tokens_of_a_month_are_the_plans_unless_the_organisation_has_a_number_of_its_own(
+    database: Database, door: Door, own: int | None, plans: int | None, admitted: int
+) -> None:
+    await change(database, f"UPDATE org_budgets SET monthly_token_limit = {'NULL' if own is None else own}")
+    limits = replace(WIDE, monthly_token_limit=plans)
+    outcomes = await asyncio.gather(*(door.reserve(limits=limits) for _ in range(4)), return_exceptions=True)
+    assert sum(isinstance(outcome, Meter) for outcome in outcomes) == admitted
+    assert all(isinstance(outcome, Meter | QuotaExceeded) for outcome in outcomes)
+
+
+async def test_what_is_left_of_the_plans_tokens_pays_for_a_part_of_the_output(database: Database, door: Door) -> None:
+    await door.reserve(limits=replace(WIDE, monthly_token_limit=6))
+    assert door.permit.output_tokens == 2
 
 
 @pytest.mark.parametrize(("own", "plans"), [(2, 9), (None, 2)])

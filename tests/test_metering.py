@@ -186,6 +186,29 @@ async def test_what_is_billed_at_the_end_of_a_month_does_not_count_in_the_next(
     assert found.credit < 1000
 
 
+@pytest.mark.parametrize(("credit", "is_prepaid"), [("1000", True), ("0", True), ("-5", True), ("NULL", False)])
+async def test_a_row_says_whether_it_was_paid_from_credit(
+    database: Database, ledger: Ledger, credit: str, is_prepaid: bool
+) -> None:
+    org_id = await make_org(database)
+    async with database.begin() as connection:
+        await connection.exec_driver_sql(f"UPDATE org_budgets SET credit = {credit}")
+    meter = make_meter(ledger, org_id=org_id)
+    await meter.settle("stop")
+    await meter.settle("stop")
+    async with database.begin() as connection:
+        (found,) = (await connection.exec_driver_sql("SELECT is_prepaid FROM usage_events")).scalars()
+        left = (await connection.exec_driver_sql("SELECT credit FROM org_budgets")).scalar_one()
+    assert found is is_prepaid
+    assert left == (int(credit) - 50 if is_prepaid else None)
+
+
+async def test_a_row_of_an_organisation_that_is_gone_was_paid_by_nobody(database: Database, ledger: Ledger) -> None:
+    await make_meter(ledger).settle("stop")
+    async with database.begin() as connection:
+        assert (await connection.exec_driver_sql("SELECT is_prepaid FROM usage_events")).scalar_one() is False
+
+
 async def test_partitions_exist_for_this_month_and_those_ahead(database: Database, ledger: Ledger) -> None:
     async with database.begin() as connection:
         names = await ensure_partitions(connection, date(2031, 11, 30), 2)
