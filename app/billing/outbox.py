@@ -50,7 +50,7 @@ _LOCK = text("SELECT pg_advisory_xact_lock(hashtext('meter_outbox'))")
 # The oldest of each customer, one at a time. Whatever of a customer's is under way, or has just failed, holds the rest
 # back, unless somebody waits for it.
 _DUE = (
-    "SELECT d.*, EXISTS (SELECT 1 FROM metering_periods p JOIN subscriptions s ON s.id = p.subscription_id"  # noqa: S608 - constants
+    "SELECT d.*, EXISTS (SELECT 1 FROM metering_periods p JOIN subscriptions s ON s.id = p.subscription_id"
     " WHERE p.subscription_id = d.subscription_id AND p.period_start <= d.event_ts AND p.period_end > d.event_ts"
     " AND (p.period_end + CAST(:draft AS interval) <= :now OR EXISTS (SELECT 1 FROM invoices i"
     " WHERE i.stripe_subscription_id = s.stripe_subscription_id AND i.finalized_at IS NOT NULL"
