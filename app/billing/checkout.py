@@ -36,12 +36,12 @@ class Buyer:
     """Who buys, and where the browser comes back to.
 
     Attributes:
-        email: Of the person, for Stripe's receipts.
+        email: Of the person, for Stripe's receipts; None: they are asked for it.
         base_url: Of this installation as the browser sees it, without a slash at the end.
     """
 
     org_id: UUID
-    email: str
+    email: str | None
     base_url: str
 
 
@@ -74,9 +74,12 @@ async def ensure_customer(
         raise NotFound(f"There is no organisation {buyer.org_id}.", code="org_not_found", param="org")
     if row.stripe_customer_id is not None:
         return str(row.stripe_customer_id)
-    customer: Object = {"name": row.name, "email": buyer.email, "metadata": {"org_id": str(buyer.org_id)}}
-    clock = {} if test_clock is None else {"test_clock": test_clock}
-    made = await gateway.create_customer({**customer, **clock}, f"customer-{buyer.org_id}-{now:%Y%m%d%H%M}")
+    customer: Object = {"name": row.name, "metadata": {"org_id": str(buyer.org_id)}}
+    if buyer.email is not None:
+        customer["email"] = buyer.email
+    if test_clock is not None:
+        customer["test_clock"] = test_clock
+    made = await gateway.create_customer(customer, f"customer-{buyer.org_id}-{now:%Y%m%d%H%M}")
     async with database.begin() as connection:
         await connection.execute(
             update(Org)

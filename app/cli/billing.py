@@ -1,6 +1,8 @@
 """``tollgate billing``: the books."""
 
-from typing import TYPE_CHECKING, Annotated
+from collections.abc import Awaitable, Callable
+from typing import TYPE_CHECKING, Annotated, TypeVar
+from uuid import UUID
 
 import typer
 
@@ -8,8 +10,11 @@ from app.cli.context import with_database
 
 if TYPE_CHECKING:
     from app.billing.check import Finding
+    from app.billing.gateway import Gateway
     from app.config import Settings
     from app.db import Database
+
+T = TypeVar("T")
 
 app = typer.Typer(no_args_is_help=True, help="Money: the ledger and what is made of it.")
 
@@ -76,6 +81,86 @@ def sync_catalog(
         print(line)
     if report.drift:
         raise typer.Exit(1)
+
+
+@app.command(epilog="Example: tollgate billing plans")
+def plans() -> None:
+    """List what is sold: prices, what is included, what is above it."""
+    from app.billing.catalog import CREDIT_CENTS, LISTED, NANO_USD_PER_USD
+
+    for plan in LISTED:
+        print(f"{plan.name:10} version {plan.version}  {plan.title}")
+        if plan.intervals:
+            print(f"           {_usd(plan.month_cents)} a month, {_usd(plan.year_cents)} a year")
+            print(f"           {plan.included_tokens:,} standard tokens a month included")
+        for tier in plan.overage:
+            above = "then" if tier.up_to is None else f"up to ${tier.up_to // NANO_USD_PER_USD:,} of usage"
+            print(f"           {above}: {tier.percent} % of list price")
+        if plan.monthly_token_limit:
+            print(f"           {plan.monthly_token_limit:,} tokens a month, no more")
+        if plan.trial_days:
+            print(f"           {plan.trial_days} days of trial")
+    print("credit     " + ", ".join(map(_usd, CREDIT_CENTS)))
+
+
+@app.command("subscribe-link", epilog="Example: tollgate billing subscribe-link ORG growth --interval year")
+def subscribe_link(
+    org: Annotated[UUID, typer.Argument(help="Id of the organisation.", show_default=False)],
+    plan: Annotated[str, typer.Argument(help="Of the catalogue.", show_default=False)],
+    interval: Annotated[str, typer.Option(help="month or year.")] = "month",
+    email: Annotated[str | None, typer.Option(help="For Stripe's receipts.")] = None,
+    coupon: Annotated[str | None, typer.Option(help="Id of a coupon of the catalogue.")] = None,
+) -> None:
+    """Print an address at which an organisation pays for a plan; it is good for a day."""
+    from datetime import UTC, datetime
+
+    from app.billing import checkout
+
+    async def run(database: "Database", settings: "Settings", gateway: "Gateway") -> str:
+        buyer = checkout.Buyer(org, email, settings.portal_url)
+        now = datetime.now(UTC)
+        return await checkout.subscribe(database, gateway, settings, buyer, plan, interval, now, coupon=coupon)
+
+    print(_with_gateway(run))
+
+
+@app.command("live-smoke", epilog="Example: TOLLGATE_STRIPE_API_KEY=sk_test_... tollgate billing live-smoke")
+def live_smoke() -> None:
+    """Rehearse a month of a customer at Stripe's test mode; needs a key of it, and does nothing without."""
+    from datetime import UTC, datetime
+
+    from app.billing import smoke
+    from app.config import load_settings
+
+    key = load_settings().stripe_api_key
+    if key is None:
+        print("Skipped: TOLLGATE_STRIPE_API_KEY is not set.")
+        return
+    smoke.check_key(key.get_secret_value())
+
+    async def run(database: "Database", _: "Settings", gateway: "Gateway") -> None:
+        async for seen in smoke.rehearse(database, gateway, datetime.now(UTC)):
+            print(f"ok    {seen}")
+
+    _with_gateway(run)
+    print("Stripe does what we think it does.")
+
+
+def _with_gateway(action: "Callable[[Database, Settings, Gateway], Awaitable[T]]") -> "T":
+    from app.billing.gateway import Gateway
+
+    async def run(database: "Database", settings: "Settings") -> "T":
+        gateway = Gateway.of(settings)
+        try:
+            return await action(database, settings, gateway)
+        finally:
+            await gateway.aclose()
+
+    return with_database(run)
+
+
+def _usd(cents: int) -> str:
+    return f"${cents // 100:,}.{cents % 100:02}"
 
 
 def _show(finding: "Finding") -> None:
