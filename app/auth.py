@@ -214,13 +214,13 @@ async def find_key(connection: AsyncConnection, key: str, pepper: str, now: date
     return found
 
 
-async def create_org(connection: AsyncConnection, name: str, plan: str = "internal") -> UUID:
+async def create_org(connection: AsyncConnection, name: str, plan: str = "free") -> UUID:
     """A new, active organisation with a budget that nothing limits but its plan.
 
     Args:
         connection: An open transaction.
         name: 1 to 100 printable characters.
-        plan: Of the catalogue; ``internal``: an organisation of the operator's own.
+        plan: Of the catalogue; ``internal`` for an organisation of the operator's own.
 
     Raises:
         BadRequest: The name is empty or longer than 100 characters.

@@ -109,8 +109,11 @@ class Settings(BaseSettings):
                 raise ValueError(f"TOLLGATE_{name.upper()} must be set to at least 16 characters in production")
         if self.database_url is None:
             raise ValueError("TOLLGATE_DATABASE_URL must be set in production")
-        if self.stripe_api_key is not None and not self.webhook_secrets:
-            raise ValueError("TOLLGATE_STRIPE_WEBHOOK_SECRETS must be set in production, as TOLLGATE_STRIPE_API_KEY is")
+        if self.stripe_api_key is not None and min(map(len, self.webhook_secrets), default=0) < 16:
+            raise ValueError(
+                "TOLLGATE_STRIPE_WEBHOOK_SECRETS must be set in production, as TOLLGATE_STRIPE_API_KEY is:"
+                " secrets of at least 16 characters"
+            )
         return self
 
     @property

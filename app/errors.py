@@ -268,7 +268,7 @@ class StripeRefused(AppError):
         self,
         message: str,
         *,
-        stripe_status: int,
+        stripe_status: int = 400,
         stripe_code: str | None = None,
         param: str | None = None,
         decline_code: str | None = None,

@@ -271,7 +271,7 @@ async def demo_account(database: Database, settings: Settings) -> Account:
         orgs = await auth.list_orgs(connection)
         if orgs:
             return Account(org_id=orgs[0][0])
-        org_id = await auth.create_org(connection, "demo")
+        org_id = await auth.create_org(connection, "demo", plan="internal")
         password = secrets.token_urlsafe(12)
         await auth.create_user(connection, org_id, OWNER, password)
         new = await keys.mint_key(connection, settings, org_id, keys.Terms("first key"))

@@ -12,10 +12,10 @@ from app.db import Database
 PASSWORD = "a long enough password"
 
 
-async def make_org(database: Database, name: str = "Acme") -> UUID:
-    """An active organisation."""
+async def make_org(database: Database, name: str = "Acme", plan: str = "internal") -> UUID:
+    """An active organisation, without limits worth mentioning unless the plan has some."""
     async with database.begin() as connection:
-        return await auth.create_org(connection, name)
+        return await auth.create_org(connection, name, plan)
 
 
 async def make_user(database: Database, org_id: UUID, email: str = "someone@acme.example", role: str = "owner") -> UUID:

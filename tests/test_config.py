@@ -3,6 +3,7 @@ import os
 import stat
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from pydantic import SecretStr, ValidationError
@@ -71,6 +72,40 @@ def test_production_takes_what_is_set(monkeypatch: pytest.MonkeyPatch, tmp_path:
     monkeypatch.setenv("TOLLGATE_DATABASE_URL", "postgresql://db/tollgate")
     assert load_settings().key_pepper.get_secret_value() == LONG_SECRET
     assert not (tmp_path / "data").exists()
+
+
+@pytest.mark.parametrize("secrets", ["", " , ", "whsec_short"])
+def test_production_takes_no_key_of_stripe_without_a_secret_for_its_webhooks(
+    monkeypatch: pytest.MonkeyPatch, secrets: str
+) -> None:
+    monkeypatch.setenv("TOLLGATE_ENV", "production")
+    for name in ("SECRET_KEY", "KEY_PEPPER"):
+        monkeypatch.setenv(f"TOLLGATE_{name}", LONG_SECRET)
+    monkeypatch.setenv("TOLLGATE_DATABASE_URL", "postgresql://db/tollgate")
+    monkeypatch.setenv("TOLLGATE_STRIPE_API_KEY", "sk_test_" + LONG_SECRET)
+    monkeypatch.setenv("TOLLGATE_STRIPE_WEBHOOK_SECRETS", secrets)
+    with pytest.raises(ConfigError, match="TOLLGATE_STRIPE_WEBHOOK_SECRETS"):
+        load_settings()
+    monkeypatch.setenv("TOLLGATE_STRIPE_WEBHOOK_SECRETS", f"whsec_{LONG_SECRET}, whsec_{LONG_SECRET}2,")
+    settings = load_settings()
+    assert settings.webhook_secrets == (f"whsec_{LONG_SECRET}", f"whsec_{LONG_SECRET}2")
+    assert LONG_SECRET not in repr(settings)
+
+
+def test_without_a_secret_no_webhook_is_believed() -> None:
+    assert load_settings().webhook_secrets == ()
+
+
+@pytest.mark.parametrize(
+    ("given", "url"),
+    [
+        ({"public_url": "https://pay.example/"}, "https://pay.example"),
+        ({"port": 9000}, "http://127.0.0.1:9000"),
+        ({"host": "::1"}, "http://[::1]:8000"),
+    ],
+)
+def test_the_portal_is_reached_where_the_operator_says_or_here(given: dict[str, Any], url: str) -> None:
+    assert Settings(**given).portal_url == url
 
 
 def test_development_secrets_survive_a_restart() -> None:
@@ -143,7 +178,16 @@ def test_a_child_sees_exactly_the_settings(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setenv("TOLLGATE_LOG_LEVEL", "debug")
     monkeypatch.setenv("LANG", "C")
     secret = SecretStr(LONG_SECRET)
-    settings = Settings(data_dir=tmp_path, port=9001, key_pepper=secret, secret_key=secret, log_level="info")
+    settings = Settings(
+        data_dir=tmp_path,
+        port=9001,
+        key_pepper=secret,
+        secret_key=secret,
+        log_level="info",
+        stripe_api_key=secret,
+        stripe_webhook_secrets=SecretStr("a, b"),
+        stripe_tax=True,
+    )
     environment = child_environment(settings, EXTRA="1")
     assert (environment["LANG"], environment["EXTRA"]) == ("C", "1")
     monkeypatch.delenv("TOLLGATE_LOG_LEVEL")

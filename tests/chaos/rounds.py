@@ -186,7 +186,7 @@ async def _callers(
     terms = keys.Terms("caller", requests_per_minute=UNLIMITED, tokens_per_minute=UNLIMITED)
     minted = []
     async with database.begin() as connection:
-        orgs = [await auth.create_org(connection, f"customer {number}") for number in range(NUM_ORGS)]
+        orgs = [await auth.create_org(connection, f"customer {number}", plan="internal") for number in range(NUM_ORGS)]
         for caller in range(num_callers):
             new = await keys.mint_key(connection, installation.settings, orgs[caller % NUM_ORGS], terms)
             minted.append(new.key)
