@@ -23,13 +23,26 @@ from starlette.exceptions import HTTPException
 from uvicorn.supervisors import Multiprocess
 
 from app.admission import Admission
-from app.api import catalog, chat, classifications, completions, docs, embeddings, health, keys, openapi, usage
+from app.api import (
+    catalog,
+    chat,
+    classifications,
+    completions,
+    docs,
+    embeddings,
+    health,
+    keys,
+    openapi,
+    usage,
+    webhooks,
+)
 from app.api.direct import DirectRoutes
 from app.api.failures import answer_app_error, answer_http_exception, answer_query_error
 from app.api.idempotent import IdempotencyLayer
 from app.api.middleware import RequestMiddleware
 from app.api.running import RunningRequests
 from app.api.served import ServedModels
+from app.billing.gateway import Gateway
 from app.config import Settings
 from app.db import Database
 from app.errors import AppError, ConfigError
@@ -90,7 +103,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RequestMiddleware, requests=app.state.requests)
     for router in (*work, catalog.router, usage.router, keys.router, keys.public_router):
         app.include_router(router)
-    for router in (health.router, docs.router, pages.router):
+    for router in (health.router, docs.router, webhooks.router, pages.router):
         app.include_router(router)
     app.mount("/static", pages.static_files())
     app.add_exception_handler(AppError, answer_app_error)
@@ -160,6 +173,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         timeout_s=settings.database_timeout_s,
         billing_url=f"{settings.portal_url}/billing",
     )
+    # Of the portal alone: no request of the API waits for Stripe.
+    app.state.gateway = Gateway.of(settings) if settings.stripe_api_key is not None else None
     app.state.throttle = Throttle()
     app.state.leak_reports = Throttle(limit=LEAK_REPORTS_PER_MINUTE, window_s=60.0)
     async with _key_news(app, settings.database_url, settings.database_timeout_s):
@@ -168,6 +183,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     await app.state.requests.finish()
     await app.state.engine.aclose()
     await app.state.admission.aclose()
+    if app.state.gateway is not None:
+        await app.state.gateway.aclose()
     await app.state.ledger.aclose()
     await app.state.database.aclose()
 

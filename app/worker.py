@@ -1,4 +1,4 @@
-"""Periodic jobs beside the request path: partitions, rollups, retention, logins, last use of keys.
+"""Periodic jobs beside the request path: partitions, rollups, retention, logins, last use of keys, and Stripe.
 
 Each job is one transaction and may run twice, late or in several workers at once. A
 job that fails is logged and counted, and tried again at its next turn; this loop is
@@ -9,10 +9,11 @@ import asyncio
 import signal
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 
 from app import auth, idempotency, keys, metering
-from app.billing import retention, rollups
+from app.billing import duplicates, entitlement, inbox, invoices, retention, rollups
+from app.billing.gateway import Gateway
 from app.config import Settings
 from app.db import Database
 from app.errors import ConfigError
@@ -78,6 +79,40 @@ def drop_old_usage(keep_months: int) -> Job:
     return Job("drop_old_usage", 3600.0, run)
 
 
+def billing_jobs(settings: Settings) -> tuple[Job, ...]:
+    """What is done about money whether or not there is a Stripe."""
+    grace = timedelta(days=settings.billing_grace_days)
+
+    async def apply_entitlements(database: Database, now: datetime) -> None:
+        await entitlement.apply_all(database, now, grace)
+
+    return (Job("apply_entitlements", 60.0, apply_entitlements),)
+
+
+def stripe_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
+    """What is told to Stripe and taken from it."""
+    grace = timedelta(days=settings.billing_grace_days)
+
+    async def work_off_stripe_events(database: Database, now: datetime) -> None:
+        await inbox.work_off(database, gateway, now, grace)
+
+    async def sweep_stripe_events(database: Database, now: datetime) -> None:
+        await inbox.sweep(database, gateway, now)
+
+    async def end_duplicate_subscriptions(database: Database, now: datetime) -> None:
+        await duplicates.end_all(database, gateway, now)
+
+    async def audit_invoices(database: Database, now: datetime) -> None:
+        await invoices.audit_recent(database, now)
+
+    return (
+        Job("work_off_stripe_events", 1.0, work_off_stripe_events),
+        Job("sweep_stripe_events", 900.0, sweep_stripe_events),
+        Job("end_duplicate_subscriptions", 60.0, end_duplicate_subscriptions),
+        Job("audit_invoices", 300.0, audit_invoices),
+    )
+
+
 async def release_expired_reservations(database: Database, _: datetime) -> None:
     """Frees what is held for requests that ended without a word."""
     await metering.release_expired(database)
@@ -107,8 +142,9 @@ def run(settings: Settings) -> None:
     """
     if settings.database_url is None:
         raise ConfigError("TOLLGATE_DATABASE_URL must be set for the worker")
-    database = Database.connect(settings.database_url, pool_size=2, timeout_s=settings.database_timeout_s)
-    asyncio.run(_run_until_signal(database, (*JOBS, drop_old_usage(settings.usage_retention_months))))
+    database = Database.connect(settings.database_url, pool_size=4, timeout_s=settings.database_timeout_s)
+    jobs = (*JOBS, drop_old_usage(settings.usage_retention_months), *billing_jobs(settings))
+    asyncio.run(_run_until_signal(database, jobs, settings))
 
 
 async def work(
@@ -133,7 +169,10 @@ async def work(
             group.create_task(_repeat(job, database, stop, clock, pause), name=job.name)
 
 
-async def _run_until_signal(database: Database, jobs: Sequence[Job]) -> None:
+async def _run_until_signal(database: Database, jobs: Sequence[Job], settings: Settings) -> None:
+    gateway = None if settings.stripe_api_key is None else Gateway.of(settings)
+    if gateway is not None:
+        jobs = (*jobs, *stripe_jobs(settings, gateway))
     stop = asyncio.Event()
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -142,6 +181,8 @@ async def _run_until_signal(database: Database, jobs: Sequence[Job]) -> None:
         log.info("worker.started", jobs=[job.name for job in jobs])
         await work(database, stop, jobs=jobs)
     finally:
+        if gateway is not None:
+            await gateway.aclose()
         await database.aclose()
     log.info("worker.stopped")
 

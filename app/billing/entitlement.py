@@ -36,7 +36,8 @@ _DISPUTED = """EXISTS (
 _STANDING = f"""
 SELECT b.org_id, b.plan AS budget_plan, b.status AS budget_status, b.restriction, b.credit, b.num_running,
     s.plan, s.status, s.past_due_since, {_DISPUTED} AS is_disputed,
-    EXISTS (SELECT FROM subscriptions x WHERE x.org_id = b.org_id AND x.status NOT LIKE 'incomplete%') AS has_subscribed,
+    EXISTS (SELECT FROM subscriptions x WHERE x.org_id = b.org_id
+        AND x.status NOT IN ('incomplete', 'incomplete_expired')) AS has_subscribed,
     EXISTS (SELECT FROM credit_ledger c WHERE c.org_id = b.org_id) AS has_had_credit,
     COALESCE(b.credit, (SELECT sum(amount) FROM credit_ledger c WHERE c.org_id = b.org_id), 0) > 0 AS has_credit
 FROM org_budgets b LEFT JOIN subscriptions s ON s.org_id = b.org_id AND s.is_current

@@ -15,12 +15,14 @@ from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import case, func, select, text
+from sqlalchemy import ColumnElement, case, func, select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.billing import catalog
 from app.billing.catalog import Interval, Part, Plan
+from app.billing.gateway import Gateway, Object
+from app.db import Database
 from app.errors import Conflict
 from app.tables import CatalogPrice, Subscription, new_id
 
@@ -33,6 +35,7 @@ Prices = Mapping[str, tuple[Plan, Part, Interval]]
 
 _NOTHING: tuple[Any, None, None] = (None, None, None)
 
+_CLOCK = text("SELECT clock_timestamp()")
 # Whoever projects something of an organisation waits here for others that do.
 _LOCK_BY_CUSTOMER = text("SELECT id FROM orgs WHERE stripe_customer_id = :customer FOR NO KEY UPDATE")
 _LOCK_BY_ID = text("SELECT id FROM orgs WHERE id = :org_id FOR NO KEY UPDATE")
@@ -104,6 +107,48 @@ async def project(
     return org_id
 
 
+async def read(gateway: Gateway, subscription_id: str) -> tuple[Object, datetime | None]:
+    """A subscription, and since when the oldest invoice of it is open that could not be paid, if one is.
+
+    Raises:
+        StripeUnavailable: As every call; likewise ``StripeRefused``.
+    """
+    snapshot = await gateway.retrieve_subscription(subscription_id)
+    if snapshot["status"] not in OVERDUE:
+        return snapshot, None
+    unpaid = (invoice for invoice in await gateway.list_open_invoices(subscription_id) if invoice["attempted"])
+    # It was tried at once when it became final.
+    finalized = (invoice["status_transitions"]["finalized_at"] for invoice in unpaid)
+    return snapshot, moment(min((at for at in finalized if at is not None), default=None))
+
+
+async def refresh(database: Database, gateway: Gateway, subscription_id: str) -> None:
+    """Reads a subscription from Stripe and projects it, for whoever has just changed it.
+
+    Who is entitled to what is decided when its webhook comes in.
+
+    Args:
+        database: Where it is written, in a transaction of its own.
+        gateway: To read it.
+        subscription_id: Stripe's.
+
+    Raises:
+        StripeUnavailable: It cannot be read now; its webhook will say the same later.
+        StripeRefused: There is none.
+    """
+    synced_at = await clock(database)
+    snapshot, open_since = await read(gateway, subscription_id)
+    async with database.begin() as connection:
+        await project(connection, snapshot, synced_at, open_since=open_since)
+
+
+async def clock(database: Database) -> datetime:
+    """The database's present, by which readings are ordered."""
+    async with database.begin() as connection:
+        now: datetime = (await connection.execute(_CLOCK)).scalar_one()
+    return now
+
+
 async def lock_owner(
     connection: AsyncConnection, customer: str | Mapping[str, Any] | None, metadata: Mapping[str, str] | None
 ) -> UUID | None:
@@ -169,7 +214,7 @@ async def _upsert(
         id=new_id(), stripe_subscription_id=snapshot["id"], is_current=False, **values
     )
     new = statement.excluded
-    changes = {name: new[name] for name in values}
+    changes: dict[str, ColumnElement[Any]] = {name: new[name] for name in values}
     if open_since is None:
         # Nobody looked since when it is due: what we knew is better than the present.
         known = func.coalesce(Subscription.past_due_since, new.past_due_since)

@@ -43,6 +43,7 @@ ROUTES = {
     "GET /livez": "",
     "GET /readyz": "",
     "GET /metrics": "",
+    "POST /webhooks/stripe": "what Stripe has signed; a customer cannot",
     # Not in the document: pages for people, of the organisation of their session.
     "GET /": "",
     "GET /docs": "",

@@ -1,0 +1,77 @@
+"""Several subscriptions of one organisation: the newest stays, the others end at Stripe.
+
+It takes two checkouts that are both paid, in two tabs for instance. Nobody shall pay twice
+for the same time: what is left of the older one's becomes credit with the next invoice,
+and its usage is reported and invoiced first.
+"""
+
+from collections.abc import Sequence
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import Row, text
+
+from app import audit
+from app.billing import claims, outbox, subscriptions
+from app.billing.gateway import Gateway
+from app.db import Database
+from app.telemetry import DUPLICATE_SUBSCRIPTIONS, get_logger
+
+log = get_logger(__name__)
+
+# Of those that live the newest is current, so any other is one too many.
+_DUPLICATES = text(
+    "SELECT s.org_id, s.stripe_subscription_id AS id, c.stripe_subscription_id AS current_id"
+    " FROM subscriptions s JOIN subscriptions c ON c.org_id = s.org_id AND c.is_current"
+    " WHERE NOT s.is_current AND s.status IN ('trialing', 'active', 'past_due', 'unpaid')"
+    " AND (CAST(:id AS text) IS NULL OR s.stripe_subscription_id = :id) ORDER BY s.started_at"
+)
+
+
+async def end_all(database: Database, gateway: Gateway, now: datetime) -> int:
+    """Ends every subscription that has a newer one beside it; may run twice.
+
+    Args:
+        database: With the subscriptions as they are known.
+        gateway: To end them.
+        now: By Stripe's clock.
+
+    Returns:
+        How many were ended.
+
+    Raises:
+        StripeUnavailable: As every call; the rest is for the next turn. Likewise ``StripeRefused``.
+    """
+    num_ended = 0
+    for row in await _find(database):
+        # What we know may be old: the newer one may have ended since.
+        await subscriptions.refresh(database, gateway, row.current_id)
+        await subscriptions.refresh(database, gateway, row.id)
+        if await _find(database, row.id):
+            await _end(database, gateway, row.org_id, row.id, row.current_id, now)
+            num_ended += 1
+    return num_ended
+
+
+async def _find(database: Database, id: str | None = None) -> Sequence[Row[Any]]:
+    async with database.begin() as connection:
+        return (await connection.execute(_DUPLICATES, {"id": id})).all()
+
+
+async def _end(database: Database, gateway: Gateway, org_id: UUID, id: str, current_id: str, now: datetime) -> None:
+    await claims.flush(database, org_id, now)
+    await outbox.drain(database, gateway, now=now, org_id=org_id)
+    await gateway.cancel_subscription(id, f"duplicate-{id}")
+    DUPLICATE_SUBSCRIPTIONS.inc()
+    log.error("subscription.duplicate_ended", org_id=str(org_id), subscription=id, current=current_id)
+    await subscriptions.refresh(database, gateway, id)
+    async with database.begin() as connection:
+        await audit.record(
+            connection,
+            org_id=org_id,
+            actor=audit.TOLLGATE,
+            action="subscription.end_duplicate",
+            target=f"subscription:{id}",
+            after={"current": current_id},
+        )
