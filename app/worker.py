@@ -100,7 +100,7 @@ def stripe_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
         await inbox.sweep(database, gateway, now)
 
     async def end_duplicate_subscriptions(database: Database, now: datetime) -> None:
-        await duplicates.end_all(database, gateway, now)
+        await duplicates.end_all(database, gateway, now, grace)
 
     async def audit_invoices(database: Database, now: datetime) -> None:
         await invoices.audit_recent(database, now)

@@ -6,14 +6,13 @@ and its usage is reported and invoiced first.
 """
 
 from collections.abc import Sequence
-from datetime import datetime
+from datetime import datetime, timedelta
 from typing import Any
-from uuid import UUID
 
 from sqlalchemy import Row, text
 
 from app import audit
-from app.billing import claims, outbox, subscriptions
+from app.billing import claims, effects, outbox
 from app.billing.gateway import Gateway
 from app.db import Database
 from app.telemetry import DUPLICATE_SUBSCRIPTIONS, get_logger
@@ -29,13 +28,14 @@ _DUPLICATES = text(
 )
 
 
-async def end_all(database: Database, gateway: Gateway, now: datetime) -> int:
+async def end_all(database: Database, gateway: Gateway, now: datetime, grace: timedelta) -> int:
     """Ends every subscription that has a newer one beside it; may run twice.
 
     Args:
         database: With the subscriptions as they are known.
         gateway: To end them.
         now: By Stripe's clock.
+        grace: How long organisations are served on after a payment has failed.
 
     Returns:
         How many were ended.
@@ -46,10 +46,11 @@ async def end_all(database: Database, gateway: Gateway, now: datetime) -> int:
     num_ended = 0
     for row in await _find(database):
         # What we know may be old: the newer one may have ended since.
-        await subscriptions.refresh(database, gateway, row.current_id)
-        await subscriptions.refresh(database, gateway, row.id)
+        await effects.refresh(database, gateway, row.current_id, now, grace)
+        await effects.refresh(database, gateway, row.id, now, grace)
         if await _find(database, row.id):
-            await _end(database, gateway, row.org_id, row.id, row.current_id, now)
+            await _end(database, gateway, row, now)
+            await effects.refresh(database, gateway, row.id, now, grace)
             num_ended += 1
     return num_ended
 
@@ -59,19 +60,18 @@ async def _find(database: Database, id: str | None = None) -> Sequence[Row[Any]]
         return (await connection.execute(_DUPLICATES, {"id": id})).all()
 
 
-async def _end(database: Database, gateway: Gateway, org_id: UUID, id: str, current_id: str, now: datetime) -> None:
-    await claims.flush(database, org_id, now)
-    await outbox.drain(database, gateway, now=now, org_id=org_id)
-    await gateway.cancel_subscription(id, f"duplicate-{id}")
+async def _end(database: Database, gateway: Gateway, row: Row[Any], now: datetime) -> None:
+    await claims.flush(database, row.org_id, now)
+    await outbox.drain(database, gateway, now=now, org_id=row.org_id)
+    await gateway.cancel_subscription(row.id, f"duplicate-{row.id}")
     DUPLICATE_SUBSCRIPTIONS.inc()
-    log.error("subscription.duplicate_ended", org_id=str(org_id), subscription=id, current=current_id)
-    await subscriptions.refresh(database, gateway, id)
+    log.error("subscription.duplicate_ended", org_id=str(row.org_id), subscription=row.id, current=row.current_id)
     async with database.begin() as connection:
         await audit.record(
             connection,
-            org_id=org_id,
+            org_id=row.org_id,
             actor=audit.TOLLGATE,
             action="subscription.end_duplicate",
-            target=f"subscription:{id}",
-            after={"current": current_id},
+            target=f"subscription:{row.id}",
+            after={"current": row.current_id},
         )

@@ -190,6 +190,17 @@ async def bring_up_to_date(work: Work, ref: Ref) -> None:
     await _EFFECTS[ref.kind](work, ref.id)
 
 
+async def refresh(database: Database, gateway: Gateway, subscription_id: str, now: datetime, grace: timedelta) -> None:
+    """Reads a subscription from Stripe and writes it down, for whoever has just changed it.
+
+    Raises:
+        StripeUnavailable: It cannot be read now; its webhook will say the same later.
+        StripeRefused: There is none.
+    """
+    work = Work(database, gateway, await subscriptions.clock(database), now, grace)
+    await _subscription(work, subscription_id)
+
+
 async def _subscription(work: Work, id: str) -> None:
     snapshot, open_since = await subscriptions.read(work.gateway, id)
     if await checkout.complete_items(work.database, work.gateway, snapshot):

@@ -122,26 +122,6 @@ async def read(gateway: Gateway, subscription_id: str) -> tuple[Object, datetime
     return snapshot, moment(min((at for at in finalized if at is not None), default=None))
 
 
-async def refresh(database: Database, gateway: Gateway, subscription_id: str) -> None:
-    """Reads a subscription from Stripe and projects it, for whoever has just changed it.
-
-    Who is entitled to what is decided when its webhook comes in.
-
-    Args:
-        database: Where it is written, in a transaction of its own.
-        gateway: To read it.
-        subscription_id: Stripe's.
-
-    Raises:
-        StripeUnavailable: It cannot be read now; its webhook will say the same later.
-        StripeRefused: There is none.
-    """
-    synced_at = await clock(database)
-    snapshot, open_since = await read(gateway, subscription_id)
-    async with database.begin() as connection:
-        await project(connection, snapshot, synced_at, open_since=open_since)
-
-
 async def clock(database: Database) -> datetime:
     """The database's present, by which readings are ordered."""
     async with database.begin() as connection:
