@@ -419,7 +419,7 @@ def verify_webhook(body: bytes, header: str | None, secrets: Sequence[str]) -> N
 def _translated(error: stripe.StripeError) -> StripeRefused | StripeUnavailable:
     """Ours for the library's; what Stripe says is for the customer only where it is about the request."""
     status = error.http_status
-    if status is None or status in _UNCLEAR or status >= 500:
+    if status is None or status in _UNCLEAR or not 400 <= status < 500:
         log.warning("stripe.unavailable", status=status, error=type(error).__name__, stripe_request=error.request_id)
         return StripeUnavailable(_NOT_REACHABLE)
     details = error.error
