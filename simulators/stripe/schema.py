@@ -163,6 +163,21 @@ def class_type(module_name: str, class_name: str) -> Record:
     return _read_resource(module.classes[class_name], module.reference)
 
 
+@cache
+def thin_event_type(name: str) -> Record:
+    """The fields of a thin event of this type, such as `v1.billing.meter.no_meter_found`, with its data.
+
+    Raises:
+        KeyError: The library has no such type.
+    """
+    words = re.split(r"[._]", name)
+    module = f"stripe.events._{'_'.join(words)}_event"
+    if not _file_of(module).exists():
+        raise KeyError(name)
+    own = class_type(module, f"{''.join(word.capitalize() for word in words)}Event")
+    return Record({**object_type("v2.core.event").fields, **own.fields})
+
+
 class _Module:
     """A parsed file: its classes, and where the names in it come from."""
 

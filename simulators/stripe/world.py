@@ -15,6 +15,7 @@ from contextlib import contextmanager
 from typing import Any
 
 from simulators.stripe.errors import missing
+from simulators.stripe.hazards import Hazards
 from simulators.stripe.ids import new_id
 
 Object = dict[str, Any]
@@ -34,7 +35,9 @@ class World:
     Attributes:
         offset_s: How far the account's time is ahead of the real one.
         base_url: Where the simulator is reached; links to its pages begin with it.
+        hazards: What goes wrong at present.
         request: Id and idempotency key of the call that is being answered.
+        present: Makes the copy of an object that an event holds.
     """
 
     def __init__(self, real_time: Callable[[], float] = time.time) -> None:
@@ -42,7 +45,9 @@ class World:
         self.offset_s = 0
         self.objects: dict[str, dict[str, Object]] = {}
         self.base_url = "http://127.0.0.1"
+        self.hazards = Hazards()
         self.request: Object = dict(_NO_REQUEST)
+        self.present: Callable[[Object], Object] = self.snapshot
         self._instant: int | None = None
         self._undelivered: list[Object] = []
         self._jobs: list[Job] = []
@@ -151,7 +156,7 @@ class World:
             object: Copied at this moment.
             previous: For `*.updated`: the former values of the fields that changed.
         """
-        data: Object = {"object": self.snapshot(object)}
+        data: Object = {"object": self.present(object)}
         if previous is not None:
             data["previous_attributes"] = copy.deepcopy(dict(previous))
         event = {
@@ -162,12 +167,21 @@ class World:
             "request": dict(self.request),
             "type": type,
         }
-        self._undelivered.append(self.new("event", "evt", event))
+        self.announce(self.new("event", "evt", event))
+
+    def announce(self, event: Object) -> None:
+        """Have an event that is stored delivered after the answer."""
+        self._undelivered.append(event)
 
     def snapshot(self, object: Object) -> Object:
         """A deep copy without our own notes."""
         copied: Object = _public(object)
         return copied
+
+    @property
+    def has_events(self) -> bool:
+        """Whether there are events that nobody has taken."""
+        return bool(self._undelivered)
 
     def take_events(self) -> list[Object]:
         """The events since the last call, oldest first; each is handed out once."""
