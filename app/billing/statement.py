@@ -96,6 +96,8 @@ class Query:
         group_by: Empty: one line per bucket.
         limit: Lines on a page.
         after: The last line of the page before.
+        models: Only these; None: all.
+        key_ids: Likewise.
     """
 
     org_id: UUID
@@ -105,6 +107,14 @@ class Query:
     group_by: Sequence[Group] = ()
     limit: int = 100
     after: Cursor | None = None
+    models: Sequence[str] | None = None
+    key_ids: Sequence[UUID] | None = None
+
+    @property
+    def filters(self) -> dict[str, list[Any]]:
+        """Column and values of what it is limited to."""
+        wanted = {"model": self.models, "key_id": self.key_ids}
+        return {column: list(values) for column, values in wanted.items() if values is not None}
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,7 +192,7 @@ async def read_lines(connection: AsyncConnection, query: Query) -> tuple[list[Li
             "after_key": after.key_id,
             "after_kind": after.kind,
         }
-    rows = (await connection.execute(_statement(query), bind)).all()
+    rows = (await connection.execute(_statement(query), bind | query.filters)).all()
     lines = [
         Line(
             start=row.start,
@@ -207,12 +217,13 @@ def _statement(query: Query) -> TextClause:
     kind = "u.kind" if "kind" in query.group_by else "''"
     after = "(:after_start, :after_model, :after_key, :after_kind)"
     page = "" if query.after is None else f" WHERE (start, model, key_id, kind) > {after}"
+    kept = "".join(f" AND {column} = ANY(:{column})" for column in query.filters)
     # Many rows are added up as whole numbers, few are priced.
     return text(
         f'WITH {HOURS_OF}, summed AS (SELECT start, {model} COLLATE "C" AS model, {key_id} AS key_id, kind,'  # noqa: S608
         " price_version, SUM(requests) AS requests, SUM(input_tokens) AS input_tokens,"
         " SUM(cached_tokens) AS cached_tokens, SUM(output_tokens) AS output_tokens"
-        " FROM hours_of GROUP BY 1, 2, 3, 4, 5)"
+        f" FROM hours_of WHERE true{kept} GROUP BY 1, 2, 3, 4, 5)"
         f' SELECT * FROM (SELECT u.start, u.model, u.key_id, {kind} COLLATE "C" AS kind,'
         " SUM(u.requests)::bigint AS requests, SUM(u.input_tokens) AS input_tokens,"
         " SUM(u.cached_tokens) AS cached_tokens, SUM(u.output_tokens) AS output_tokens,"

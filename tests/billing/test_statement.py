@@ -128,3 +128,24 @@ async def test_a_receipt_belongs_to_its_organisation(database: Database) -> None
 async def test_an_id_whose_time_is_not_the_requests_has_no_receipt(database: Database, request_id: UUID) -> None:
     await bill(database, {"id": request_id})
     assert await receipt(database, ORG, request_id) is None
+
+
+async def test_a_statement_may_be_limited_to_models_and_keys(database: Database) -> None:
+    other_key = new_id()
+    await bill(
+        database,
+        {"model": "a", "key_id": KEY, "input_tokens": 1},
+        {"model": "a", "key_id": other_key, "input_tokens": 10},
+        {"model": "b", "key_id": KEY, "input_tokens": 100},
+        {"model": "c", "key_id": KEY, "input_tokens": 1000},
+    )
+    for limits, expected in (
+        ({"models": ["a"]}, [11]),
+        ({"models": ["a", "c"]}, [1011]),
+        ({"key_ids": [KEY]}, [1101]),
+        ({"models": ["a"], "key_ids": [other_key]}, [10]),
+        ({"models": []}, []),
+        ({"models": ["'); DROP TABLE usage_events; --"]}, []),
+    ):
+        lines, _ = await read(database, replace(QUERY, **limits))  # type: ignore[arg-type]
+        assert [line.input_tokens for line in lines] == expected

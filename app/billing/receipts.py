@@ -1,0 +1,104 @@
+"""The rows that are billed, one by one, newest first: what every sum of them can be checked against.
+
+Pages follow the order of the rows, not an offset: rows that arrive meanwhile move nothing.
+"""
+
+import base64
+import binascii
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Self
+from uuid import UUID
+
+from pydantic_core import from_json, to_json
+from sqlalchemy import text
+from sqlalchemy.dialects.postgresql import JSONB
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.billing.statement import COST, PRICED, Receipt
+from app.errors import BadRequest
+
+_COLUMNS = (
+    "u.id, u.started_at, u.billed_at, u.key_id, u.model, u.model_digest, u.kind, u.parameters, u.input_tokens,"
+    " u.cached_tokens, u.output_tokens, u.finish_reason, u.engine_ms"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiptCursor:
+    """The last row of a page."""
+
+    billed_at: datetime
+    id: UUID
+
+    @property
+    def token(self) -> str:
+        """As a caller sees it: opaque."""
+        return base64.urlsafe_b64encode(to_json([self.billed_at.isoformat(), str(self.id)])).decode().rstrip("=")
+
+    @classmethod
+    def parse(cls, token: str) -> Self:
+        """The cursor behind a token.
+
+        Raises:
+            BadRequest: It was not made by ``token``.
+        """
+        try:
+            billed_at, id = from_json(base64.urlsafe_b64decode(token + "=" * (-len(token) % 4)))
+            cursor = cls(datetime.fromisoformat(billed_at), UUID(id))
+        except (ValueError, TypeError, AttributeError, binascii.Error):
+            raise _not_a_cursor() from None
+        if cursor.billed_at.tzinfo is None:
+            raise _not_a_cursor()
+        return cursor
+
+
+@dataclass(frozen=True, slots=True)
+class ReceiptQuery:
+    """Which rows, and which page of them.
+
+    Attributes:
+        start: Inclusive, aware; compared with the time of billing.
+        end: Exclusive, aware.
+        limit: Rows on a page.
+        after: The last row of the page before.
+        models: Only these; None: all.
+        key_ids: Likewise.
+    """
+
+    org_id: UUID
+    start: datetime
+    end: datetime
+    limit: int = 50
+    after: ReceiptCursor | None = None
+    models: Sequence[str] | None = None
+    key_ids: Sequence[UUID] | None = None
+
+
+async def read_receipts(connection: AsyncConnection, query: ReceiptQuery) -> tuple[list[Receipt], bool]:
+    """One page of an organisation's rows, newest first; and whether there are more."""
+    bind: dict[str, object] = {"org_id": query.org_id, "start": query.start, "end": query.end, "limit": query.limit + 1}
+    conditions = ["u.org_id = :org_id", "u.billed_at >= :start", "u.billed_at < :end"]
+    if query.after is not None:
+        conditions.append("(u.billed_at, u.id) < (:after_at, :after_id)")
+        bind |= {"after_at": query.after.billed_at, "after_id": query.after.id}
+    for column, values in (("model", query.models), ("key_id", query.key_ids)):
+        if values is not None:
+            conditions.append(f"u.{column} = ANY(:{column})")
+            bind[column] = list(values)
+    statement = text(
+        f"SELECT {_COLUMNS}, {COST} AS cost FROM usage_events u {PRICED} WHERE {' AND '.join(conditions)}"  # noqa: S608 - constants
+        " ORDER BY u.billed_at DESC, u.id DESC LIMIT :limit"
+    ).columns(parameters=JSONB())
+    rows = [Receipt(**row._mapping) for row in await connection.execute(statement, bind)]
+    return rows[: query.limit], len(rows) > query.limit
+
+
+def cursor_of(receipt: Receipt) -> ReceiptCursor:
+    """Where the page after this row goes on."""
+    return ReceiptCursor(receipt.billed_at, receipt.id)
+
+
+def _not_a_cursor() -> BadRequest:
+    return BadRequest("Invalid value for 'after': it is not the 'next' of a page.", param="after")

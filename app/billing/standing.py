@@ -1,0 +1,130 @@
+"""Where an organisation stands this month: its plan, what it has used, what it may use.
+
+The customer's own cap is set here as well. It is judged by admission with every
+request; what runs already is paid for by its reservation.
+"""
+
+from dataclasses import dataclass
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from uuid import UUID
+
+from sqlalchemy import select, text, update
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.billing import catalog
+from app.billing.catalog import Plan
+from app.billing.prices import pico_usd
+from app.errors import BadRequest, NotFound
+from app.tables import OrgBudget
+
+RATE_SPAN = timedelta(days=7)
+"""The past that a forecast goes by."""
+_SHORTEST = timedelta(days=1)
+
+_STANDING = text(
+    "SELECT b.plan, b.restriction, b.month, b.tokens_used, b.cost_used, b.monthly_token_limit, b.max_concurrent,"
+    " b.spend_cap, b.credit, o.created_at FROM org_budgets b JOIN orgs o ON o.id = b.org_id WHERE b.org_id = :org_id"
+)
+
+
+@dataclass(frozen=True, slots=True)
+class Standing:
+    """An organisation's limits and how far it has got; amounts in 10^-12 USD.
+
+    Attributes:
+        plan: What its next request is judged by.
+        restriction: Why nothing is served; None: it is.
+        tokens_used: Input and output of this calendar month (UTC).
+        token_limit: Of the same; None: no limit.
+        max_concurrent: Requests at once.
+        cost_used: Of this month, at list price.
+        spend_cap: Of a month; None: no cap.
+        credit: Prepaid balance; None: not prepaid.
+        created_at: When the organisation was.
+    """
+
+    plan: Plan
+    restriction: str | None
+    tokens_used: int
+    token_limit: int | None
+    max_concurrent: int
+    cost_used: int
+    spend_cap: int | None
+    credit: int | None
+    created_at: datetime
+
+
+async def read_standing(connection: AsyncConnection, org_id: UUID, now: datetime) -> Standing:
+    """An organisation's standing at ``now``.
+
+    Raises:
+        NotFound: No such organisation.
+    """
+    row = (await connection.execute(_STANDING, {"org_id": org_id})).one_or_none()
+    if row is None:
+        raise _no_org(org_id)
+    plan = catalog.plan(row.plan)
+    # Whoever writes first in a new month starts its counts anew.
+    is_current = (row.month.year, row.month.month) == (now.astimezone(UTC).year, now.astimezone(UTC).month)
+    return Standing(
+        plan=plan,
+        restriction=row.restriction,
+        tokens_used=row.tokens_used if is_current else 0,
+        token_limit=plan.monthly_token_limit if row.monthly_token_limit is None else row.monthly_token_limit,
+        max_concurrent=row.max_concurrent or plan.max_concurrent,
+        cost_used=row.cost_used if is_current else 0,
+        spend_cap=row.spend_cap,
+        credit=row.credit,
+        created_at=row.created_at,
+    )
+
+
+async def set_spend_cap(connection: AsyncConnection, org_id: UUID, usd: Decimal | None) -> int | None:
+    """Sets the cap of a month, or takes it away; the next admission sees it.
+
+    Args:
+        connection: An open transaction; the organisation's row is locked until it ends.
+        org_id: The organisation.
+        usd: At least 0; None: no cap.
+
+    Returns:
+        The cap before, in 10^-12 USD.
+
+    Raises:
+        BadRequest: An amount that cannot be.
+        NotFound: No such organisation.
+    """
+    if usd is not None and (usd.is_nan() or usd < 0):
+        raise BadRequest("A cap is an amount from 0 on.", param="spend_cap")
+    cap = None if usd is None else pico_usd(usd)
+    statement = select(OrgBudget.spend_cap).where(OrgBudget.org_id == org_id).with_for_update()
+    row = (await connection.execute(statement)).one_or_none()
+    if row is None:
+        raise _no_org(org_id)
+    await connection.execute(update(OrgBudget).where(OrgBudget.org_id == org_id).values(spend_cap=cap))
+    before: int | None = row.spend_cap
+    return before
+
+
+def forecast(spent: Decimal, recent: Decimal, created_at: datetime, now: datetime) -> Decimal:
+    """What a month will have cost if it goes on as in the last days.
+
+    Args:
+        spent: Of the month so far.
+        recent: Of the last ``RATE_SPAN``, in the same unit.
+        created_at: Of the organisation: a younger one is judged by its own days, at least one.
+        now: Aware.
+
+    Returns:
+        In the same unit, rounded down.
+    """
+    now = now.astimezone(UTC)
+    span = min(RATE_SPAN, max(_SHORTEST, now - created_at))
+    end = datetime(now.year + now.month // 12, now.month % 12 + 1, 1, tzinfo=UTC)
+    microsecond = timedelta(microseconds=1)
+    return spent + recent * ((end - now) // microsecond) // (span // microsecond)
+
+
+def _no_org(org_id: UUID) -> NotFound:
+    return NotFound(f"There is no organisation {org_id}.", code="org_not_found", param="org")

@@ -1,0 +1,97 @@
+"""Where an organisation stands, and the cap that it sets itself."""
+
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
+from uuid import UUID
+
+import pytest
+from sqlalchemy import update
+
+from app.billing.catalog import PLANS
+from app.billing.standing import Standing, forecast, read_standing, set_spend_cap
+from app.db import Database
+from app.errors import BadRequest, NotFound
+from app.tables import OrgBudget, new_id
+from tests.factories import make_org
+
+NOW = datetime.now(UTC)
+USD = 10**12
+
+
+async def read(database: Database, org_id: UUID, now: datetime = NOW) -> Standing:
+    async with database.begin() as connection:
+        return await read_standing(connection, org_id, now)
+
+
+async def set_budget(database: Database, org_id: UUID, **values: object) -> None:
+    async with database.begin() as connection:
+        await connection.execute(update(OrgBudget).where(OrgBudget.org_id == org_id).values(values))
+
+
+async def test_what_nobody_limits_is_the_plan_s(database: Database) -> None:
+    org_id = await make_org(database)
+    await set_budget(database, org_id, plan="free", tokens_used=5, cost_used=7)
+    standing = await read(database, org_id)
+    assert standing.plan is PLANS["free"]
+    assert standing.token_limit == PLANS["free"].monthly_token_limit
+    assert standing.max_concurrent == PLANS["free"].max_concurrent
+    assert (standing.tokens_used, standing.cost_used, standing.spend_cap, standing.credit) == (5, 7, None, None)
+
+
+async def test_an_operator_s_limits_come_first_even_none_at_all(database: Database) -> None:
+    org_id = await make_org(database)
+    await set_budget(database, org_id, plan="free", monthly_token_limit=0, max_concurrent=1)
+    standing = await read(database, org_id)
+    assert (standing.token_limit, standing.max_concurrent) == (0, 1)
+
+
+async def test_counts_of_last_month_are_over(database: Database) -> None:
+    org_id = await make_org(database)
+    await set_budget(database, org_id, tokens_used=5, cost_used=7)
+    standing = await read(database, org_id, NOW + timedelta(days=31))
+    assert (standing.tokens_used, standing.cost_used) == (0, 0)
+
+
+async def test_a_cap_is_set_changed_and_taken_away(database: Database) -> None:
+    org_id = await make_org(database)
+    for usd, before, after in (
+        (Decimal("12.5"), None, 125 * USD // 10),
+        (Decimal(0), 125 * USD // 10, 0),
+        (None, 0, None),
+    ):
+        async with database.begin() as connection:
+            assert await set_spend_cap(connection, org_id, usd) == before
+        assert (await read(database, org_id)).spend_cap == after
+
+
+@pytest.mark.parametrize("usd", ["-0.01", "NaN", "Infinity", "1E+9", "0.0000000000001"])
+async def test_a_cap_that_cannot_be_is_refused(database: Database, usd: str) -> None:
+    org_id = await make_org(database)
+    async with database.begin() as connection:
+        with pytest.raises(BadRequest):
+            await set_spend_cap(connection, org_id, Decimal(usd))
+    assert (await read(database, org_id)).spend_cap is None
+
+
+async def test_an_organisation_that_is_not_there_has_neither(database: Database) -> None:
+    async with database.begin() as connection:
+        with pytest.raises(NotFound):
+            await read_standing(connection, new_id(), NOW)
+        with pytest.raises(NotFound):
+            await set_spend_cap(connection, new_id(), Decimal(1))
+
+
+@pytest.mark.parametrize(
+    ("now", "age_days", "expected"),
+    [
+        # Half of November is left, 7 a week: 1 a day for 15 days more.
+        (datetime(2031, 11, 16, tzinfo=UTC), 400, 100 + 15),
+        # Two days old: what it spent in them, a day.
+        (datetime(2031, 11, 16, tzinfo=UTC), 2, 100 + 52),
+        # Not a day old: as if it were one.
+        (datetime(2031, 11, 16, tzinfo=UTC), 0, 100 + 105),
+        (datetime(2031, 12, 31, tzinfo=UTC), 400, 101),
+    ],
+)
+def test_a_forecast_goes_on_as_in_the_last_days(now: datetime, age_days: int, expected: int) -> None:
+    assert forecast(Decimal(100), Decimal(7), now - timedelta(days=age_days), now) == expected
