@@ -12,13 +12,13 @@ follows shows it; the webhooks that come of it say the same.
 from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 from sqlalchemy import select
 
-from app.billing import catalog, claims, outbox, subscriptions
+from app.billing import catalog, claims, effects, outbox
 from app.billing.catalog import Interval, Plan
 from app.billing.checkout import LIVE, lookup_keys, price_ids, sold
 from app.billing.gateway import Gateway, Object
@@ -30,6 +30,23 @@ from app.tables import Subscription
 # price: for a plan paid by the year, that of the month of usage.
 _AT_THE_END = "max_period_end"
 _UNPAID = "The last invoice is not paid yet. Please pay it first; another plan can be chosen then."
+
+
+@dataclass(frozen=True, slots=True)
+class Desk:
+    """Whose subscription is looked at or changed, and with what.
+
+    Attributes:
+        database: Not open while Stripe is awaited.
+        now: By Stripe's clock.
+        grace: How long the organisation is served on after a payment has failed.
+    """
+
+    database: Database
+    gateway: Gateway
+    org_id: UUID
+    now: datetime
+    grace: timedelta
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,9 +78,7 @@ class Preview:
     cents: int
 
 
-async def preview(
-    database: Database, gateway: Gateway, org_id: UUID, plan_name: str, interval: str, now: datetime
-) -> Preview:
+async def preview(desk: Desk, plan_name: str, interval: str) -> Preview:
     """What changing the plan would cost; changes nothing.
 
     Usage that has not been reported yet is not in it.
@@ -74,23 +89,21 @@ async def preview(
         NotFound: There is no subscription.
         StripeUnavailable: As every call; likewise ``StripeRefused``.
     """
-    subscription = await _read(database, gateway, org_id)
+    subscription = await _read(desk)
     change = _decide(subscription, plan_name, interval)
     if change.at is not None:
         return Preview(change, (), 0)
     details = {
-        "items": await _items(database, subscription, change),
+        "items": await _items(desk.database, subscription, change),
         "proration_behavior": "always_invoice",
-        "proration_date": int(now.timestamp()),
+        "proration_date": int(desk.now.timestamp()),
     }
-    invoice = await gateway.preview_invoice({"subscription": subscription["id"], "subscription_details": details})
+    invoice = await desk.gateway.preview_invoice({"subscription": subscription["id"], "subscription_details": details})
     lines = tuple((str(line["description"]), int(line["amount"])) for line in invoice["lines"]["data"])
     return Preview(change, lines, int(invoice["total"]))
 
 
-async def change_plan(
-    database: Database, gateway: Gateway, org_id: UUID, plan_name: str, interval: str, now: datetime
-) -> Change:
+async def change_plan(desk: Desk, plan_name: str, interval: str) -> Change:
     """Changes the plan, at once or at the end of what is paid.
 
     A change or an end that was planned before is withdrawn. Where a card is declined
@@ -103,56 +116,56 @@ async def change_plan(
         StripeUnavailable: Stripe does not answer, or does not take what was used so far.
         StripeRefused: Stripe does not do it; status 402: the card was declined.
     """
-    subscription = await _read(database, gateway, org_id)
+    subscription = await _read(desk)
     change = _decide(subscription, plan_name, interval)
-    items = await _items(database, subscription, change)
+    items = await _items(desk.database, subscription, change)
     if change.at is None:
-        await _change_now(database, gateway, org_id, subscription, items, now)
+        await _change_now(desk, subscription, items)
     else:
-        await _change_later(gateway, subscription, items, change.at)
-    await _read_back(database, gateway, subscription["id"])
+        await _change_later(desk.gateway, subscription, items, change.at)
+    await _read_back(desk, subscription["id"])
     return change
 
 
-async def cancel(database: Database, gateway: Gateway, org_id: UUID) -> None:
+async def cancel(desk: Desk) -> None:
     """Lets the subscription end when what is paid for ends.
 
     Raises:
         NotFound: There is no subscription.
         StripeUnavailable: As every call; likewise ``StripeRefused``.
     """
-    subscription = await _read(database, gateway, org_id)
-    await _withdraw_schedule(gateway, subscription)
+    subscription = await _read(desk)
+    await _withdraw_schedule(desk.gateway, subscription)
     if not _is_ending(subscription):
-        await gateway.update_subscription(subscription["id"], {"cancel_at": _AT_THE_END})
-    await _read_back(database, gateway, subscription["id"])
+        await desk.gateway.update_subscription(subscription["id"], {"cancel_at": _AT_THE_END})
+    await _read_back(desk, subscription["id"])
 
 
-async def resume(database: Database, gateway: Gateway, org_id: UUID) -> None:
+async def resume(desk: Desk) -> None:
     """Withdraws the planned end or change: the subscription goes on as it is.
 
     Raises:
         NotFound: There is no subscription.
         StripeUnavailable: As every call; likewise ``StripeRefused``.
     """
-    subscription = await _read(database, gateway, org_id)
-    await _withdraw_schedule(gateway, subscription)
+    subscription = await _read(desk)
+    await _withdraw_schedule(desk.gateway, subscription)
     if _is_ending(subscription):
-        await gateway.update_subscription(subscription["id"], _unending(subscription))
-    await _read_back(database, gateway, subscription["id"])
+        await desk.gateway.update_subscription(subscription["id"], _unending(subscription))
+    await _read_back(desk, subscription["id"])
 
 
-async def _read(database: Database, gateway: Gateway, org_id: UUID) -> Object:
+async def _read(desk: Desk) -> Object:
     """The current subscription as Stripe has it now."""
-    async with database.begin() as connection:
+    async with desk.database.begin() as connection:
         subscription_id = await connection.scalar(
             select(Subscription.stripe_subscription_id).where(
-                Subscription.org_id == org_id, Subscription.is_current, Subscription.status.in_(LIVE)
+                Subscription.org_id == desk.org_id, Subscription.is_current, Subscription.status.in_(LIVE)
             )
         )
     if subscription_id is None:
         raise NotFound("There is no subscription.", code="subscription_not_found")
-    return await gateway.retrieve_subscription(subscription_id)
+    return await desk.gateway.retrieve_subscription(subscription_id)
 
 
 def _decide(subscription: Mapping[str, Any], plan_name: str, interval: str) -> Change:
@@ -182,12 +195,10 @@ async def _items(database: Database, subscription: Mapping[str, Any], change: Ch
     return items + [{"id": item["id"], "price": prices[usage_key]} for item in others]
 
 
-async def _change_now(
-    database: Database, gateway: Gateway, org_id: UUID, subscription: Object, items: list[Object], now: datetime
-) -> None:
-    await claims.flush(database, org_id, now)
-    await outbox.drain(database, gateway, org_id=org_id, now=now)
-    await _withdraw_schedule(gateway, subscription)
+async def _change_now(desk: Desk, subscription: Object, items: list[Object]) -> None:
+    await claims.flush(desk.database, desk.org_id, desk.now)
+    await outbox.drain(desk.database, desk.gateway, org_id=desk.org_id, now=desk.now)
+    await _withdraw_schedule(desk.gateway, subscription)
     changes: Object = {
         "items": items,
         "proration_behavior": "always_invoice",
@@ -195,7 +206,7 @@ async def _change_now(
     }
     if _is_ending(subscription):
         changes |= _unending(subscription)
-    await gateway.update_subscription(subscription["id"], changes)
+    await desk.gateway.update_subscription(subscription["id"], changes)
 
 
 async def _change_later(gateway: Gateway, subscription: Object, items: list[Object], at: datetime) -> None:
@@ -227,10 +238,10 @@ async def _change_later(gateway: Gateway, subscription: Object, items: list[Obje
     await gateway.update_schedule(schedule["id"], {"phases": [present, then], "end_behavior": "release"})
 
 
-async def _read_back(database: Database, gateway: Gateway, subscription_id: str) -> None:
+async def _read_back(desk: Desk, subscription_id: str) -> None:
     # What was asked for is done; where this fails, the webhook brings it.
     with suppress(StripeUnavailable):
-        await subscriptions.refresh(database, gateway, subscription_id)
+        await effects.refresh(desk.database, desk.gateway, subscription_id, desk.now, desk.grace)
 
 
 async def _withdraw_schedule(gateway: Gateway, subscription: Mapping[str, Any]) -> None:

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from app.accounts.permissions import allows
+
 
 @dataclass(frozen=True, slots=True)
 class Entry:
@@ -11,13 +13,17 @@ class Entry:
         path: Of the page; what begins with it belongs to it.
         label: In English; the menu translates it.
         icon: Of ``_icons.html``.
-        permission: Who lacks it does not see the line.
+        permission: Who lacks it does not see the line; None: everybody does.
     """
 
     path: str
     label: str
     icon: str
-    permission: str
+    permission: str | None
+
+    def is_for(self, role: str) -> bool:
+        """Whether people of this role see it."""
+        return self.permission is None or allows(role, self.permission)
 
 
 def _(message: str) -> str:
@@ -29,6 +35,7 @@ ENTRIES = (
     Entry("/overview", _("Overview"), "overview", "overview.read"),
     Entry("/keys", _("API keys"), "key", "keys.read"),
     Entry("/usage", _("Usage"), "usage", "usage.read"),
+    Entry("/billing", _("Plan and billing"), "billing", "billing.read"),
     Entry("/limits", _("Limits"), "limits", "limits.read"),
-    Entry("/settings", _("Settings"), "settings", "settings.read"),
+    Entry("/settings", _("Settings"), "settings", None),
 )
