@@ -19,13 +19,14 @@ from jinja2 import Environment, PackageLoader
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
+from app.accounts.permissions import allows
 from app.auth import PortalUser
 from app.errors import AppError, AuthenticationFailed
 from app.portal.forms import FORM_COOKIE, FORM_LIFETIME_S, SESSION_COOKIE, form_token, set_cookie
 from app.portal.headers import content_policy
 from app.portal.i18n import LANGUAGES, Language, language_of
 from app.portal.navigation import ENTRIES
-from app.portal.session import permits, settings_of
+from app.portal.session import settings_of
 
 SEE_OTHER = 303
 HOME = "/overview"
@@ -89,8 +90,8 @@ def render(
         "theme": theme_of(request),
         "path": request.url.path,
         "here": _here(request),
-        "navigation": [entry for entry in ENTRIES if user and permits(user.role, entry.permission)],
-        "can": lambda permission: user is not None and permits(user.role, permission),
+        "navigation": [entry for entry in ENTRIES if user and entry.is_for(user.role)],
+        "can": lambda permission: user is not None and allows(user.role, permission),
         "csrf": stamp.token,
     }
     page = HTMLResponse(templates(language).get_template(name).render(shown | values), status)

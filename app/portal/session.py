@@ -4,33 +4,22 @@ What a page shows belongs to the organisation of the session that it was asked w
 there is no id of an organisation in any address to guess.
 """
 
+from collections.abc import Mapping
 from datetime import UTC, datetime
+from typing import Any
+from uuid import UUID
 
 from fastapi import Request
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app import auth
+from app import audit, auth
+from app.accounts import permissions
 from app.auth import PortalUser
 from app.config import Settings
 from app.db import Database
-from app.errors import AuthenticationFailed, PermissionDenied
+from app.errors import AuthenticationFailed
 from app.portal.forms import SESSION_COOKIE
-
-_EVERYBODY = frozenset({"overview.read", "usage.read", "limits.read", "settings.read"})
-_MONEY = frozenset({"billing.read", "billing.write", "limits.write", "members.read"})
-_KEYS = frozenset({"keys.read", "keys.write"})
-_ALL = _EVERYBODY | _MONEY | _KEYS | {"members.write", "audit.read", "settings.write"}
-_PERMISSIONS = {
-    "owner": _ALL | {"org.delete"},
-    "admin": _ALL,
-    "billing": _EVERYBODY | _MONEY,
-    "developer": _EVERYBODY | _KEYS,
-    "viewer": _EVERYBODY,
-}
-
-
-def permits(role: str, permission: str) -> bool:
-    """Whether somebody of this role may do it; an unknown role may nothing."""
-    return permission in _PERMISSIONS.get(role, ())
+from app.telemetry import request_id
 
 
 async def find_user(request: Request) -> PortalUser | None:
@@ -44,8 +33,12 @@ async def find_user(request: Request) -> PortalUser | None:
     return user
 
 
-async def require_user(request: Request, permission: str) -> PortalUser:
+async def require_user(request: Request, permission: str | None) -> PortalUser:
     """The person whose session the request carries, who may do what is asked.
+
+    Args:
+        request: The request.
+        permission: Of ``app.accounts.permissions``; None: every member may.
 
     Raises:
         AuthenticationFailed: Nobody is signed in.
@@ -54,9 +47,45 @@ async def require_user(request: Request, permission: str) -> PortalUser:
     user = await find_user(request)
     if user is None:
         raise AuthenticationFailed("Please sign in.", code="sign_in_required")
-    if not permits(user.role, permission):
-        raise PermissionDenied("Your role in this organisation does not allow this.", code="role_not_allowed")
+    if permission is not None:
+        permissions.require(user, permission)
     return user
+
+
+async def note(
+    request: Request,
+    connection: AsyncConnection,
+    user: PortalUser,
+    action: str,
+    target: str,
+    *,
+    before: Mapping[str, Any] | None = None,
+    after: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes into the audit log what a person does; the last step of its transaction (``audit.record``).
+
+    Args:
+        request: Whose address and id are kept with it.
+        connection: The transaction of what is done.
+        user: Who does it, in their organisation.
+        action: ``noun.verb``.
+        target: ``kind:id``.
+        before: What was; never a secret.
+        after: What is now, likewise.
+    """
+    current = request_id.get()
+    assert current is not None  # RequestMiddleware is outermost
+    await audit.record(
+        connection,
+        org_id=user.org_id,
+        actor=f"user:{user.user_id}",
+        action=action,
+        target=target,
+        before=before,
+        after=after,
+        ip=host_of(request) or None,
+        request_id=UUID(current),
+    )
 
 
 def settings_of(request: Request) -> Settings:
