@@ -25,8 +25,9 @@ from app.config import Settings, metrics_dir
 
 METRICS_CONTENT_TYPE = CONTENT_TYPE_LATEST
 
-# The prefix of app.auth, which is above this module; what follows it is the secret.
-_KEY = re.compile(r"(tg_live_)[0-9A-Za-z]+")
+# The prefix of app.auth, which is above this module, and those of Stripe's keys and webhook
+# secrets; what follows is the secret.
+_KEY = re.compile(r"(tg_live_|[sr]k_(?:live|test)_|whsec_)[0-9A-Za-z]+")
 
 M = TypeVar("M", Counter, Histogram)
 
@@ -56,6 +57,7 @@ LATE_SETTLEMENTS = Gauge(
 REFUSALS = Counter("tollgate_refusals", "Requests refused before any work.", ("code",))
 CLIENTS_GONE = Counter("tollgate_clients_gone", "Streams whose client left before the end.", ("model",))
 IDEMPOTENT_REQUESTS = Counter("tollgate_idempotent_requests", "Requests with an Idempotency-Key.", ("outcome",))
+NOTIFICATIONS = Counter("tollgate_notifications", "Mails and calls to customers' addresses.", ("channel", "outcome"))
 ENGINE_ERRORS = Counter("tollgate_engine_errors", "Engine calls that failed.", ("code",))
 METER_EVENTS = Counter("tollgate_meter_events", "What became of usage on its way to Stripe.", ("outcome",))
 METER_WAITING_SECONDS = Gauge(
@@ -190,5 +192,5 @@ def _quieten_libraries() -> None:
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
-    for name in ("uvicorn.access", "httpx", "asyncio", "alembic", "absl", "tensorflow", "h5py"):
+    for name in ("uvicorn.access", "httpx", "stripe", "asyncio", "alembic", "absl", "tensorflow", "h5py"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -71,6 +71,22 @@ def test_a_stack_shows_neither_a_variable_nor_a_key(
     assert key[-36:] not in lines
 
 
+@pytest.mark.parametrize("prefix", ["sk_live_", "sk_test_", "rk_live_", "whsec_"])
+def test_a_secret_of_stripe_is_blotted_out(prefix: str, capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(Settings(log_format="json"))
+    get_logger("test").warning("stripe.said", message=f"Invalid key: {prefix}0aB1cD2eF3")
+    line = capsys.readouterr().err
+    assert f"{prefix}…" in line
+    assert "0aB1cD2eF3" not in line
+
+
+@pytest.mark.parametrize("library", ["stripe", "httpx"])
+def test_what_a_library_says_of_its_requests_is_not_logged(library: str, capsys: pytest.CaptureFixture[str]) -> None:
+    configure_logging(Settings(log_level="debug"))
+    logging.getLogger(library).info("email=someone@acme.example")
+    assert capsys.readouterr().err == ""
+
+
 def test_the_console_has_no_colour_where_nobody_sees_it(capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(Settings(log_format="console"))
     get_logger("test").warning("engine.slow", model="m")
