@@ -4,6 +4,7 @@
     ├── ConfigError                    a setting is missing or wrong; the CLI exits 1
     ├── DataError                      a line of a data file is wrong (path and line)
     ├── ModelFormatError               a model directory cannot be read
+    ├── NotificationFailed             a mail or a customer's webhook was not taken; tried again
     └── AppError                       has an HTTP status; becomes the error body
         ├── BadRequest                 400 invalid_request_error
         │   └── ContextLengthExceeded  400 context_length_exceeded
@@ -64,6 +65,10 @@ class DataError(TollgateError):
         super().__init__(f"{position}{message}")
         self.path = path
         self.line = line
+
+
+class NotificationFailed(TollgateError):
+    """Whoever was to be told did not take it."""
 
 
 class AppError(TollgateError):

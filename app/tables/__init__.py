@@ -24,6 +24,7 @@ from app.tables.accounts import (
     SignUp,
     User,
 )
+from app.tables.alerts import CHANNELS, MEASURES, NOTIFICATION_STATES, Alert, Notification, WebhookEndpoint
 from app.tables.base import Base, new_id
 from app.tables.billing import (
     CREDIT_KINDS,
@@ -56,8 +57,11 @@ from app.tables.usage import (
 
 __all__ = [
     "BUDGET_STATUSES",
+    "CHANNELS",
     "CREDIT_KINDS",
     "INTERVALS",
+    "MEASURES",
+    "NOTIFICATION_STATES",
     "ORG_STATUSES",
     "OUTBOX_STATES",
     "PAYMENT_PURPOSES",
@@ -67,6 +71,7 @@ __all__ = [
     "SUBSCRIPTION_STATUSES",
     "USAGE_KINDS",
     "USAGE_STATES",
+    "Alert",
     "AnswerPart",
     "ApiKey",
     "AuditEntry",
@@ -79,6 +84,7 @@ __all__ = [
     "Membership",
     "MeterOutbox",
     "MeteringPeriod",
+    "Notification",
     "Org",
     "OrgBudget",
     "PasswordReset",
@@ -95,5 +101,6 @@ __all__ = [
     "UsageEvent",
     "UsageRollupHour",
     "User",
+    "WebhookEndpoint",
     "new_id",
 ]

@@ -70,7 +70,6 @@ class PortalSession(Base):
         org_id: The organisation that is looked at; None: the first that was joined.
         last_seen_at: Dated every few minutes.
         awaits_code: The password was right, the second factor is still asked for.
-        num_attempts: Wrong codes so far.
     """
 
     __tablename__ = "portal_sessions"
@@ -92,7 +91,6 @@ class PortalSession(Base):
     ip: Mapped[str | None] = mapped_column(INET())
     user_agent: Mapped[str | None]
     awaits_code: Mapped[bool] = mapped_column(server_default="false")
-    num_attempts: Mapped[int] = mapped_column(Integer(), server_default="0")
 
 
 class SignUp(Base):
@@ -168,6 +166,8 @@ class SecondFactor(Base):
     Attributes:
         confirmed_at: From then on a login needs a code; None: being set up.
         last_counter: The 30 s step of the newest code that was accepted: none is accepted twice.
+        num_failures: Wrong codes since then.
+        locked_until: No code is accepted before; None: never locked.
     """
 
     __tablename__ = "second_factors"
@@ -176,6 +176,8 @@ class SecondFactor(Base):
     salt: Mapped[bytes]
     confirmed_at: Mapped[datetime | None]
     last_counter: Mapped[int] = mapped_column(server_default="0")
+    num_failures: Mapped[int] = mapped_column(Integer(), server_default="0")
+    locked_until: Mapped[datetime | None]
 
 
 class RecoveryCode(Base):

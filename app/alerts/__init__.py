@@ -1,0 +1,1 @@
+"""Telling customers how much of their limits is used up, by mail and by signed webhooks."""

@@ -1,0 +1,113 @@
+"""What customers are told: the first time in a period that a share of a limit is used up.
+
+The row of an alert and the notifications of it are one transaction, and the row is there
+once: whatever is asked twice, or by two workers, is told once. Of several thresholds that
+are passed between two looks only the highest is told.
+"""
+
+from datetime import datetime
+from typing import Any
+from uuid import UUID
+
+from sqlalchemy import select, text
+from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy.ext.asyncio import AsyncConnection
+
+from app.alerts.levels import Level, read_levels
+from app.db import Database
+from app.tables import Alert, Notification, WebhookEndpoint, new_id
+from app.telemetry import get_logger
+
+log = get_logger(__name__)
+
+THRESHOLDS = (50, 80, 100)
+"""Percent."""
+ALERT_REACHED = "alert.reached"
+
+_ORGS = text("SELECT org_id FROM org_budgets ORDER BY org_id")
+_RECIPIENTS = text(
+    "SELECT u.email FROM memberships m JOIN users u ON u.id = m.user_id"
+    " WHERE m.org_id = :org_id AND m.role IN ('owner', 'admin', 'billing') ORDER BY u.email"
+)
+
+
+async def tell_due(database: Database, now: datetime) -> None:
+    """Looks at every limit of every organisation; a transaction for each.
+
+    Args:
+        database: With the budgets.
+        now: Of the alerts.
+    """
+    async with database.begin() as connection:
+        org_ids = (await connection.execute(_ORGS)).scalars().all()
+    for org_id in org_ids:
+        async with database.begin() as connection:
+            await tell(connection, org_id, now)
+
+
+async def tell(connection: AsyncConnection, org_id: UUID, now: datetime) -> list[Alert]:
+    """Writes down which thresholds the organisation has newly passed, and queues who is to be told.
+
+    Returns:
+        Those that are told.
+    """
+    told = []
+    for level in await read_levels(connection, org_id, now):
+        passed = [await _pass(connection, org_id, level, percent, now) for percent in _reached(level)]
+        if passed and passed[-1] is not None:
+            told.append(passed[-1])
+            await _notify(connection, org_id, passed[-1], now)
+    return told
+
+
+async def list_alerts(connection: AsyncConnection, org_id: UUID, limit: int = 20) -> list[Alert]:
+    """The latest of an organisation, newest first."""
+    statement = select(*Alert.__table__.columns).where(Alert.org_id == org_id)
+    rows = await connection.execute(statement.order_by(Alert.reached_at.desc(), Alert.percent.desc()).limit(limit))
+    return [Alert(**row._mapping) for row in rows]
+
+
+def _reached(level: Level) -> list[int]:
+    return [percent for percent in THRESHOLDS if level.percent >= percent]
+
+
+async def _pass(connection: AsyncConnection, org_id: UUID, level: Level, percent: int, now: datetime) -> Alert | None:
+    """The alert, if it is new."""
+    values: dict[str, Any] = {
+        "org_id": org_id,
+        "measure": level.measure,
+        "period_start": level.period_start,
+        "percent": percent,
+        "used": level.used,
+        "limit": level.limit,
+        "reached_at": now,
+    }
+    is_new = (await connection.execute(insert(Alert).values(values).on_conflict_do_nothing())).rowcount
+    return Alert(**values) if is_new else None
+
+
+async def _notify(connection: AsyncConnection, org_id: UUID, alert: Alert, now: datetime) -> None:
+    event = {
+        "type": ALERT_REACHED,
+        "timestamp": now.isoformat(),
+        "data": {
+            "organization": str(org_id),
+            "measure": alert.measure,
+            "percent": alert.percent,
+            # As text: JavaScript's numbers end at 2^53.
+            "used": str(alert.used),
+            "limit": str(alert.limit),
+            "period_start": alert.period_start.isoformat(),
+        },
+    }
+    mails = (await connection.execute(_RECIPIENTS, {"org_id": org_id})).scalars().all()
+    found = select(WebhookEndpoint.id).where(WebhookEndpoint.org_id == org_id).order_by(WebhookEndpoint.id)
+    endpoints = (await connection.execute(found)).scalars().all()
+    targets = [("mail", mail) for mail in mails] + [("webhook", str(endpoint)) for endpoint in endpoints]
+    rows = [
+        {"id": new_id(), "org_id": org_id, "channel": channel, "target": target, "event": event, "due_at": now}
+        for channel, target in targets
+    ]
+    if rows:
+        await connection.execute(insert(Notification), rows)
+    log.info("alert.reached", org_id=str(org_id), measure=alert.measure, percent=alert.percent, told=len(rows))
