@@ -24,7 +24,7 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 _ORGS = text(
     "SELECT DISTINCT org_id FROM usage_events WHERE claim_id IS NULL AND is_prepaid AND billed_at < :end ORDER BY 1"
 )
-_LOCK = text("SELECT pg_advisory_xact_lock(hashtext('burns'), hashtext(CAST(:org_id AS text)))")
+_LOCK = text("SELECT pg_advisory_xact_lock(hashtext('burns'), hashtext(CAST(CAST(:org_id AS uuid) AS text)))")
 
 
 async def burn_due(database: Database, now: datetime) -> None:

@@ -36,18 +36,19 @@ NAMESPACE = UUID("5d3a6c1e-7f0b-4f0e-9d5e-0b8f3a1c7e42")
 """Of the identifiers of meter events. It never changes: they make that sending twice counts once."""
 
 _SECOND = timedelta(seconds=1)
+# A row is billed at the beginning of its transaction. Those that have begun and are not in the server's view yet get a
+# minute; one that takes longer than ten is no settlement, which the server ends within seconds, and what it writes
+# after all is late.
+_LEAST_LAG = timedelta(minutes=1)
+_MOST_LAG = timedelta(minutes=10)
 # One that would be shorter goes on for a whole WINDOW: what is claimed after a flush bears a
 # time after whatever the flush was for.
 _SHORTEST = timedelta(minutes=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
-# A row is billed at the beginning of its transaction. Those that have begun and are not in the view
-# yet get a minute; one that takes longer than ten is no settlement, which the server ends within
-# seconds, and what it writes after all is late.
-_LAG = text(
-    "SELECT GREATEST(interval '1 minute', LEAST(interval '10 minutes', COALESCE(now() - (SELECT min(xact_start)"
-    " FROM pg_stat_activity WHERE datname = current_database() AND backend_type = 'client backend'"
-    " AND pid <> pg_backend_pid()), interval '0')))"
+_OLDEST = text(
+    "SELECT now() - min(xact_start) FROM pg_stat_activity WHERE datname = current_database()"
+    " AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
 )
 # A subscription that was never paid for bills nothing.
 _OPEN = (
@@ -60,7 +61,7 @@ _OPEN_OF_ALL = text(f"{_OPEN} AND p.claimed_until < :now ORDER BY p.period_start
 _OPEN_OF_ORG = text(f"{_OPEN} AND p.claimed_until < :now AND s.org_id = :org_id ORDER BY p.period_start")
 _OPEN_ONE = text(f"{_OPEN} AND p.subscription_id = :subscription_id AND p.period_start = :period_start FOR UPDATE OF p")
 # Two claims of one organisation's rows could lock them in two orders.
-_LOCK = text("SELECT pg_advisory_xact_lock(hashtext('claims'), hashtext(CAST(:org_id AS text)))")
+_LOCK = text("SELECT pg_advisory_xact_lock(hashtext('claims'), hashtext(CAST(CAST(:org_id AS uuid) AS text)))")
 # Metering begins with the first period that is no trial; what is left of a period that is still open is that one's.
 # Where two subscriptions live at once, what is used since the current one meters is its.
 _SPAN = text(
@@ -120,8 +121,13 @@ def identifier(org_id: UUID, meter: str, window_start: datetime, seq: int) -> UU
 
 async def horizon(connection: AsyncConnection, now: datetime) -> datetime:
     """Before this, by the clock that says ``now``, nothing can be billed any more but what is late."""
-    lag: timedelta = (await connection.execute(_LAG)).scalar_one()
-    return now - lag
+    oldest: timedelta | None = (await connection.execute(_OLDEST)).scalar_one()
+    return now - lag(oldest)
+
+
+def lag(oldest: timedelta | None) -> timedelta:
+    """How long after its end a window is closed, where the oldest transaction has run for so long."""
+    return min(max(oldest or _LEAST_LAG, _LEAST_LAG), _MOST_LAG)
 
 
 async def claim_due(database: Database, now: datetime) -> None:
