@@ -46,7 +46,8 @@ _ALL = text(_STANDING)
 _ONE = text(f"{_STANDING} WHERE b.org_id = :org_id")
 _LOCK = text("SELECT FROM org_budgets WHERE org_id = :org_id FOR UPDATE")
 _WRITE = text(
-    "UPDATE org_budgets SET plan = :plan, restriction = :restriction, status = CASE WHEN :restriction IS NOT NULL"
+    "UPDATE org_budgets SET plan = :plan, restriction = CAST(:restriction AS text), status ="
+    " CASE WHEN CAST(:restriction AS text) IS NOT NULL"
     " THEN 'restricted' WHEN restriction IS NOT NULL THEN 'active' ELSE status END WHERE org_id = :org_id"
 )
 
