@@ -54,13 +54,15 @@ def child_line(role: str, line: str) -> None:
     _errors().print(text, soft_wrap=True)
 
 
-def welcome(address: str, models: Sequence[ModelCard], account: Account, seconds: float) -> None:
-    """Where everything is, and a request to paste."""
+def welcome(
+    address: str, models: Sequence[ModelCard], account: Account, seconds: float, stripe: str | None = None
+) -> None:
+    """Where everything is, and a request to paste; ``stripe``: what there is in its place, if that is to be said."""
     console = Console(file=sys.stdout, highlight=False, soft_wrap=True)
     console.print()
     console.print(Text.assemble(("  ● Tollgate is ready", "bold green"), (f"   {seconds:.1f} s", "dim")))
     console.print()
-    for label, value in _facts(address, models, account):
+    for label, value in _facts(address, models, account, stripe):
         console.print(Text.assemble((f"    {label:<{LABEL_WIDTH}}", "dim"), value))
     console.print()
     if account.key is None:
@@ -96,13 +98,15 @@ def example(address: str, models: Sequence[ModelCard], key: str) -> str:
     return "\n".join(f"      {line}" for line in lines)
 
 
-def _facts(address: str, models: Sequence[ModelCard], account: Account) -> list[tuple[str, str]]:
+def _facts(address: str, models: Sequence[ModelCard], account: Account, stripe: str | None) -> list[tuple[str, str]]:
     facts = [
         ("API", f"{address}/v1"),
         ("Portal", f"{address}/"),
         ("Reference", f"{address}/docs"),
         ("Models", ", ".join(f"{card.name} ({card.kind})" for card in models)),
     ]
+    if stripe is not None:
+        facts.append(("Stripe", stripe))
     if account.key is not None:
         facts += [("Login", f"{account.email}"), ("Password", f"{account.password}"), ("Key", account.key)]
     return facts

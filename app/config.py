@@ -55,6 +55,8 @@ class Settings(BaseSettings):
     """Signing secrets of the webhook's endpoint, comma-separated: two while one is rolled."""
     stripe_tax: bool = False
     """Stripe computes and collects tax; it has to be set up there first."""
+    simulate_stripe: bool = True
+    """``tollgate up`` brings a simulated Stripe along, in development, where no key is set."""
     billing_grace_days: int = Field(7, ge=0, le=60)
     """Days for which an organisation whose payment failed is served."""
     smtp_url: str | None = None
@@ -127,8 +129,7 @@ class Settings(BaseSettings):
         """The address of the portal without a slash at its end, for links that are followed from elsewhere."""
         if self.public_url is not None:
             return self.public_url.rstrip("/")
-        host = f"[{self.host}]" if ":" in self.host else self.host
-        return f"http://{host}:{self.port}"
+        return local_url(self.host, self.port)
 
     @property
     def engine_target(self) -> str:
@@ -175,6 +176,12 @@ def make_data_dir(path: Path) -> Path:
     Raises:
         ConfigError: As ``make_private_dir``.
     """
+def local_url(host: str, port: int) -> str:
+    """The URL under which this machine reaches what listens on ``host``."""
+    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared only
+    return f"http://[{here}]:{port}" if ":" in here else f"http://{here}:{port}"
+
+
     # PostgreSQL refuses to run as root: the user it runs as then needs to pass
     # through this folder to its own, without seeing what else is in it.
     return make_private_dir(path, mode=0o711 if os.geteuid() == 0 else 0o700)

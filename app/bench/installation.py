@@ -65,6 +65,7 @@ class Installation:
             database_url=None,
             engine_url=None,
             engine_slots=self._num_slots,
+            simulate_stripe=False,
         )
         self.engine_target = settings.engine_target
         self._environment = child_environment(settings, **self._extra)
@@ -108,7 +109,7 @@ class Installation:
 
     def make_org(self, name: str) -> str:
         """Another organisation; gives its id."""
-        return self._tollgate("orgs", "create", name).strip()
+        return self._tollgate("orgs", "create", name, "--plan", "internal").strip()
 
     def make_key(self, org: str) -> str:
         """A key of an organisation that no rate limits."""

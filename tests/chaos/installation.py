@@ -50,6 +50,7 @@ class Installation:
             secret_key=SecretStr(development_secret(data_dir, "secret_key")),
             database_timeout_s=DATABASE_TIMEOUT_S,
             request_timeout_s=REQUEST_TIMEOUT_S,
+            simulate_stripe=False,
         )
         self.url = f"http://127.0.0.1:{self.settings.port}"
         self._process: subprocess.Popen[bytes] | None = None

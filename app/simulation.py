@@ -1,0 +1,135 @@
+"""A simulated Stripe beside ``tollgate up``, so that everything can be tried without an account.
+
+It runs where nobody has set a key, in development, from a checkout: an installed package
+does not hold it. Its account lies in the data folder and outlives a restart. Its webhooks
+are signed with a secret that follows from this installation's own.
+"""
+
+import asyncio
+import hmac
+import socket
+import sys
+from collections.abc import Callable
+from contextlib import suppress
+from datetime import UTC, datetime
+from pathlib import Path
+
+from pydantic import SecretStr
+
+from app import migrate
+from app.billing import sync
+from app.billing.gateway import Gateway
+from app.config import Settings, child_environment
+from app.db import Database
+from app.errors import StripeUnavailable, TollgateError
+from app.supervise import Child, Role
+
+ROOT = Path(__file__).resolve().parent.parent
+API_KEY = "sk_test_simulated"
+ROLE = "stripe"
+HOST = "127.0.0.1"
+STATE = "stripe.json"
+MISSING = "none: the simulation comes with a checkout only; set TOLLGATE_STRIPE_API_KEY"
+RETRY_S = 0.2
+LONGEST_START_S = 60.0
+
+
+def is_wanted(settings: Settings) -> bool:
+    """Whether this installation has no account at Stripe and is to have a simulated one."""
+    return settings.env == "development" and settings.stripe_api_key is None and settings.simulate_stripe
+
+
+def is_there() -> bool:
+    """Whether there is a simulator: only a checkout has it."""
+    return (ROOT / "simulators" / "stripe" / "__main__.py").is_file()
+
+
+def connected(settings: Settings) -> Settings:
+    """The settings with which the other roles know the simulator, which then listens on a port that is free now."""
+    port = _free_port(settings.port + 1)
+    simulated = {
+        "stripe_api_key": SecretStr(API_KEY),
+        "stripe_api_base": f"http://{HOST}:{port}",
+        "stripe_webhook_secrets": SecretStr(_webhook_secret(settings)),
+    }
+    return settings.model_copy(update=simulated)
+
+
+def role(settings: Settings, webhook_url: str) -> Role:
+    """The simulator as a child of this process.
+
+    Args:
+        settings: As ``connected`` makes them.
+        webhook_url: Where it sends its events.
+    """
+    assert settings.stripe_api_base is not None
+    words = {
+        "--host": HOST,
+        "--port": settings.stripe_api_base.rpartition(":")[2],
+        "--webhook-url": webhook_url,
+        "--webhook-secret": settings.webhook_secrets[0],
+        "--state": str(settings.data_dir.resolve() / STATE),
+    }
+    command = [sys.executable, "-P", "-m", "simulators.stripe", *(word for pair in words.items() for word in pair)]
+    return Role(ROLE, command, child_environment(settings, PYTHONPATH=str(ROOT), PYTHONUNBUFFERED="1"))
+
+
+def without_address(on_line: Callable[[str, str], None]) -> Callable[[str, str], None]:
+    """``on_line`` for all that the simulator writes but the line with its address, which is known."""
+
+    def forward(name: str, line: str) -> None:
+        if not line.startswith('{"url"'):
+            on_line(name, line)
+
+    return forward
+
+
+async def prepare(settings: Settings, child: Child, stop: asyncio.Event) -> str:
+    """Waits for the simulator and pushes the catalogue to it.
+
+    Args:
+        settings: As ``connected`` makes them, with a database, which remembers where the prices lie.
+        child: The simulator.
+        stop: Ends the wait.
+
+    Returns:
+        What to tell a person: where it is, or what is wrong.
+    """
+    gateway, database = Gateway.of(settings), Database.connect(migrate.required_url(settings), pool_size=1)
+    deadline_s = asyncio.get_running_loop().time() + LONGEST_START_S
+    try:
+        while not stop.is_set() and asyncio.get_running_loop().time() < deadline_s:
+            with suppress(StripeUnavailable):
+                report = await sync.push(database, gateway, datetime.now(UTC))
+                return _told(settings, report)
+            with suppress(TimeoutError):
+                await asyncio.wait_for(stop.wait(), RETRY_S)
+    except TollgateError as error:
+        return f"the simulation does not take the catalogue: {error.message}"
+    finally:
+        await gateway.aclose()
+        await database.aclose()
+    return f"the simulation does not start: {child.last_line}"
+
+
+def _told(settings: Settings, report: sync.Report) -> str:
+    if report.drift:
+        file = settings.data_dir / STATE
+        return f"the simulation knows another catalogue: {', '.join(report.drift)}; delete {file} to begin anew"
+    return f"{settings.stripe_api_base}/ (simulated: no money moves)"
+
+
+def _webhook_secret(settings: Settings) -> str:
+    # Not kept anywhere: it follows from a secret that is.
+    key = settings.secret_key.get_secret_value().encode()
+    return "whsec_" + hmac.digest(key, b"webhooks of the simulated Stripe", "sha256").hex()
+
+
+def _free_port(wanted: int) -> int:
+    """``wanted``, so that links to it live on over a restart, or any other where it is taken."""
+    for port in (wanted, 0):
+        with socket.socket() as probe, suppress(OSError, OverflowError):
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            probe.bind((HOST, port))
+            return int(probe.getsockname()[1])
+    raise AssertionError("no port is free")
