@@ -101,7 +101,7 @@ def _fitted_record(record: Record, value: Any, path: str) -> Any:  # noqa: ANN40
             fitted[name] = _fitted(field.type, value[name], f"{path}.{name}")
         elif field.is_required:
             raise MismatchError(f"{path}.{name} is missing")
-        elif name != "deleted" and not _is_part_for_type(record, name):
+        elif name != "deleted" and not _is_part_for_type(record, name) and not _holds_map(field.type):
             fitted[name] = None
     return fitted
 
@@ -109,6 +109,11 @@ def _fitted_record(record: Record, value: Any, path: str) -> Any:  # noqa: ANN40
 def _is_part_for_type(record: Record, name: str) -> bool:
     kind = record.fields.get("type")
     return kind is not None and isinstance(kind.type, Choice) and name in kind.type.values
+
+
+def _holds_map(type: Type) -> bool:
+    """Stripe leaves out a map that was not asked for, such as `currency_options`; the library fails on null."""
+    return isinstance(type, Map) or (isinstance(type, Union) and any(isinstance(one, Map) for one in type.options))
 
 
 def _fitted_union(type: Union, value: Any, path: str) -> Any:  # noqa: ANN401 - any JSON
