@@ -11,8 +11,10 @@ import json
 import os
 import secrets as random_secrets
 import tempfile
+from email.utils import parseaddr
 from pathlib import Path
 from typing import Literal, Self
+from urllib.parse import urlsplit
 
 from pydantic import Field, SecretStr, ValidationError, field_validator, model_validator
 from pydantic_settings import BaseSettings, SettingsConfigDict
@@ -53,14 +55,16 @@ class Settings(BaseSettings):
     """Address of the API; unset: Stripe's own."""
     stripe_webhook_secrets: SecretStr = SecretStr("")
     """Signing secrets of the webhook's endpoint, comma-separated: two while one is rolled."""
-    stripe_tax: bool = False
-    """Stripe computes and collects tax; it has to be set up there first."""
     simulate_stripe: bool = True
     """``tollgate up`` brings a simulated Stripe along, in development, where no key is set."""
+    stripe_tax: bool = False
+    """Stripe computes and collects tax; it has to be set up there first."""
     billing_grace_days: int = Field(7, ge=0, le=60)
     """Days for which an organisation whose payment failed is served."""
-    smtp_url: str | None = None
-    """Mail server; unset: mails are written to ``data_dir``/mail."""
+    smtp_url: SecretStr | None = None
+    """Mail server, ``smtp://user:password@host:587`` or ``smtps://…``; unset: mails go to ``data_dir``/mail."""
+    mail_from: str = "Tollgate <tollgate@localhost>"
+    """Whom mails are from; with a mail server, an address for which it may send."""
     log_format: Literal["json", "console"] = "console"
     log_level: Literal["debug", "info", "warning", "error"] = "info"
 
@@ -100,6 +104,21 @@ class Settings(BaseSettings):
         if 0 < months < MIN_RETENTION_MONTHS:
             raise ValueError(f"must be 0 (keep everything) or at least {MIN_RETENTION_MONTHS}")
         return months
+
+    @field_validator("smtp_url")
+    @classmethod
+    def _refuse_no_mail_server(cls, url: SecretStr | None) -> SecretStr | None:
+        # Not shown: there may be a password in it.
+        if url is not None and not _is_mail_server(url.get_secret_value()):
+            raise ValueError("must be smtp://user:password@host:port or smtps://…")
+        return url
+
+    @field_validator("mail_from")
+    @classmethod
+    def _refuse_no_sender(cls, sender: str) -> str:
+        if "@" not in parseaddr(sender)[1] or not sender.isprintable():
+            raise ValueError("must be an address, such as 'Acme <api@acme.example>'")
+        return sender
 
     @model_validator(mode="after")
     def _refuse_unsafe_production(self) -> Self:
@@ -157,6 +176,12 @@ class Settings(BaseSettings):
         return self.data_dir / "mail"
 
 
+def local_url(host: str, port: int) -> str:
+    """The URL under which this machine reaches what listens on ``host``."""
+    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared only
+    return f"http://[{here}]:{port}" if ":" in here else f"http://{here}:{port}"
+
+
 def short_socket_dir(data_dir: Path) -> Path:
     """``data_dir``/run, or a folder below the system's temporary one if that is too long.
 
@@ -176,12 +201,6 @@ def make_data_dir(path: Path) -> Path:
     Raises:
         ConfigError: As ``make_private_dir``.
     """
-def local_url(host: str, port: int) -> str:
-    """The URL under which this machine reaches what listens on ``host``."""
-    here = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(host, host)  # noqa: S104 - compared only
-    return f"http://[{here}]:{port}" if ":" in here else f"http://{here}:{port}"
-
-
     # PostgreSQL refuses to run as root: the user it runs as then needs to pass
     # through this folder to its own, without seeing what else is in it.
     return make_private_dir(path, mode=0o711 if os.geteuid() == 0 else 0o700)
@@ -295,6 +314,14 @@ def _create_secrets(path: Path) -> None:
         raise ConfigError(f"cannot write {path}: {error.strerror}") from error
     finally:
         Path(temporary).unlink()
+
+
+def _is_mail_server(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return parts.scheme in {"smtp", "smtps"} and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # the port is no number
+        return False
 
 
 def _first_problem(error: ValidationError) -> str:

@@ -22,6 +22,7 @@
         ├── EngineUnavailable          503 engine_unavailable     (Retry-After)
         ├── DatabaseUnavailable        503 database_unavailable   (Retry-After)
         ├── StripeUnavailable          503 stripe_unavailable     (Retry-After)
+        ├── MailUnavailable            503 mail_unavailable       (Retry-After)
         └── DeadlineExceeded           504 deadline_exceeded
 
 Knows nothing of the web framework: the API turns an ``AppError`` into a response,
@@ -254,6 +255,12 @@ class StripeUnavailable(RetryableError):
     """Stripe is not set up, does not answer, is busy or failed: whether it did what it was asked is not known."""
 
     default_code = "stripe_unavailable"
+
+
+class MailUnavailable(RetryableError):
+    """The mail server did not take a mail."""
+
+    default_code = "mail_unavailable"
 
 
 class StripeRefused(AppError):

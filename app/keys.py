@@ -16,7 +16,8 @@ from sqlalchemy import ColumnElement, Row, ScalarSelect, func, insert, select, t
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.auth import DEFAULT_SCOPES, KEY_PREFIX, SCOPES, Network, checked_name, generate_key, hash_key
+from app.accounts.orgs import checked_name
+from app.auth import DEFAULT_SCOPES, KEY_PREFIX, SCOPES, Network, generate_key, hash_key
 from app.config import Settings
 from app.errors import BadRequest, Conflict, NotFound
 from app.tables import ApiKey, RateBucket, new_id

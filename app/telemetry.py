@@ -58,6 +58,7 @@ REFUSALS = Counter("tollgate_refusals", "Requests refused before any work.", ("c
 CLIENTS_GONE = Counter("tollgate_clients_gone", "Streams whose client left before the end.", ("model",))
 IDEMPOTENT_REQUESTS = Counter("tollgate_idempotent_requests", "Requests with an Idempotency-Key.", ("outcome",))
 NOTIFICATIONS = Counter("tollgate_notifications", "Mails and calls to customers' addresses.", ("channel", "outcome"))
+STORED_REQUESTS = Counter("tollgate_stored_requests", "Requests of customers who let them be kept.", ("outcome",))
 ENGINE_ERRORS = Counter("tollgate_engine_errors", "Engine calls that failed.", ("code",))
 METER_EVENTS = Counter("tollgate_meter_events", "What became of usage on its way to Stripe.", ("outcome",))
 METER_WAITING_SECONDS = Gauge(
@@ -103,6 +104,7 @@ CATALOG_DRIFT = Gauge(
     "Prices and other parts of the catalogue that are not at Stripe what they are here.",
     multiprocess_mode="livemostrecent",
 )
+MAILS = Counter("tollgate_mails", "Mails handed over, or not taken.", ("outcome",))
 ENGINE_SLOTS = Gauge(
     "tollgate_engine_slots", "Slots of a model by state.", ("model", "state"), multiprocess_mode="livemostrecent"
 )

@@ -1,9 +1,9 @@
 """``tollgate up``: everything on one machine, started in order and stopped in order.
 
 PostgreSQL (unless an address is set), migrations, one engine, N API processes that
-share one listening socket, one worker. The API outlives its engine: a child that dies
-is started again with back-off. Nothing survives this process, however it ends: it
-stops the children itself, or the kernel does.
+share one listening socket, one worker, and in development a simulated Stripe. The API
+outlives its engine: a child that dies is started again with back-off. Nothing survives
+this process, however it ends: it stops the children itself, or the kernel does.
 """
 
 import asyncio
@@ -23,9 +23,11 @@ from urllib.parse import urlsplit
 
 from prometheus_client.multiprocess import mark_process_dead
 
-from app import auth, banner, keys, migrate, postgres
+from app import banner, keys, migrate, postgres, simulation
+from app.accounts.orgs import create_org, list_orgs
+from app.accounts.users import create_user
 from app.banner import Account
-from app.config import Settings, child_environment, make_data_dir, make_private_dir
+from app.config import Settings, child_environment, local_url, make_data_dir, make_private_dir
 from app.db import Database
 from app.errors import ConfigError
 from app.metering import ensure_partitions
@@ -138,13 +140,15 @@ class Installation:
         self, settings: Settings, workers: int, listener: socket.socket, engine_options: tuple[str, ...] = ()
     ) -> None:
         self._address = address_of(settings, listener)
-        self._settings = settings
+        # What was to be any port is one now, and part of addresses that are shown.
+        self._settings = settings.model_copy(update={"port": listener.getsockname()[1]})
         self._workers = workers
         self._listener = listener
         self._engine_options = engine_options
         self._children: list[Child] = []
         self._tasks: list[asyncio.Task[None]] = []
         self._server: postgres.Server | None = None
+        self._stripe: asyncio.Task[str] | None = None
         self._stop = asyncio.Event()
 
     async def run(self) -> None:
@@ -173,7 +177,7 @@ class Installation:
             await self._spawn(role("engine", self._settings, *self._engine_options))
         settings = self._settings.model_copy(update={"database_url": self._start_postgres()})
         await self._prepare_database(settings)
-        self._settings = settings
+        self._settings = settings = await self._start_stripe(settings)
         for _ in range(self._workers):
             await self._spawn(api_role(settings, self._listener))
         await self._spawn(role("worker", settings))
@@ -209,14 +213,31 @@ class Installation:
         finally:
             await database.aclose()
 
+    async def _start_stripe(self, settings: Settings) -> Settings:
+        if not simulation.is_wanted(settings) or not simulation.is_there():
+            return settings
+        settings = simulation.connected(settings)
+        child = await self._spawn(
+            simulation.role(settings, f"{self._address}/webhooks/stripe"), simulation.without_address(banner.child_line)
+        )
+        # Beside the API: what there is to buy may come a moment later.
+        self._stripe = asyncio.create_task(simulation.prepare(settings, child, self._stop))
+        return settings
+
+    async def _stripe_line(self) -> str | None:
+        if self._stripe is not None:
+            return await self._stripe
+        return simulation.MISSING if simulation.is_wanted(self._settings) else None
+
     def _forget_metrics(self, pid: int) -> None:
         mark_process_dead(pid, str(metrics_dir(self._settings)))  # type: ignore[no-untyped-call]
 
-    async def _spawn(self, role: Role) -> None:
-        child = Child(role, on_line=banner.child_line, on_exit=self._forget_metrics)
+    async def _spawn(self, role: Role, on_line: Callable[[str, str], None] = banner.child_line) -> Child:
+        child = Child(role, on_line=on_line, on_exit=self._forget_metrics)
         self._children.append(child)
         self._tasks.append(asyncio.create_task(child.run()))
         await child.spawned.wait()
+        return child
 
     async def _ready(self) -> None:
         banner.note("Loading the models …")
@@ -225,7 +246,8 @@ class Installation:
             if answer.says("no_model_ready"):
                 raise ConfigError("no model could be loaded: the engine's lines above say why")
             for child in self._children:
-                if child.starts > MAX_STARTS:
+                # Without what stands for Stripe the rest works.
+                if child.starts > MAX_STARTS and child.role.name != simulation.ROLE:
                     raise ConfigError(f"the {child.role.name} does not start: {child.last_line}")
             if asyncio.get_running_loop().time() > deadline_s:
                 raise ConfigError(f"not ready after {READY_TIMEOUT_S:.0f} s; look at {self._address}/readyz")
@@ -239,7 +261,7 @@ class Installation:
         finally:
             await database.aclose()
         models = [card for card in Registry(self._settings.models_dir).list() if card.enabled]
-        banner.welcome(self._address, models, account, seconds)
+        banner.welcome(self._address, models, account, seconds, await self._stripe_line())
 
     async def _shut_down(self) -> None:
         self._stop.set()
@@ -248,7 +270,7 @@ class Installation:
         # The API drains against a running engine and a running database.
         await stop_all(others, self._settings.drain_timeout_s + 5)
         await stop_all(engines, self._settings.drain_timeout_s)
-        await asyncio.gather(*self._tasks)
+        await asyncio.gather(*self._tasks, *([self._stripe] if self._stripe else ()))
         if self._server is not None:
             self._server.stop()
 
@@ -268,12 +290,12 @@ async def demo_account(database: Database, settings: Settings) -> Account:
     The secrets of a new one exist only in the answer.
     """
     async with database.begin() as connection:
-        orgs = await auth.list_orgs(connection)
+        orgs = await list_orgs(connection)
         if orgs:
             return Account(org_id=orgs[0][0])
-        org_id = await auth.create_org(connection, "demo", plan="internal")
+        org_id = await create_org(connection, "demo", plan="internal")
         password = secrets.token_urlsafe(12)
-        await auth.create_user(connection, org_id, OWNER, password)
+        await create_user(connection, org_id, OWNER, password)
         new = await keys.mint_key(connection, settings, org_id, keys.Terms("first key"))
     return Account(org_id=org_id, email=OWNER, password=password, key=new.key)
 
@@ -308,9 +330,7 @@ def empty_metrics_dir(settings: Settings) -> None:
 
 def address_of(settings: Settings, listener: socket.socket) -> str:
     """The URL under which this machine reaches the API."""
-    port = listener.getsockname()[1]
-    host = {"0.0.0.0": "127.0.0.1", "::": "::1"}.get(settings.host, settings.host)  # noqa: S104 - compared only
-    return f"http://[{host}]:{port}" if ":" in host else f"http://{host}:{port}"
+    return local_url(settings.host, listener.getsockname()[1])
 
 
 def on_signals(action: Callable[[], None]) -> None:

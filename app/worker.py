@@ -11,7 +11,8 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from app import auth, idempotency, keys, metering
+from app import idempotency, keys, metering
+from app.accounts import invitations, passwords, sessions, sign_ups
 from app.billing import duplicates, entitlement, inbox, invoices, retention, rollups
 from app.billing.gateway import Gateway
 from app.config import Settings
@@ -46,9 +47,12 @@ async def make_partitions(database: Database, now: datetime) -> None:
 
 
 async def delete_expired_sessions(database: Database, now: datetime) -> None:
-    """Removes portal logins that have ended."""
+    """Removes portal logins that have ended, and links of mails that are over."""
     async with database.begin() as connection:
-        await auth.delete_expired_sessions(connection, now)
+        await sessions.delete_expired_sessions(connection, now)
+        await sign_ups.delete_expired_sign_ups(connection, now)
+        await passwords.delete_expired_resets(connection, now)
+        await invitations.delete_expired_invitations(connection, now)
 
 
 async def touch_used_keys(database: Database, _: datetime) -> None:

@@ -25,13 +25,14 @@ from typing import Any
 from uuid import UUID
 
 import httpx
+from app.billing.plans import PRICE_VERSION, PRICES
 from pydantic import SecretStr
 from sqlalchemy import text
 
 from app import auth, keys, metering, migrate, postgres
+from app.accounts.orgs import create_org
 from app.admission import Admission, Limits, Work
 from app.billing import rollups
-from app.billing.plans import PRICE_VERSION, PRICES
 from app.billing.statement import Query, read_lines
 from app.config import Settings
 from app.db import Database
@@ -188,7 +189,7 @@ async def measure(url: str, folder: Path, num_rows: int, num_requests: int) -> d
     database = Database.connect(url, pool_size=1)
     try:
         async with database.begin() as connection:
-            org_id = await auth.create_org(connection, "Measured")
+            org_id = await create_org(connection, "Measured")
             key = (await keys.mint_key(connection, settings, org_id, keys.Terms("measuring"))).key
         settled_before = await settle(database, settings, key)
         written_s = await fill(database, org_id, num_rows)

@@ -6,6 +6,8 @@ from uuid import UUID
 from sqlalchemy import text
 
 from app import auth, keys
+from app.accounts.orgs import create_org
+from app.accounts.users import create_user
 from app.config import Settings
 from app.db import Database
 
@@ -15,13 +17,13 @@ PASSWORD = "a long enough password"
 async def make_org(database: Database, name: str = "Acme", plan: str = "internal") -> UUID:
     """An active organisation, without limits worth mentioning unless the plan has some."""
     async with database.begin() as connection:
-        return await auth.create_org(connection, name, plan)
+        return await create_org(connection, name, plan)
 
 
 async def make_user(database: Database, org_id: UUID, email: str = "someone@acme.example", role: str = "owner") -> UUID:
     """A member of the organisation whose password is ``PASSWORD``."""
     async with database.begin() as connection:
-        return await auth.create_user(connection, org_id, email, PASSWORD, role)
+        return await create_user(connection, org_id, email, PASSWORD, role)
 
 
 async def make_key(

@@ -3,7 +3,7 @@
 import re
 from datetime import UTC, datetime, timedelta
 from ipaddress import ip_network
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 import pytest
 from hypothesis import given
@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from app import auth
 from app.config import Settings
 from app.db import Database
-from app.errors import AuthenticationFailed, BadRequest, Conflict, PermissionDenied
+from app.errors import AuthenticationFailed, PermissionDenied
 from tests.conftest import PEPPER
-from tests.factories import PASSWORD, make_key, make_org, make_user
+from tests.factories import make_key, make_org
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
 
@@ -85,94 +85,6 @@ async def test_keys_of_a_suspended_organisation_are_refused(database: Database, 
     with pytest.raises(PermissionDenied) as refusal:
         await find(database, key)
     assert refusal.value.code == "organization_suspended"
-
-
-async def test_organisations_are_listed_by_age(database: Database) -> None:
-    first, second = await make_org(database, " One "), await make_org(database, "Two")
-    async with database.begin() as connection:
-        assert await auth.list_orgs(connection) == [(first, "One", "active"), (second, "Two", "active")]
-
-
-@pytest.mark.parametrize("name", ["", "  ", "x" * 101, "a\nb"])
-async def test_a_name_must_be_printable_and_short(database: Database, name: str) -> None:
-    with pytest.raises(BadRequest):
-        await make_org(database, name)
-
-
-async def test_the_right_password_opens_the_login(database: Database) -> None:
-    user_id = await make_user(database, await make_org(database), "Some.One@Acme.example")
-    async with database.begin() as connection:
-        found = await auth.find_login(connection, " some.one@acme.EXAMPLE ")
-    assert found is not None
-    assert found[0] == user_id
-    assert auth.check_password(found[1], PASSWORD)
-    assert not auth.check_password(found[1], "another password")
-    assert PASSWORD not in found[1]
-
-
-async def test_nobody_has_no_login(database: Database) -> None:
-    async with database.begin() as connection:
-        assert await auth.find_login(connection, "nobody@acme.example") is None
-        assert await auth.find_login(connection, "nobody\0@acme.example") is None
-    assert not auth.check_password(None, PASSWORD)
-    assert not auth.check_password("damaged", PASSWORD)
-
-
-async def test_an_address_is_used_once(database: Database) -> None:
-    org_id = await make_org(database)
-    await make_user(database, org_id)
-    with pytest.raises(Conflict):
-        await make_user(database, org_id)
-
-
-@pytest.mark.parametrize(
-    ("email", "password", "role"),
-    [("nonsense", PASSWORD, "owner"), ("a@b.example", "short", "owner"), ("a@b.example", PASSWORD, "emperor")],
-)
-async def test_a_user_needs_an_address_a_password_and_a_role(
-    database: Database, email: str, password: str, role: str
-) -> None:
-    org_id = await make_org(database)
-    async with database.begin() as connection:
-        with pytest.raises(BadRequest):
-            await auth.create_user(connection, org_id, email, password, role)
-
-
-async def open_session(database: Database, user_id: UUID) -> str:
-    async with database.begin() as connection:
-        return await auth.open_session(connection, user_id, NOW)
-
-
-async def find_session(database: Database, token: str, now: datetime) -> auth.PortalUser | None:
-    async with database.begin() as connection:
-        return await auth.find_session(connection, token, now)
-
-
-async def test_a_session_lasts_seven_days(database: Database) -> None:
-    org_id = await make_org(database)
-    user_id = await make_user(database, org_id)
-    token = await open_session(database, user_id)
-    end = NOW + auth.SESSION_LIFETIME
-    found = await find_session(database, token, end - timedelta(seconds=1))
-    assert found == auth.PortalUser(user_id, "someone@acme.example", org_id, "Acme", "owner")
-    assert await find_session(database, token, end) is None
-    assert await find_session(database, "guess", NOW) is None
-
-
-async def test_logging_out_ends_the_session(database: Database) -> None:
-    token = await open_session(database, await make_user(database, await make_org(database)))
-    async with database.begin() as connection:
-        await auth.close_session(connection, token)
-    assert await find_session(database, token, NOW) is None
-
-
-async def test_only_ended_sessions_are_deleted(database: Database) -> None:
-    token = await open_session(database, await make_user(database, await make_org(database)))
-    async with database.begin() as connection:
-        assert await auth.delete_expired_sessions(connection, NOW) == 0
-    assert await find_session(database, token, NOW) is not None
-    async with database.begin() as connection:
-        assert await auth.delete_expired_sessions(connection, NOW + auth.SESSION_LIFETIME) == 1
 
 
 def key_with(**terms: object) -> auth.Key:

@@ -15,6 +15,7 @@ import psutil
 import pytest
 
 from app import auth, up
+from app.accounts import users
 from app.banner import Account
 from app.config import Settings
 from app.db import Database
@@ -216,10 +217,10 @@ async def test_the_demo_account_can_log_in_and_call(database: Database, settings
     assert account.email is not None
     async with database.begin() as connection:
         key = await auth.find_key(connection, account.key, settings.key_pepper.get_secret_value())
-        login = await auth.find_login(connection, account.email)
+        login = await users.find_login(connection, account.email)
     assert key.org_id == account.org_id
     assert login is not None
-    assert auth.check_password(login[1], account.password)
+    assert users.check_password(login.password_hash, account.password)
 
 
 async def test_an_installation_with_an_organisation_gets_no_other(database: Database, settings: Settings) -> None:

@@ -6,7 +6,8 @@ from datetime import UTC, date, datetime, timedelta
 import pytest
 from sqlalchemy import insert
 
-from app import auth, worker
+from app import worker
+from app.accounts import sessions
 from app.config import Settings
 from app.db import Database
 from app.errors import ConfigError
@@ -90,10 +91,10 @@ async def test_partitions_are_made_ahead(database: Database) -> None:
 async def test_ended_logins_are_deleted(database: Database) -> None:
     user_id = await make_user(database, await make_org(database))
     async with database.begin() as connection:
-        token = await auth.open_session(connection, user_id, NOW)
-    await worker.delete_expired_sessions(database, NOW + auth.SESSION_LIFETIME)
+        token = await sessions.open_session(connection, user_id, NOW)
+    await worker.delete_expired_sessions(database, NOW + sessions.SESSION_LIFETIME)
     async with database.begin() as connection:
-        assert await auth.find_session(connection, token, NOW) is None
+        assert await sessions.find_session(connection, token, NOW) is None
 
 
 async def test_every_job_may_run_twice(database: Database) -> None:

@@ -8,9 +8,10 @@ from typing import Annotated, Literal
 
 from pydantic import AwareDatetime, ConfigDict, Field, StringConstraints
 
+from app.accounts.orgs import MAX_NAME_LENGTH
 from app.api.schemas import Answer, Body
 from app.api.usage_schemas import Money
-from app.auth import MAX_NAME_LENGTH, SCOPES
+from app.auth import SCOPES
 from app.keys import MAX_MODEL_LENGTH, MAX_MODELS, MAX_NETWORKS, MAX_PER_MINUTE
 
 MAX_OVERLAP_S = 366 * 86_400

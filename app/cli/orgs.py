@@ -23,12 +23,13 @@ def create(
     ] = "free",
 ) -> None:
     """Create an organisation and print its id."""
-    from app import audit, auth
+    from app import audit
+    from app.accounts import orgs
     from app.billing.budgets import checked_plan
 
     async def run(database: "Database", _: "Settings") -> str:
         async with database.begin() as connection:
-            org_id = await auth.create_org(connection, name, checked_plan(plan))
+            org_id = await orgs.create_org(connection, name, checked_plan(plan))
             after = {"name": name, "plan": plan}
             await audit.record(
                 connection,
@@ -77,11 +78,11 @@ def set_limits(
 @app.command("list", epilog="Example: tollgate orgs list")
 def list_orgs() -> None:
     """List every organisation: id, status, name."""
-    from app import auth
+    from app.accounts import orgs
 
     async def run(database: "Database", _: "Settings") -> list[str]:
         async with database.begin() as connection:
-            return [f"{org_id}  {status:9}  {name}" for org_id, name, status in await auth.list_orgs(connection)]
+            return [f"{org_id}  {status:9}  {name}" for org_id, name, status in await orgs.list_orgs(connection)]
 
     for line in with_database(run):
         print(line)

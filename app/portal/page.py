@@ -20,7 +20,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from app.accounts.permissions import allows
-from app.auth import PortalUser
+from app.accounts.sessions import PortalUser
 from app.errors import AppError, AuthenticationFailed
 from app.portal.forms import FORM_COOKIE, FORM_LIFETIME_S, SESSION_COOKIE, form_token, set_cookie
 from app.portal.headers import content_policy

@@ -12,9 +12,9 @@ from uuid import UUID
 from fastapi import Request
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app import audit, auth
-from app.accounts import permissions
-from app.auth import PortalUser
+from app import audit
+from app.accounts import permissions, sessions
+from app.accounts.sessions import PortalUser
 from app.config import Settings
 from app.db import Database
 from app.errors import AuthenticationFailed
@@ -28,7 +28,7 @@ async def find_user(request: Request) -> PortalUser | None:
     if token is None:
         return None
     async with database_of(request).begin() as connection:
-        user = await auth.find_session(connection, token, datetime.now(UTC))
+        user = await sessions.find_session(connection, token, datetime.now(UTC))
     request.state.user = user
     return user
 

@@ -6,7 +6,7 @@ from datetime import UTC, datetime
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
-from app import auth
+from app.accounts import sessions, users
 from app.errors import PermissionDenied
 from app.portal.forms import (
     FORM_COOKIE,
@@ -51,17 +51,16 @@ async def login(request: Request) -> Response:
         problem = language.gettext("Too many attempts. Please wait a quarter of an hour.")
         return _refused(request, problem, 429, email, following)
     async with database.begin() as connection:
-        found = await auth.find_login(connection, email)
-    user_id, password_hash = found or (None, None)
-    is_right = await asyncio.to_thread(auth.check_password, password_hash, password)
-    if user_id is None or not is_right:
+        found = await users.find_login(connection, email)
+    is_right = await asyncio.to_thread(users.check_password, found and found.password_hash, password)
+    if found is None or not is_right:
         log.info("login.refused")
         problem = language.gettext("The e-mail address or the password is wrong.")
         return _refused(request, problem, 401, email, following)
     async with database.begin() as connection:
-        token = await auth.open_session(connection, user_id, datetime.now(UTC))
+        token = await sessions.open_session(connection, found.user_id, datetime.now(UTC))
     response = RedirectResponse(following, SEE_OTHER)
-    set_cookie(response, request, SESSION_COOKIE, token, int(auth.SESSION_LIFETIME.total_seconds()))
+    set_cookie(response, request, SESSION_COOKIE, token, int(sessions.SESSION_LIFETIME.total_seconds()))
     response.delete_cookie(FORM_COOKIE)
     return response
 
@@ -74,7 +73,7 @@ async def logout(request: Request) -> Response:
     if token is None or not is_genuine(settings_of(request), token, form.get("token")):
         return RedirectResponse("/overview", SEE_OTHER)
     async with database_of(request).begin() as connection:
-        await auth.close_session(connection, token)
+        await sessions.close_session(connection, token)
     response = RedirectResponse("/", SEE_OTHER)
     response.delete_cookie(SESSION_COOKIE)
     return response

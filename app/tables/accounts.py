@@ -5,7 +5,7 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, Integer, Text, func
+from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, Integer, SmallInteger, Text, func
 from sqlalchemy.dialects.postgresql import ARRAY, CIDR, INET, JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -17,16 +17,27 @@ REVOKE_REASONS = ("revoked", "leaked", "rotated")
 
 
 class Org(Base):
-    """A customer: owns keys, usage and money."""
+    """A customer: owns keys, usage and money.
+
+    Attributes:
+        prompt_retention_days: For how long its requests and answers are kept; None: not at all.
+        delete_at: From then on the worker deletes it with all its data; None: never.
+    """
 
     __tablename__ = "orgs"
-    __table_args__ = (one_of("status", ORG_STATUSES), CheckConstraint("name <> ''", name="name_present"))
+    __table_args__ = (
+        one_of("status", ORG_STATUSES),
+        CheckConstraint("name <> ''", name="name_present"),
+        CheckConstraint("prompt_retention_days BETWEEN 1 AND 90", name="prompt_retention_in_range"),
+    )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
     name: Mapped[str]
     status: Mapped[str] = mapped_column(server_default="active")
     created_at: Mapped[datetime] = mapped_column(server_default=func.now())
     stripe_customer_id: Mapped[str | None] = mapped_column(unique=True)
+    prompt_retention_days: Mapped[int | None] = mapped_column(SmallInteger())
+    delete_at: Mapped[datetime | None]
 
 
 class User(Base):

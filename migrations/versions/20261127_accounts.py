@@ -55,7 +55,6 @@ def logins() -> None:
     op.add_column("portal_sessions", sa.Column("ip", postgresql.INET(), nullable=True))
     op.add_column("portal_sessions", sa.Column("user_agent", sa.Text(), nullable=True))
     op.add_column("portal_sessions", sa.Column("awaits_code", sa.Boolean(), server_default="false", nullable=False))
-    op.add_column("portal_sessions", sa.Column("num_attempts", sa.Integer(), server_default="0", nullable=False))
     op.create_check_constraint(
         op.f("ck_portal_sessions_token_hash_length"), "portal_sessions", "octet_length(token_hash) = 32"
     )
@@ -124,6 +123,8 @@ def second_factors() -> None:
         sa.Column("salt", sa.LargeBinary(), nullable=False),
         sa.Column("confirmed_at", TIME, nullable=True),
         sa.Column("last_counter", sa.BigInteger(), server_default="0", nullable=False),
+        sa.Column("num_failures", sa.Integer(), server_default="0", nullable=False),
+        sa.Column("locked_until", TIME, nullable=True),
         sa.PrimaryKeyConstraint("user_id", name="pk_second_factors"),
         sa.ForeignKeyConstraint(["user_id"], ["users.id"], name="fk_second_factors_user_id_users", ondelete="CASCADE"),
     )

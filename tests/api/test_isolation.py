@@ -16,7 +16,8 @@ from fastapi.routing import APIRoute
 from sqlalchemy import text
 from starlette.routing import BaseRoute
 
-from app import auth, keys
+from app import keys
+from app.accounts.sessions import open_session
 from app.db import Database
 from app.portal.forms import SESSION_COOKIE
 from app.tables import Base
@@ -123,7 +124,7 @@ async def attacker(world: World) -> Attacker:
     key = await make_key(world.database, world.settings, org_id)
     async with world.database.begin() as connection:
         created_at = (await connection.execute(text("SELECT now()"))).scalar_one()
-        session = await auth.open_session(connection, user_id, created_at)
+        session = await open_session(connection, user_id, created_at)
     headers = httpx.Headers({"authorization": f"Bearer {key}", "cookie": f"{SESSION_COOKIE}={session}"})
     return Attacker(org_id, headers)
 

@@ -12,7 +12,8 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from app import auth, keys, up
+from app import keys, up
+from app.accounts.orgs import create_org
 from app.bench.progress import note
 from app.db import Database
 from app.errors import DatabaseUnavailable
@@ -186,7 +187,7 @@ async def _callers(
     terms = keys.Terms("caller", requests_per_minute=UNLIMITED, tokens_per_minute=UNLIMITED)
     minted = []
     async with database.begin() as connection:
-        orgs = [await auth.create_org(connection, f"customer {number}", plan="internal") for number in range(NUM_ORGS)]
+        orgs = [await create_org(connection, f"customer {number}", plan="internal") for number in range(NUM_ORGS)]
         for caller in range(num_callers):
             new = await keys.mint_key(connection, installation.settings, orgs[caller % NUM_ORGS], terms)
             minted.append(new.key)
