@@ -51,6 +51,7 @@ from app.key_cache import KeyCache
 from app.metering import Ledger
 from app.portal import pages
 from app.portal.headers import SecurityHeaders
+from app.privacy.prompts import PromptStore
 from app.rpc.client import EngineClient
 from app.telemetry import configure_logging
 from app.throttle import Throttle
@@ -175,12 +176,14 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     )
     # Of the portal alone: no request of the API waits for Stripe.
     app.state.gateway = Gateway.of(settings) if settings.stripe_api_key is not None else None
+    app.state.prompts = PromptStore(app.state.database)
     app.state.throttle = Throttle()
     app.state.leak_reports = Throttle(limit=LEAK_REPORTS_PER_MINUTE, window_s=60.0)
     async with _key_news(app, settings.database_url, settings.database_timeout_s):
         yield
     # Those that were cut off after the time to drain still write their usage rows.
     await app.state.requests.finish()
+    await app.state.prompts.aclose()
     await app.state.engine.aclose()
     await app.state.admission.aclose()
     if app.state.gateway is not None:

@@ -15,6 +15,7 @@ from fastapi.routing import APIRoute
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from app.api.call import require_call
+from app.api.keeping import keeping
 from app.auth import require_key
 
 
@@ -44,4 +45,6 @@ class DirectRoutes:
         request = Request(scope, receive)
         call = await require_call(request, await require_key(request))
         response = await route.endpoint(call)
+        if call.key.prompt_retention_days is not None:
+            send = keeping(send, call, call.key.prompt_retention_days, request.app.state.prompts)
         await response(scope, receive, send)

@@ -41,6 +41,7 @@ from app.tables.billing import (
     StripeEvent,
     Subscription,
 )
+from app.tables.privacy import StoredRequest
 from app.tables.usage import (
     BUDGET_STATUSES,
     RESTRICTIONS,
@@ -96,6 +97,7 @@ __all__ = [
     "RolledHour",
     "SecondFactor",
     "SignUp",
+    "StoredRequest",
     "StripeEvent",
     "Subscription",
     "UsageEvent",
