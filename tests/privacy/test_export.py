@@ -52,7 +52,7 @@ async def test_everything_of_an_organisation_is_there_and_nothing_of_others(
     assert [row["name"] for row in rows(archive, "orgs")] == ["Acme"]
     assert [row["email"] for row in rows(archive, "users")] == ["own@acme.example"]
     assert [row["name"] for row in rows(archive, "api_keys")] == ["own"]
-    assert [row["input_tokens"] for row in rows(archive, "usage_events")] == ["0", "1", "2"]
+    assert sorted(row["input_tokens"] for row in rows(archive, "usage_events")) == ["0", "1", "2"]
     assert len(rows(archive, "rate_buckets")) == 1
     assert rows(archive, "metering_periods") == []
     everything = b"".join(archive.read(name) for name in archive.namelist())
