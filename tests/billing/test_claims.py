@@ -401,15 +401,18 @@ async def test_what_an_event_says_cannot_be_changed(database: Database) -> None:
 
 # Any order of what can happen.
 
-LENGTH = timedelta(hours=2)
+# Its end cuts a window.
+LENGTH = timedelta(hours=2, minutes=7, seconds=13)
+NOTHING = st.none()
 STEPS = st.one_of(
-    st.tuples(st.just("wait"), st.integers(1, 4000)),
-    st.tuples(st.just("use"), st.sampled_from([0, 0, 1, 30, 3000, 8000])),
-    st.tuples(st.just("claim"), st.none()),
-    st.tuples(st.just("flush"), st.none()),
-    st.tuples(st.just("renew"), st.none()),
-    st.tuples(st.just("crash"), st.integers(0, 12)),
+    st.tuples(st.just("wait"), st.sampled_from([1, 20, 59, 61, 300, 900, 1800, 3400, 7700, 11_000])),
+    st.tuples(st.just("approach"), st.sampled_from([-30, -1, 0, 1, 20, 70, 900, 3299, 3300, 3700])),
+    st.tuples(st.just("use"), st.sampled_from([0, 0, 1, 30, 1000, 8000])),
     st.tuples(st.just("edge"), st.sampled_from([-1, 0])),
+    st.tuples(st.just("renew"), NOTHING),
+    st.tuples(st.just("claim"), NOTHING),
+    st.tuples(st.just("flush"), NOTHING),
+    st.tuples(st.just("crash"), st.integers(0, 14)),
 )
 
 
@@ -432,12 +435,16 @@ class Story:
         match step:
             case "wait":
                 self.now += timedelta(seconds=argument or 0)
+            case "approach":
+                # The end of the last period that is known.
+                self.now = max(self.now, self.periods[-1][1] + timedelta(seconds=argument or 0))
             case "use":
                 await self.use(max(START, self.now - timedelta(seconds=argument or 0)))
             case "edge":
-                last = self.periods[-1][1]
-                self.now = max(self.now, last)
-                await self.use(last + (argument or 0) * MICROSECOND)
+                # Of the period that ended last.
+                ends = [end for _, end in self.periods if end <= self.now]
+                if ends:
+                    await self.use(ends[-1] + (argument or 0) * MICROSECOND)
             case "renew":
                 await self.renew()
             case "claim":
@@ -501,8 +508,8 @@ class Story:
         return next(number for number, (start, end) in enumerate(self.periods) if start <= at < end)
 
 
-@given(st.lists(STEPS, max_size=25))
-@settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(STEPS, min_size=4, max_size=30))
+@settings(max_examples=120, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 async def test_any_order_claims_every_row_once_in_its_period(
     database: Database, steps: list[tuple[str, int | None]]
 ) -> None:
