@@ -6,7 +6,7 @@ is, ``Account.unreported_since`` tells. Amounts of Stripe's are cents.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from datetime import datetime, timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -34,7 +34,8 @@ _BILLED = text(
     "SELECT COALESCE(SUM((line->>'quantity')::bigint), 0)::bigint FROM invoices i,"
     " jsonb_array_elements(i.lines) AS line WHERE i.stripe_subscription_id = :subscription"
     " AND (line->>'is_metered')::boolean AND i.status <> 'void'"
-    " AND (line->>'period_start')::timestamptz >= :start AND (line->>'period_end')::timestamptz BETWEEN :start AND :now"
+    " AND to_timestamp((line->'period'->>'start')::bigint) >= :start"
+    " AND to_timestamp((line->'period'->>'end')::bigint) BETWEEN :start AND :now"
 )
 _WAITING = text(
     "SELECT min(created_at) FROM stripe_meter_outbox WHERE org_id = :org_id"
@@ -209,11 +210,11 @@ async def read_used(connection: AsyncConnection, org_id: UUID, start: datetime, 
 
 def metered_period(lines: Sequence[Mapping[str, Any]]) -> tuple[datetime, datetime] | None:
     """From when to when the usage on an invoice was made; None: there is none on it."""
-    spans = [(line["period_start"], line["period_end"]) for line in lines if line["is_metered"]]
-    if not spans:
+    periods = [line["period"] for line in lines if line["is_metered"]]
+    if not periods:
         return None
-    starts, ends = ([datetime.fromisoformat(moment) for moment in moments] for moments in zip(*spans, strict=True))
-    return min(starts), max(ends)
+    start, end = min(one["start"] for one in periods), max(one["end"] for one in periods)
+    return datetime.fromtimestamp(start, UTC), datetime.fromtimestamp(end, UTC)
 
 
 def _held(row: Any) -> Held:  # noqa: ANN401 - a row of subscriptions
