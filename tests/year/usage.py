@@ -15,8 +15,14 @@ from app.tables import UsageEvent, new_id
 from tests.year.oracle import Row
 
 MODELS = (("shakespeare", "generation", 1), ("tang-poetry", "generation", 2), ("banking77", "classification", 1))
-_CREDIT = text(
-    "UPDATE org_budgets SET credit = credit - :cost WHERE org_id = :org_id AND credit IS NOT NULL RETURNING 1"
+# As a settlement does it: what is used in a month, and off the credit where there is one.
+_SPEND = text(
+    "UPDATE org_budgets SET month = GREATEST(month, :month),"
+    " cost_used = CASE WHEN month >= :month THEN cost_used ELSE 0 END"
+    " + CASE WHEN month <= :month THEN :cost ELSE 0 END,"
+    " tokens_used = CASE WHEN month >= :month THEN tokens_used ELSE 0 END"
+    " + CASE WHEN month <= :month THEN :tokens ELSE 0 END,"
+    " credit = credit - :cost WHERE org_id = :org_id RETURNING credit IS NOT NULL"
 )
 
 
@@ -75,8 +81,11 @@ async def write(database: Database, rows: Sequence[Row], *, billed_at: datetime 
     async with database.begin() as connection:
         written = []
         for row in rows:
-            taken = await connection.execute(_CREDIT, {"cost": row.pico_usd, "org_id": row.org_id})
-            written.append(_values(row, billed_at or row.counts_at, is_prepaid=taken.first() is not None))
+            at = billed_at or row.counts_at
+            tokens = row.input_tokens + row.output_tokens
+            spent = {"org_id": row.org_id, "month": at.date().replace(day=1), "cost": row.pico_usd, "tokens": tokens}
+            is_prepaid = bool(await connection.scalar(_SPEND, spent))
+            written.append(_values(row, at, is_prepaid=is_prepaid))
         await connection.execute(insert(UsageEvent), written)
 
 
