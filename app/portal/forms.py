@@ -5,17 +5,21 @@ read the cookie nor make the HMAC. Guessing passwords is slowed by ``app.throttl
 """
 
 import hmac
+import re
+from decimal import Decimal
 
 from fastapi import Request, Response
 from starlette.datastructures import FormData
 
 from app.config import Settings
-from app.errors import PermissionDenied
+from app.errors import BadRequest, PermissionDenied
 
 SESSION_COOKIE = "tollgate_session"
 FORM_COOKIE = "tollgate_form"
 """Of visitors who are not signed in."""
 FORM_LIFETIME_S = 3600
+_MAX_DIGITS = 15
+_AMOUNT = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?", re.ASCII)
 TOKEN_FIELD = "token"  # noqa: S105 - a field's name
 
 
@@ -56,6 +60,34 @@ def text_of(form: FormData, name: str) -> str:
 def texts_of(form: FormData, name: str) -> tuple[str, ...]:
     """Every value of a field that may be ticked several times."""
     return tuple(value for value in form.getlist(name) if isinstance(value, str))
+
+
+def whole_of(form: FormData, name: str) -> int | None:
+    """A field with a whole number from 0 on; None where it is empty.
+
+    Raises:
+        BadRequest: It is something else; ``param`` names it.
+    """
+    text = text_of(form, name)
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS):
+        raise BadRequest("Please enter a whole number.", param=name)
+    return int(text)
+
+
+def usd_of(form: FormData, name: str) -> Decimal | None:
+    """A field with an amount of USD from 0 on, to the micro-dollar; None where it is empty.
+
+    Raises:
+        BadRequest: It is something else; ``param`` names it.
+    """
+    text = text_of(form, name)
+    if not text:
+        return None
+    if not _AMOUNT.fullmatch(text):
+        raise BadRequest("Please enter an amount such as 25 or 12.50.", param=name)
+    return Decimal(text)
 
 
 def local_path(address: object, otherwise: str = "/overview") -> str:

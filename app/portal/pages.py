@@ -2,11 +2,11 @@
 
 from fastapi import APIRouter
 
-from app.portal import billing, landing, overview, settings, sign_in
+from app.portal import billing, keys, landing, limits, overview, settings, sign_in, usage
 from app.portal.page import STATIC_DIR, Files
 
 router = APIRouter(include_in_schema=False)
-for _page in (landing, sign_in, overview, billing, settings):
+for _page in (landing, sign_in, overview, keys, usage, billing, limits, settings):
     router.include_router(_page.router)
 
 
