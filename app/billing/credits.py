@@ -53,7 +53,6 @@ class Movement:
     id: UUID
     amount: int
     expires_at: datetime | None
-    created_at: datetime
 
 
 async def add(
@@ -159,7 +158,7 @@ async def _expire(connection: AsyncConnection, org_id: UUID, now: datetime) -> N
     await connection.execute(_LOCK_BUDGET, {"org_id": org_id})
     # What was used up to now was not left.
     await burn(connection, org_id, now)
-    columns = (CreditEntry.id, CreditEntry.amount, CreditEntry.expires_at, CreditEntry.created_at)
+    columns = (CreditEntry.id, CreditEntry.amount, CreditEntry.expires_at)
     statement = select(*columns).where(CreditEntry.org_id == org_id).order_by(CreditEntry.created_at, CreditEntry.id)
     movements = [Movement(*row) for row in (await connection.execute(statement)).all()]
     left = remainders(movements)
