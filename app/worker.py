@@ -13,7 +13,7 @@ from datetime import UTC, datetime, timedelta
 
 from app import idempotency, keys, metering
 from app.accounts import invitations, passwords, sessions, sign_ups
-from app.billing import duplicates, entitlement, inbox, invoices, retention, rollups
+from app.billing import duplicates, entitlement, inbox, invoices, retention, rollups, sync
 from app.billing.gateway import Gateway
 from app.config import Settings
 from app.db import Database
@@ -109,7 +109,13 @@ def stripe_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
     async def audit_invoices(database: Database, now: datetime) -> None:
         await invoices.audit_recent(database, now)
 
+    async def check_catalog(database: Database, now: datetime) -> None:
+        drift = await sync.check(database, gateway, now)
+        if drift:
+            log.warning("catalog.drift", drift=drift)
+
     return (
+        Job("check_catalog", 3600.0, check_catalog),
         Job("work_off_stripe_events", 1.0, work_off_stripe_events),
         Job("sweep_stripe_events", 900.0, sweep_stripe_events),
         Job("end_duplicate_subscriptions", 60.0, end_duplicate_subscriptions),

@@ -1,14 +1,19 @@
 """Checks of what organisations have: prepaid credit, one subscription, a plan, an audit log in order."""
 
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 from sqlalchemy import text
 
 from app import audit
+from app.billing import entitlement
 from app.billing.catalog import PLANS
 from app.billing.check import LIMIT, MAX_FINDINGS, Check, read, snapshot
 from app.billing.prices import PRICES
 from app.db import Database
+
+GRACES = (timedelta(0), timedelta(days=60))
+"""The shortest and the longest that can be set: a budget has to be right under one of them."""
 
 _CREDITS = text(
     "SELECT b.org_id, b.credit, COALESCE((SELECT sum(amount) FROM credit_ledger l WHERE l.org_id = b.org_id), 0)"
@@ -56,6 +61,13 @@ async def find_unlike_plans(database: Database) -> list[str]:
     return problems
 
 
+async def find_unlike_entitlements(database: Database) -> list[str]:
+    """Budgets that grant something else than what was paid for, whatever grace is given."""
+    async with snapshot(database) as connection:
+        found = await entitlement.find_others(connection, datetime.now(UTC), GRACES)
+    return [f"organisation {org_id} is entitled to something else than its budget says" for org_id in found]
+
+
 async def find_subscriptions_in_excess(database: Database) -> list[str]:
     """Organisations with several subscriptions that live, or with one that does not count."""
     rows = await read(database, _TOO_MANY, LIMIT)
@@ -74,6 +86,7 @@ async def find_broken_audit(database: Database) -> list[str]:
 ACCOUNT_CHECKS = (
     Check("credit is the ledger", "Prepaid credit is what was paid in less what was used.", find_unlike_credits),
     Check("plans are the catalogue's", "An organisation is on a plan that there is.", find_unlike_plans),
+    Check("budgets are entitlements", "Everybody gets what was paid for.", find_unlike_entitlements),
     Check("one subscription", "Nobody pays for two subscriptions at once.", find_subscriptions_in_excess),
     Check("the audit log is whole", "Nobody changed what was recorded.", find_broken_audit),
 )

@@ -127,11 +127,7 @@ async def apply(connection: AsyncConnection, org_id: UUID, now: datetime, grace:
     row = (await connection.execute(_ONE, {"org_id": org_id})).one_or_none()
     if row is None:
         return
-    standing = _standing(row)
-    if row.credit is None and standing.has_credit:
-        # Prepaid usage that no burn shows yet has been spent as well.
-        standing = replace(standing, has_credit=await credits.balance(connection, org_id) > 0)
-    entitlement = decide(standing, now, grace)
+    entitlement = decide(await _exact_standing(connection, row), now, grace)
     if entitlement is None or not _changes(row, entitlement):
         return
     values = {"plan": entitlement.plan, "restriction": entitlement.restriction}
@@ -158,6 +154,25 @@ async def apply_all(database: Database, now: datetime, grace: timedelta) -> None
         if entitlement is not None and _changes(row, entitlement):
             async with database.begin() as connection:
                 await apply(connection, row.org_id, now, grace)
+
+
+async def find_others(connection: AsyncConnection, now: datetime, graces: Sequence[timedelta]) -> list[UUID]:
+    """Organisations whose budget says something else than what they are entitled to, under whichever of the graces."""
+    found = []
+    for row in (await connection.execute(_ALL)).all():
+        standing = await _exact_standing(connection, row)
+        decisions = [decide(standing, now, grace) for grace in graces]
+        if all(decision is not None and _changes(row, decision) for decision in decisions):
+            found.append(row.org_id)
+    return found
+
+
+async def _exact_standing(connection: AsyncConnection, row: Row[tuple[object, ...]]) -> Standing:
+    standing = _standing(row)
+    if row.credit is None and standing.has_credit:
+        # Prepaid usage that no burn shows yet has been spent as well.
+        return replace(standing, has_credit=await credits.balance(connection, row.org_id) > 0)
+    return standing
 
 
 def _plan(standing: Standing) -> str:
