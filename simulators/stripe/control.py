@@ -11,7 +11,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from simulators.stripe import customers, disputes, hazards, payment_methods, refunds
+from simulators.stripe import customers, disputes, hazards, payment_methods, refunds, standing
 from simulators.stripe.account import Account
 from simulators.stripe.deliveries import DELIVERY
 from simulators.stripe.errors import StripeError, invalid, missing
@@ -33,6 +33,7 @@ def routes(account: Account) -> list[Route]:
         ("DELETE", "/hazards", switch_off),
         ("DELETE", "/hazards/{name}", switch_off),
         ("POST", "/clock", move_clock),
+        ("POST", "/dunning", set_dunning),
         ("POST", "/flush", flush),
         ("POST", "/reset", reset),
         ("POST", "/events/{id}/resend", resend),
@@ -77,6 +78,15 @@ async def move_clock(account: Account, body: Body, path: dict[str, str]) -> Obje
         raise invalid("seconds", "The clock moves forward by whole seconds only.")
     account.forward(seconds)
     return await show_state(account, body, path)
+
+
+async def set_dunning(account: Account, body: Body, path: dict[str, str]) -> Object:
+    """Say how failed payments are retried: `retry_days` after each attempt, and the `end` when all have failed."""
+    days, end = body.get("retry_days", [3, 5, 7]), body.get("end", "canceled")
+    if not all(isinstance(day, int) and day > 0 for day in days) or end not in ("canceled", "past_due", "unpaid"):
+        raise invalid("end", "Days are whole numbers, and the end is canceled, past_due or unpaid.")
+    standing.set_dunning(account.world, days, end)
+    return {"retry_days": days, "end": end}
 
 
 async def flush(account: Account, body: Body, path: dict[str, str]) -> Object:

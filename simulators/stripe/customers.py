@@ -90,9 +90,13 @@ def create(world: World, params: Params) -> Object:
             "tax_exempt": params.get("tax_exempt") or "none",
         },
     )
+    settings = dict(params.get("invoice_settings", {}))
     if "payment_method" in params:
-        _attach_first(world, made, params["payment_method"])
-    _set_invoice_settings(world, made, params)
+        attached = _attach_first(world, made, params["payment_method"])
+        # A ready-made id, given twice, means one card.
+        if settings.get("default_payment_method") == params["payment_method"]:
+            settings["default_payment_method"] = attached["id"]
+    _set_invoice_settings(world, made, settings)
     merge_metadata(made, params)
     if params.get("balance"):
         move_balance(world, made, params["balance"], "usd", type="adjustment")
@@ -125,7 +129,7 @@ def update(world: World, params: Params, customer: str) -> Object:
             if name in params:
                 found[name] = None if params[name] == "" else params[name]
         found["tax_exempt"] = found["tax_exempt"] or "none"
-        _set_invoice_settings(world, found, params)
+        _set_invoice_settings(world, found, params.get("invoice_settings", {}))
         merge_metadata(found, params)
         if "balance" in params and params["balance"] != found["balance"]:
             moved = params["balance"] - found["balance"]
@@ -176,17 +180,16 @@ def _check_clock(world: World, params: Params) -> None:
         raise invalid("test_clock", f"A test clock can have at most {_MAX_UNDER_CLOCK} customers.")
 
 
-def _attach_first(world: World, customer: Object, id: str) -> None:
+def _attach_first(world: World, customer: Object, id: str) -> Object:
     try:
-        payment_methods.attach(world, payment_methods.resolve(world, id), customer)
+        return payment_methods.attach(world, payment_methods.resolve(world, id), customer)
     except Exception:
         # As at Stripe, a customer whose card is refused is not made.
         world.delete(CUSTOMER, customer["id"])
         raise
 
 
-def _set_invoice_settings(world: World, customer: Object, params: Params) -> None:
-    given = params.get("invoice_settings", {})
+def _set_invoice_settings(world: World, customer: Object, given: Params) -> None:
     id = given.get("default_payment_method")
     if id is not None:
         place = "invoice_settings[default_payment_method]"

@@ -133,7 +133,7 @@ def _text(value: str | bool | int) -> str:
 
 
 def _alternatives(values: Iterable[str]) -> str:
-    named = [value for value in values if value]
+    named = [value for value in values if value] or ["empty"]
     return named[0] if len(named) == 1 else f"one of {', '.join(named[:-1])}, or {named[-1]}"
 
 
