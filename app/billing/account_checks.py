@@ -8,8 +8,7 @@ from sqlalchemy import text
 from app import audit
 from app.billing import entitlement
 from app.billing.catalog import PLANS
-from app.billing.check import LIMIT, MAX_FINDINGS, Check, read, snapshot
-from app.billing.prices import PRICES
+from app.billing.check import LIMIT, MAX_FINDINGS, Check, cost_of, read, snapshot
 from app.db import Database
 
 GRACES = (timedelta(0), timedelta(days=60))
@@ -39,9 +38,7 @@ async def find_unlike_credits(database: Database) -> list[str]:
         unclaimed = (await connection.execute(_UNCLAIMED)).all()
     spent: dict[Any, int] = {}
     for row in unclaimed:
-        price = PRICES[row.price_version, row.kind]
-        cost = price.cost(int(row.input_tokens), int(row.cached_tokens), int(row.output_tokens))
-        spent[row.org_id] = spent.get(row.org_id, 0) + cost
+        spent[row.org_id] = spent.get(row.org_id, 0) + cost_of(row)
     return [
         f"organisation {row.org_id} has {row.credit} (10^-12 USD) of credit; its ledger {row.balance}, of which"
         f" {spent.get(row.org_id, 0)} is spent"

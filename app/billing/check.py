@@ -12,9 +12,10 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import TextClause, text
+from sqlalchemy import Row, TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.billing.prices import PRICES
 from app.db import Database
 
 MAX_FINDINGS = 5
@@ -56,6 +57,14 @@ async def snapshot(database: Database) -> AsyncIterator[AsyncConnection]:
     async with database.begin() as connection:
         await connection.execute(text("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY"))
         yield connection
+
+
+def cost_of(row: Row[Any]) -> int:
+    """What a row, or a sum of rows with one price, costs, in 10^-12 USD; nothing under a price that there is not."""
+    price = PRICES.get((row.price_version, row.kind))
+    if price is None:
+        return 0
+    return price.cost(int(row.input_tokens), int(row.cached_tokens), int(row.output_tokens))
 
 
 async def read(database: Database, statement: TextClause, bind: Mapping[str, object] | None = None) -> Sequence[Any]:

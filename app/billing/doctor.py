@@ -14,7 +14,7 @@ from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.billing.account_checks import ACCOUNT_CHECKS
-from app.billing.check import LIMIT, MAX_FINDINGS, Check, read, snapshot
+from app.billing.check import LIMIT, MAX_FINDINGS, Check, cost_of, read, snapshot
 from app.billing.prices import PRICES
 from app.billing.rollups import CHUNK, HOUR, SUMS
 from app.billing.statement import Line, Query, read_lines
@@ -211,14 +211,14 @@ async def find_unlike_budgets(database: Database) -> list[str]:
             billed = (await connection.execute(_BILLED_THIS_MONTH, bind)).all()
             budget = (await connection.execute(_USED_BY_ORG, bind)).one_or_none()
             buckets = (await connection.execute(_USED_BY_KEYS, bind)).all()
-        cost, tokens = sum(map(_cost_of, billed)), sum(int(row.input_tokens + row.output_tokens) for row in billed)
+        cost, tokens = sum(map(cost_of, billed)), sum(int(row.input_tokens + row.output_tokens) for row in billed)
         if budget is not None and (budget.cost_used, budget.tokens_used) != (cost, tokens):
             problems.append(
                 f"organisation {org.id} has used {budget.cost_used} (10^-12 USD) and {budget.tokens_used} tokens;"
                 f" its rows {cost} and {tokens}"
             )
         for bucket in buckets:
-            cost = sum(_cost_of(row) for row in billed if row.bucket_id == bucket.key_id)
+            cost = sum(cost_of(row) for row in billed if row.bucket_id == bucket.key_id)
             if bucket.cost_used != cost:
                 problems.append(f"key {bucket.key_id} has used {bucket.cost_used} (10^-12 USD); its rows {cost}")
     return problems
@@ -265,14 +265,7 @@ async def _all_lines(connection: AsyncConnection, query: Query) -> list[Line]:
 def _total_ofread(rows: Sequence[Row[Any]]) -> tuple[int, ...]:
     """Requests, tokens in, cached, out, and 10^-12 USD; a row without a price costs nothing here."""
     counts = (sum(int(getattr(row, name)) for row in rows) for name in _COUNTS)
-    return (*counts, sum(map(_cost_of, rows)))
-
-
-def _cost_of(row: Row[Any]) -> int:
-    price = PRICES.get((row.price_version, row.kind))
-    if price is None:
-        return 0
-    return price.cost(int(row.input_tokens), int(row.cached_tokens), int(row.output_tokens))
+    return (*counts, sum(map(cost_of, rows)))
 
 
 def _total_of_lines(lines: Sequence[Line]) -> tuple[int, ...]:

@@ -1,6 +1,7 @@
 """Each invariant of the ledger holds in a healthy world and is found broken once it is broken."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ from sqlalchemy import insert, text
 
 from app import auth
 from app.admission import Admission, Limits, Work
-from app.billing import doctor
+from app.billing import account_checks, doctor, entitlement
+from app.billing.budgets import Change, set_budget
 from app.billing.check import Check, Finding, examine, snapshot
 from app.billing.doctor import CHECKS
 from app.billing.prices import PRICE_VERSION, PRICES
@@ -22,6 +24,12 @@ from tests.conftest import PEPPER
 from tests.factories import make_key, make_org
 
 WHOLE_KEY = auth.generate_key()
+SUBSCRIBE = (
+    "INSERT INTO subscriptions (id, org_id, stripe_subscription_id, plan, plan_version, billing_interval, status,"
+    " started_at, period_start, period_end, cancel_at_period_end, is_current, snapshot, synced_at)"
+    " SELECT gen_random_uuid(), org_id, gen_random_uuid(), 'growth', 1, 'month', 'active', now(), now(), now(), false,"
+    " NOT EXISTS (SELECT FROM subscriptions), '{{}}', now() FROM api_keys WHERE name = 'foreign'"
+)
 FAULTS = {
     "one row a request": [
         "UPDATE usage_events SET id = (SELECT id FROM usage_events LIMIT 1),"
@@ -50,16 +58,34 @@ FAULTS = {
     "budgets are the rows": [
         "DELETE FROM usage_events WHERE org_id = (SELECT org_id FROM api_keys WHERE name = 'own')",
     ],
+    "credit is the ledger": ["UPDATE usage_events SET is_prepaid = false WHERE is_prepaid"],
+    "plans are the catalogue's": ["UPDATE org_budgets SET plan = 'galaxy' WHERE credit IS NULL"],
+    "budgets are entitlements": [
+        "UPDATE org_budgets SET restriction = 'past_due', status = 'restricted' WHERE credit > 0"
+    ],
+    "one subscription": [SUBSCRIBE, SUBSCRIBE],
+    "the audit log is whole": [
+        "ALTER TABLE audit_log DISABLE TRIGGER refuse_change",
+        "UPDATE audit_log SET actor = 'nobody'",
+        "ALTER TABLE audit_log ENABLE TRIGGER refuse_change",
+    ],
 }
 EVERY = pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name.replace(" ", "-"))
 
 
 @pytest.fixture
 async def books(database: Database, settings: Settings, tmp_path: Path) -> Database:
-    """Two organisations with keys, one request that was billed, one that runs, and 120 rows over 30 hours, summed."""
-    key = await make_key(database, settings, await make_org(database), name="own")
+    """Two organisations with keys, one request that was billed, one that runs, and 120 rows over 30 hours, summed.
+
+    The first one pays from credit, the other one is on the free plan.
+    """
+    own, other = await make_org(database), await make_org(database, "Other", plan="free")
+    key = await make_key(database, settings, own, name="own")
+    async with database.begin() as connection:
+        await set_budget(connection, own, Change(credit=Decimal(3)))
+        await entitlement.apply(connection, own, datetime.now(UTC), timedelta(0))
     await use(database, key, tmp_path)
-    await make_key(database, settings, await make_org(database, "Other"), name="foreign")
+    await make_key(database, settings, other, name="foreign")
     async with database.begin() as connection:
         await ensure_partitions(connection, START.date())
         rows = [row | {"started_at": row["billed_at"]} for row in some_events(120)]
@@ -143,15 +169,13 @@ async def test_a_broken_promise_is_found(books: Database, check: Check) -> None:
         ("usage_events SET parameters", """'{{"stop": ["{key}"]}}'"""),
         ("usage_events SET finish_reason", "'{key}'"),
         ("api_keys SET allowed_models", """'{{"{key}"}}'"""),
-        ("portal_sessions SET token_hash", "'{key}'"),
+        ("stripe_events SET body", "'{key}'"),
     ],
 )
 async def test_a_key_is_found_in_any_kind_of_column(books: Database, column: str, value: str) -> None:
     await run(
         books,
-        "INSERT INTO users (id, email, password_hash) VALUES (gen_random_uuid(), 'a@b', 'x')",
-        "INSERT INTO portal_sessions (id, token_hash, user_id, expires_at)"
-        " SELECT gen_random_uuid(), 'x', id, now() FROM users",
+        "INSERT INTO stripe_events (id, type, created, body) VALUES ('evt_1', 'any', now(), '')",
         f"UPDATE {column} = {value}",
     )
     check = next(check for check in CHECKS if check.find is doctor.find_keys_in_full)
@@ -197,3 +221,37 @@ async def test_looking_changes_nothing(books: Database) -> None:
 
     with pytest.raises(Exception, match="read-only transaction"):
         await ask(books, Check("writes", "Never.", write))
+
+
+async def test_usage_on_credit_under_a_price_that_there_is_not_costs_nothing(books: Database) -> None:
+    """It is reported once: as usage without a price."""
+    await run(books, "UPDATE usage_events SET price_version = 99 WHERE is_prepaid")
+    assert len(await account_checks.find_unlike_credits(books)) == 1
+
+
+async def test_a_budget_that_pays_from_credit_against_its_plan_is_found(books: Database) -> None:
+    await run(books, "UPDATE org_budgets SET plan = 'free' WHERE credit > 0")
+    (problem,) = await account_checks.find_unlike_plans(books)
+    assert "pays from credit, or not, against its plan free" in problem
+
+
+async def test_a_subscription_that_does_not_count_is_found(books: Database) -> None:
+    await run(books, SUBSCRIBE, "UPDATE org_budgets SET plan = 'growth' WHERE credit IS NULL")
+    assert await account_checks.find_subscriptions_in_excess(books) == []
+    assert await account_checks.find_unlike_entitlements(books) == []
+    await run(books, "UPDATE subscriptions SET is_current = false")
+    (problem,) = await account_checks.find_subscriptions_in_excess(books)
+    assert "has 1 subscriptions that live, of which 0 entitle it" in problem
+    await run(books, "UPDATE subscriptions SET status = 'canceled', ended_at = now()")
+    assert await account_checks.find_subscriptions_in_excess(books) == []
+
+
+async def test_a_budget_is_right_under_any_grace_that_can_be_set(books: Database) -> None:
+    overdue = "UPDATE subscriptions SET status = 'past_due', past_due_since = now() - interval '3 days'"
+    await run(books, SUBSCRIBE, "UPDATE org_budgets SET plan = 'growth' WHERE credit IS NULL", overdue)
+    assert await account_checks.find_unlike_entitlements(books) == []
+    restricted = "UPDATE org_budgets SET restriction = 'past_due', status = 'restricted' WHERE credit IS NULL"
+    await run(books, restricted)
+    assert await account_checks.find_unlike_entitlements(books) == []
+    await run(books, "UPDATE subscriptions SET past_due_since = NULL, status = 'active'")
+    assert len(await account_checks.find_unlike_entitlements(books)) == 1
