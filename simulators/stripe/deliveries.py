@@ -71,7 +71,10 @@ class Courier:
             with contextlib.suppress(TimeoutError):
                 await asyncio.wait_for(self._is_waiting.wait(), tick_s)
             self._is_waiting.clear()
-            await self.deliver()
+            try:
+                await self.deliver()
+            except Exception:
+                log.exception("simulator.courier_failed")
 
     async def close(self) -> None:
         """Let go of the connections."""
@@ -113,7 +116,7 @@ class Courier:
         if problem is None:
             self._finish(delivery, event)
             return True
-        log.info("simulator.delivery_failed", event=event["id"], type=event["type"], problem=problem)
+        log.info("simulator.delivery_failed", event_id=event["id"], type=event["type"], problem=problem)
         self._postpone(delivery, event, problem)
         return False
 

@@ -29,7 +29,7 @@ class Receiver:
         receiver = self
 
         class Handler(BaseHTTPRequestHandler):
-            def do_POST(self) -> None:  # noqa: N802 - of the standard library
+            def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"]))
                 receiver.received.append((body, self.headers["Stripe-Signature"]))
                 self.send_response(receiver.statuses.pop(0) if receiver.statuses else 200)
@@ -84,7 +84,7 @@ class Simulator:
             max_network_retries=retries,
         )
 
-    def control(self, verb: str, path: str = "", **body: Any) -> dict[str, Any]:
+    def control(self, verb: str, path: str = "", /, **body: Any) -> dict[str, Any]:
         """A call of the simulator's own controls; fails on an error."""
         answer = self._http.request(verb, f"/_control/api{path}", json=body)
         assert answer.is_success, answer.text
