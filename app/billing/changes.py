@@ -212,11 +212,9 @@ async def _change_now(desk: Desk, subscription: Object, items: list[Object]) -> 
 async def _change_later(gateway: Gateway, subscription: Object, items: list[Object], at: datetime) -> None:
     if _is_ending(subscription):
         await gateway.update_subscription(subscription["id"], _unending(subscription))
-    if subscription["schedule"] is None:
-        schedule = await gateway.create_schedule({"from_subscription": subscription["id"]})
-    else:
-        schedule = await gateway.retrieve_schedule(subscription["schedule"])
-    now = schedule["phases"][0]
+    schedule = subscription["schedule"] or await gateway.create_schedule({"from_subscription": subscription["id"]})
+    began = schedule["current_phase"]["start_date"]
+    now = next(phase for phase in schedule["phases"] if phase["start_date"] == began)
     discounts = [{"discount": one["discount"]} for one in now["discounts"] if one.get("discount")]
     kept: Object = {"discounts": discounts} if discounts else {}
     if now["trial_end"] is not None:
@@ -246,7 +244,7 @@ async def _read_back(desk: Desk, subscription_id: str) -> None:
 
 async def _withdraw_schedule(gateway: Gateway, subscription: Mapping[str, Any]) -> None:
     if subscription["schedule"] is not None:
-        await gateway.release_schedule(subscription["schedule"])
+        await gateway.release_schedule(subscription["schedule"]["id"])
 
 
 def _flat_item(subscription: Mapping[str, Any]) -> Object:

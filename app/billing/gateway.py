@@ -291,10 +291,6 @@ class Gateway:
         """Puts a subscription under a schedule."""
         return await self._ask(self._client.v1.subscription_schedules.create_async(cast("Any", schedule)))
 
-    async def retrieve_schedule(self, schedule_id: str) -> Object:
-        """A schedule."""
-        return await self._ask(self._client.v1.subscription_schedules.retrieve_async(schedule_id))
-
     async def update_schedule(self, schedule_id: str, changes: Mapping[str, Any]) -> Object:
         """Changes what a schedule has planned."""
         return await self._ask(self._client.v1.subscription_schedules.update_async(schedule_id, cast("Any", changes)))
