@@ -13,6 +13,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from datetime import UTC, datetime
 from pathlib import Path
+from urllib.parse import urlsplit
 
 from pydantic import SecretStr
 
@@ -21,7 +22,7 @@ from app.billing import sync
 from app.billing.gateway import Gateway
 from app.config import Settings, child_environment
 from app.db import Database
-from app.errors import StripeUnavailable, TollgateError
+from app.errors import TollgateError
 from app.supervise import Child, Role
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -30,8 +31,9 @@ ROLE = "stripe"
 HOST = "127.0.0.1"
 STATE = "stripe.json"
 MISSING = "none: the simulation comes with a checkout only; set TOLLGATE_STRIPE_API_KEY"
-RETRY_S = 0.2
+POLL_S = 0.2
 LONGEST_START_S = 60.0
+MAX_STARTS = 3
 
 
 def is_wanted(settings: Settings) -> bool:
@@ -71,7 +73,9 @@ def role(settings: Settings, webhook_url: str) -> Role:
         "--state": str(settings.data_dir.resolve() / STATE),
     }
     command = [sys.executable, "-P", "-m", "simulators.stripe", *(word for pair in words.items() for word in pair)]
-    return Role(ROLE, command, child_environment(settings, PYTHONPATH=str(ROOT), PYTHONUNBUFFERED="1"))
+    # It is told nothing of this installation.
+    environment = child_environment(Settings.model_construct(), PYTHONPATH=str(ROOT), PYTHONUNBUFFERED="1")
+    return Role(ROLE, command, environment)
 
 
 def without_address(on_line: Callable[[str, str], None]) -> Callable[[str, str], None]:
@@ -95,21 +99,31 @@ async def prepare(settings: Settings, child: Child, stop: asyncio.Event) -> str:
     Returns:
         What to tell a person: where it is, or what is wrong.
     """
-    gateway, database = Gateway.of(settings), Database.connect(migrate.required_url(settings), pool_size=1)
     deadline_s = asyncio.get_running_loop().time() + LONGEST_START_S
+    while not await _listens(settings):
+        is_late = asyncio.get_running_loop().time() > deadline_s or child.starts > MAX_STARTS
+        if stop.is_set() or is_late:
+            return f"the simulation does not start: {child.last_line}"
+        with suppress(TimeoutError):
+            await asyncio.wait_for(stop.wait(), POLL_S)
+    gateway, database = Gateway.of(settings), Database.connect(migrate.required_url(settings), pool_size=1)
     try:
-        while not stop.is_set() and asyncio.get_running_loop().time() < deadline_s:
-            with suppress(StripeUnavailable):
-                report = await sync.push(database, gateway, datetime.now(UTC))
-                return _told(settings, report)
-            with suppress(TimeoutError):
-                await asyncio.wait_for(stop.wait(), RETRY_S)
+        return _told(settings, await sync.push(database, gateway, datetime.now(UTC)))
     except TollgateError as error:
         return f"the simulation does not take the catalogue: {error.message}"
     finally:
         await gateway.aclose()
         await database.aclose()
-    return f"the simulation does not start: {child.last_line}"
+
+
+async def _listens(settings: Settings) -> bool:
+    address = urlsplit(settings.stripe_api_base or "")
+    try:
+        _, writer = await asyncio.open_connection(address.hostname, address.port)
+    except OSError:
+        return False
+    writer.close()
+    return True
 
 
 def _told(settings: Settings, report: sync.Report) -> str:
@@ -127,9 +141,13 @@ def _webhook_secret(settings: Settings) -> str:
 
 def _free_port(wanted: int) -> int:
     """``wanted``, so that links to it live on over a restart, or any other where it is taken."""
-    for port in (wanted, 0):
-        with socket.socket() as probe, suppress(OSError, OverflowError):
-            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-            probe.bind((HOST, port))
-            return int(probe.getsockname()[1])
-    raise AssertionError("no port is free")
+    with suppress(OSError, OverflowError):
+        return _bound(wanted)
+    return _bound(0)
+
+
+def _bound(port: int) -> int:
+    with socket.socket() as probe:
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        probe.bind((HOST, port))
+        return int(probe.getsockname()[1])

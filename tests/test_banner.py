@@ -36,6 +36,12 @@ def test_the_first_welcome_has_all_that_a_newcomer_needs(capsys: pytest.CaptureF
         assert part in shown
 
 
+def test_what_stands_for_stripe_is_shown_if_there_is_something_to_say(capsys: pytest.CaptureFixture[str]) -> None:
+    for stripe, is_shown in (("http://127.0.0.1:8001/ (simulated)", True), (None, False)):
+        banner.welcome("http://127.0.0.1:8000", [card("plays", "generation")], Account(new_id()), 1.0, stripe)
+        assert ("Stripe" in capsys.readouterr().out) is is_shown
+
+
 def test_a_later_welcome_says_how_to_make_a_key(capsys: pytest.CaptureFixture[str]) -> None:
     account = Account(new_id())
     banner.welcome("http://127.0.0.1:8000", [card("plays", "generation")], account, 1.0)

@@ -142,6 +142,30 @@ def test_the_api_stays_up_while_its_engine_is_started_again(start: Callable[[], 
     assert run.stop(signal.SIGTERM) == []
 
 
+def test_a_simulated_stripe_comes_along_and_keeps_its_account(start: Callable[[], Run]) -> None:
+    run = start()
+    run.wait_for(END_OF_WELCOME)
+    address = re.search(r"Stripe +(http://127\.0\.0\.1:\d+)/ \(simulated", run.output)
+    assert address is not None
+    before = prices_at(address[1])
+    assert "tollgate_growth_v1_flat_year" in before
+    run.child("simulators.stripe").kill()
+    run.wait_for("process.restarting")
+    assert prices_at(address[1]) == before
+    assert run.stop(signal.SIGTERM) == []
+
+
+def prices_at(address: str) -> set[str]:
+    """Lookup keys of the account's prices, as soon as it answers."""
+    request = urllib.request.Request(f"{address}/v1/prices?limit=100", headers={"Authorization": "Bearer sk_test_any"})
+    while True:
+        try:
+            with urllib.request.urlopen(request, timeout=30) as response:
+                return {price["lookup_key"] for price in json.load(response)["data"]}
+        except urllib.error.URLError:
+            pass
+
+
 def test_a_killed_database_is_started_again(start: Callable[[], Run]) -> None:
     run = start()
     run.wait_for(END_OF_WELCOME)
