@@ -7,7 +7,7 @@ what it is. A chart never stands alone: a table with the same numbers is beside 
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from decimal import Decimal
+from decimal import ROUND_CEILING, Decimal
 from functools import cache
 from typing import Any
 from xml.etree import ElementTree
@@ -20,6 +20,7 @@ MAX_SERIES = 6
 """So many patterns there are."""
 _WIDTH, _HEIGHT, _LABEL_SIZE = 760, 250, 12
 _MAX_LABELS = 8
+_MAX_TICKS = 5
 # What is drawn over a series' colour, in a tile of 8 x 8: nothing, lines of four directions, dots.
 _HATCHES = ("", "M0 8 8 0", "M0 0 8 8", "M0 4H8", "M4 0V8", "M3 4h2")
 _NOISE = ("style", "desc", "script", "title")
@@ -58,11 +59,9 @@ def stacked_bars(
         x_labels_major_every=-(-len(labels) // _MAX_LABELS),
         show_minor_x_labels=False,
         truncate_label=-1,
-        y_labels_major_count=5,
-        show_minor_y_labels=False,
+        # Places on the picture only: amounts are written from what they are.
+        y_labels=[float(mark) for mark in ticks(max(map(sum, zip(*(one.values for one in series), strict=True))))],
         value_formatter=lambda value: written(Decimal(str(value))),
-        min_scale=4,
-        max_scale=6,
     )
     for one in series:
         chart.add(one.name, list(one.values), formatter=_unwritten)
@@ -75,6 +74,17 @@ def stacked_bars(
     root.attrib.pop("id", None)
     root.insert(0, ElementTree.fromstring(_patterns()))  # noqa: S314 - our own text
     return Markup(ElementTree.tostring(root, encoding="unicode"))  # noqa: S704 - escaped by ElementTree
+
+
+def ticks(top: Decimal) -> list[Decimal]:
+    """Marks of an axis from 0 to ``top`` or beyond: three to six, at steps of 1, 2 or 5 times a power of ten.
+
+    Args:
+        top: Above 0.
+    """
+    power = Decimal(1).scaleb(top.adjusted() - 1)
+    step = next(power * factor for factor in (1, 2, 5, 10, 20, 50) if power * factor * _MAX_TICKS >= top)
+    return [step * count for count in range(int((top / step).to_integral_value(ROUND_CEILING)) + 1)]
 
 
 def swatch(index: int) -> Markup:

@@ -26,7 +26,7 @@ from app.portal.page import PageRoute, render
 from app.portal.session import database_of, require_user
 from app.portal.usage_filter import GROUPS, SPANS, UsageFilter
 
-PAGE_LINES = 100
+PAGE_LINES = 50
 PAGE_ROWS = 50
 CSV_LINES = 1_000
 """Read in one transaction while a file is written."""
