@@ -62,7 +62,8 @@ def bill_usage(world: World, subscription: Object, item: Object, moment: int, *,
         moment: Of the change.
         is_billed: Without it the usage is remembered and not billed.
     """
-    owed = usage.outstanding(item, Period(item["current_period_start"], moment))
+    # What was reported by now, even if it is stamped a little later: the rest of the period is billed without it.
+    owed = usage.outstanding(item, Period(item["current_period_start"], item["current_period_end"]))
     for line in of_usage(world, subscription, item, owed) if is_billed else ():
         if line["quantity"] == 0 and line["amount"] == 0:
             continue
@@ -70,7 +71,7 @@ def bill_usage(world: World, subscription: Object, item: Object, moment: int, *,
             **_common(subscription, item),
             "description": line["description"],
             "discountable": True,
-            "period": line["period"],
+            "period": {"start": line["period"]["start"], "end": moment},
             "pricing": line["pricing"],
             "proration": False,
             "quantity": line["quantity"],

@@ -193,11 +193,11 @@ class _Planned:
         old = self.before
         is_other = self.is_other_interval
         if self._is_same:
-            self._take_over(moment)
+            self._take_over(world, subscription, moment)
             return
         is_ending = old["current_period_end"] <= moment
         self._close(world, subscription, moment, is_prorated=is_prorated, is_ending=is_ending)
-        self._take_over(moment)
+        self._take_over(world, subscription, moment)
         if self.is_removed or is_anew or is_ending:
             return
         if is_other and subscription["status"] != "trialing":
@@ -212,14 +212,14 @@ class _Planned:
         is_same_price = self.before["price"]["id"] == self.after["price"]["id"]
         return is_same_price and self.before["quantity"] == self.after["quantity"] and not self.is_removed
 
-    def _take_over(self, moment: int) -> None:
+    def _take_over(self, world: World, subscription: Object, moment: int) -> None:
         assert self.before is not None
         old = self.before
-        if old["price"]["recurring"].get("meter") != self.after["price"]["recurring"].get("meter"):
-            old.pop("_usage_billed", None)
-            old["_usage_from"] = moment
+        is_other_meter = old["price"]["recurring"].get("meter") != self.after["price"]["recurring"].get("meter")
         for name in ("discounts", "metadata", "plan", "price", "quantity", "tax_rates"):
             old[name] = self.after[name]
+        if is_other_meter:
+            usage.begin(world, subscription["customer"], old, moment)
 
     def _close(self, world: World, subscription: Object, moment: int, *, is_prorated: bool, is_ending: bool) -> None:
         assert self.before is not None
@@ -239,8 +239,9 @@ class _Planned:
         else:
             whole = items.cycle_of(subscription, self.after, moment)
         items.set_period(self.after, whole)
-        self.after["_usage_from"] = moment
-        if is_prorated and not is_ending and not usage.is_metered(self.after["price"]):
+        if usage.is_metered(self.after["price"]):
+            usage.begin(world, subscription["customer"], self.after, moment)
+        elif is_prorated and not is_ending:
             prorations.debit_remaining(world, subscription, self.after, moment)
 
 

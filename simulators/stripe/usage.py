@@ -36,6 +36,15 @@ def outstanding(item: Object, period: Period, *, is_free: bool = False) -> dict[
     }
 
 
+def begin(world: World, customer: str, item: Object, moment: int) -> None:
+    """Let an item count its meter from a moment on, without what was reported of that time already."""
+    item.pop("_usage_billed", None)
+    item["_usage_from"] = moment
+    if is_metered(item["price"]):
+        owed = outstanding(item, Period(item["current_period_start"], item["current_period_end"]))
+        item["_usage_billed"] = quantity_of(world, customer, owed)
+
+
 def quantity_of(world: World, customer: str, usage: Mapping[str, Any]) -> int:
     """Units reported for it so far and not billed before; never negative, even if events were cancelled."""
     total = counted(world, usage["meter"], customer, usage["start"], usage["end"])

@@ -1,4 +1,4 @@
-"""What the tests of billing sell: flat prices by the month and by the year, and one metered price, under a test clock."""
+"""What the tests of billing sell: flat prices by month and year and one metered price, under a test clock."""
 
 from datetime import UTC, datetime
 from typing import Any
