@@ -277,5 +277,7 @@ def _note_foreign(org_id: UUID | None, kind: str, id: str) -> None:
 
 
 def _id(value: Any) -> str | None:  # noqa: ANN401 - an id, or the object itself
-    id: str | None = value["id"] if isinstance(value, Mapping) else value
-    return id
+    id = value["id"] if isinstance(value, Mapping) else value
+    if id is None or isinstance(id, str):
+        return id
+    raise TypeError("an id is a text")
