@@ -1,6 +1,7 @@
 """``tollgate billing``, against the database of the test."""
 
 import asyncio
+from collections.abc import Iterator
 
 import pytest
 from sqlalchemy import insert
@@ -12,6 +13,7 @@ from app.metering import ensure_partitions
 from app.tables import UsageEvent
 from tests.billing.test_rollups import START, some_events
 from tests.cli.test_cli import call
+from tests.simulators.stripe.simulator import API_KEY, Simulator, running
 
 
 @pytest.fixture(autouse=True)
@@ -59,3 +61,36 @@ def test_the_doctor_fails_until_the_sums_are_made_anew(
     assert "… and more" in out
     assert call(monkeypatch, "billing", "rebuild-rollups") == 0
     assert call(monkeypatch, "billing", "doctor") == 0
+
+
+@pytest.fixture
+def simulator(monkeypatch: pytest.MonkeyPatch) -> Iterator[Simulator]:
+    """A Stripe for the commands."""
+    with running() as simulator:
+        monkeypatch.setenv("TOLLGATE_STRIPE_API_KEY", API_KEY)
+        monkeypatch.setenv("TOLLGATE_STRIPE_API_BASE", simulator.url)
+        yield simulator
+
+
+def test_the_catalogue_is_pushed_and_compared(
+    simulator: Simulator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "billing", "sync-catalog", "--check") == 1
+    assert "DRIFT     tollgate_usage: is missing" in capsys.readouterr().out
+    assert call(monkeypatch, "billing", "sync-catalog") == 0
+    assert "made      tollgate_growth_v1_flat_year" in capsys.readouterr().out
+    for options in ((), ("--check",)):
+        assert call(monkeypatch, "billing", "sync-catalog", *options) == 0
+        assert capsys.readouterr().out == "Stripe has the catalogue as it is.\n"
+    [price] = simulator.v1.prices.list({"lookup_keys": ["tollgate_scale_v1_flat_year"]})
+    simulator.v1.prices.update(price.id, {"active": False})
+    for options in ((), ("--check",)):
+        assert call(monkeypatch, "billing", "sync-catalog", *options) == 1
+        assert "DRIFT     tollgate_scale_v1_flat_year: active is False" in capsys.readouterr().out
+
+
+def test_without_a_key_of_stripe_nothing_is_pushed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "billing", "sync-catalog") == 1
+    assert capsys.readouterr().err.startswith("tollgate: Billing is not set up")
