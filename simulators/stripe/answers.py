@@ -3,13 +3,14 @@
 The check is of the simulator, not of the caller: a field that is missing, unknown, or of another type is a defect of a
 handler, and answered with a 500 that names it. Fields that may be null and were not given are shown as null, which
 Stripe does for most and not for all of them; a part that is named after one of the values of its sibling `type`, such
-as a payment method's `card`, is left out instead.
+as a payment method's `card`, is left out instead, and so is what is shown only if `expand` asks for it.
 """
 
 from collections.abc import Callable
 from decimal import Decimal, InvalidOperation
 from typing import Any
 
+from simulators.stripe.operations import INCLUDED
 from simulators.stripe.schema import (
     Array,
     Choice,
@@ -57,7 +58,7 @@ def complete(shown: Object) -> Object:
     except KeyError:
         raise MismatchError(f"there is no kind of object called {kind}") from None
     completed: Object = _fitted(type, shown, kind)
-    return completed
+    return {name: value for name, value in completed.items() if name in shown or (kind, name) not in INCLUDED}
 
 
 def _fitted(type: Type, value: Any, path: str) -> Any:  # noqa: ANN401 - one branch for each kind of type

@@ -3,7 +3,7 @@
 import re
 
 from simulators.stripe.changes import merge_metadata, recorded
-from simulators.stripe.errors import StripeError, invalid
+from simulators.stripe.errors import StripeError, invalid, missing
 from simulators.stripe.ids import random_text
 from simulators.stripe.operations import INCLUDED, Params, matching, operation
 from simulators.stripe.world import Object, World
@@ -56,14 +56,17 @@ def create(world: World, params: Params) -> Object:
 
 @operation("GET", "/v1/coupons")
 def list_coupons(world: World, params: Params) -> list[Object]:
-    """Every coupon."""
-    return world.all(COUPON)
+    """Every coupon that was not deleted."""
+    return [coupon for coupon in world.all(COUPON) if not coupon.get("_is_deleted")]
 
 
 @operation("GET", "/v1/coupons/{coupon}")
 def retrieve(world: World, params: Params, coupon: str) -> Object:
     """One coupon."""
-    return world.get(COUPON, coupon, "coupon")
+    found = world.get(COUPON, coupon, "coupon")
+    if found.get("_is_deleted"):
+        raise missing(COUPON, coupon, "coupon")
+    return found
 
 
 @operation("POST", "/v1/coupons/{coupon}")
@@ -97,7 +100,7 @@ def create_code(world: World, params: Params) -> Object:
     coupon_id = params["promotion"].get("coupon")
     if coupon_id is None:
         raise invalid("promotion[coupon]", "Missing required param: promotion[coupon].", "parameter_missing")
-    coupon = world.get(COUPON, coupon_id, "promotion[coupon]")
+    coupon = retrieve(world, {}, coupon_id)
     code = params.get("code") or random_text(8).upper()
     if not _CODE_TEXT.fullmatch(code):
         raise invalid("code", "Promotion codes may only contain letters, digits and dashes.")

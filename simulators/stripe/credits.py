@@ -186,7 +186,7 @@ def _check(world: World, params: Params, now: int) -> None:
         price = world.get("price", named["id"], place)
         if (price["recurring"] or {}).get("usage_type") != "metered":
             raise invalid(place, "Billing credits apply to metered prices only.")
-    if params.get("expires_at", now + 1) <= max(now, params.get("effective_at", now)):
+    if "expires_at" in params and params["expires_at"] <= max(now, params.get("effective_at", now)):
         raise invalid("expires_at", "Invalid expires_at: must be in the future, and after effective_at.")
     if not 0 <= params.get("priority", 0) <= _MAX_PRIORITY:
         raise invalid("priority", f"Invalid priority: must be between 0 and {_MAX_PRIORITY}.")

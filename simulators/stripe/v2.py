@@ -144,7 +144,7 @@ def _shown_destination(found: Object, params: Params) -> Object:
     include = params.get("include", [])
     parts = {"signing_secret": found["_secret"], "url": found["_url"]}
     shown = {name: value for name, value in parts.items() if f"webhook_endpoint.{name}" in include}
-    return {**found, "webhook_endpoint": shown} if shown else found
+    return {**found, "webhook_endpoint": shown or None}
 
 
 def _page(found: Iterable[Object], params: Params) -> Object:

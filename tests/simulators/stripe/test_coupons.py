@@ -1,0 +1,93 @@
+"""Coupons, promotion codes and tax rates."""
+
+from typing import Any
+
+import pytest
+import stripe
+
+from tests.simulators.stripe.simulator import Simulator
+
+
+def test_coupon_keeps_its_terms(simulator: Simulator) -> None:
+    made = simulator.v1.coupons.create({"id": "LAUNCH", "percent_off": 12.5, "duration": "forever"})
+    assert (made.id, made.percent_off, made.valid) == ("LAUNCH", 12.5, True)
+    assert simulator.v1.coupons.update("LAUNCH", {"name": "Launch"}).name == "Launch"
+    assert [found.id for found in simulator.v1.coupons.list().data] == ["LAUNCH"]
+    with pytest.raises(stripe.InvalidRequestError):
+        simulator.v1.coupons.create({"id": "LAUNCH", "percent_off": 1})
+
+
+@pytest.mark.parametrize(
+    "terms",
+    [
+        {},
+        {"percent_off": 10, "amount_off": 5, "currency": "usd"},
+        {"percent_off": 0},
+        {"percent_off": 101},
+        {"amount_off": 5},
+        {"percent_off": 10, "duration": "repeating"},
+        {"percent_off": 10, "duration": "once", "duration_in_months": 3},
+    ],
+)
+def test_terms_that_do_not_go_together_are_refused(simulator: Simulator, terms: dict[str, Any]) -> None:
+    with pytest.raises(stripe.InvalidRequestError):
+        simulator.v1.coupons.create(terms)
+
+
+def test_coupon_shows_its_products_on_request(simulator: Simulator) -> None:
+    product = simulator.v1.products.create({"name": "Pro"}).id
+    made = simulator.v1.coupons.create({"percent_off": 10, "applies_to": {"products": [product]}})
+    assert "applies_to" not in simulator.raw("GET", f"/v1/coupons/{made.id}").json()
+    shown = simulator.v1.coupons.retrieve(made.id, {"expand": ["applies_to"]})
+    assert shown.applies_to.products == [product]
+
+
+def test_deleted_coupon_is_gone(simulator: Simulator) -> None:
+    made = simulator.v1.coupons.create({"percent_off": 10})
+    assert simulator.v1.coupons.delete(made.id).deleted
+    with pytest.raises(stripe.InvalidRequestError):
+        simulator.v1.coupons.retrieve(made.id)
+    assert simulator.v1.coupons.list().data == []
+
+
+def test_promotion_code_is_found_in_any_case_and_unique(simulator: Simulator) -> None:
+    coupon = simulator.v1.coupons.create({"percent_off": 10}).id
+    promotion = {"type": "coupon", "coupon": coupon}
+    made = simulator.v1.promotion_codes.create({"promotion": promotion, "code": "Spring"})
+    assert [found.id for found in simulator.v1.promotion_codes.list({"code": "SPRING"}).data] == [made.id]
+    assert [found.id for found in simulator.v1.promotion_codes.list({"coupon": coupon}).data] == [made.id]
+    for code in ("sPRING", "no spaces"):
+        with pytest.raises(stripe.InvalidRequestError):
+            simulator.v1.promotion_codes.create({"promotion": promotion, "code": code})
+    with pytest.raises(stripe.InvalidRequestError):
+        simulator.v1.promotion_codes.create({"promotion": {"type": "coupon"}})
+
+
+def test_promotion_code_is_closed_and_opened(simulator: Simulator) -> None:
+    coupon = simulator.v1.coupons.create({"percent_off": 10}).id
+    codes = simulator.v1.promotion_codes
+    made = codes.create({"promotion": {"type": "coupon", "coupon": coupon}})
+    assert not codes.update(made.id, {"active": False, "metadata": {"a": "b"}}).active
+    other = codes.create({"promotion": {"type": "coupon", "coupon": coupon}, "code": made.code})
+    with pytest.raises(stripe.InvalidRequestError):
+        codes.update(made.id, {"active": True})
+    codes.update(other.id, {"active": False})
+    assert codes.update(made.id, {"active": True}).active
+    codes.update(made.id, {"active": False})
+    simulator.v1.coupons.delete(coupon)
+    with pytest.raises(stripe.InvalidRequestError):
+        codes.update(made.id, {"active": True})
+
+
+def test_tax_rate_keeps_its_percentage(simulator: Simulator) -> None:
+    rates = simulator.v1.tax_rates
+    made = rates.create({"display_name": "VAT", "percentage": 8.25, "inclusive": False, "country": "DE"})
+    assert (made.percentage, made.country) == (8.25, "DE")
+    assert rates.update(made.id, {"active": False, "display_name": "Old"}).display_name == "Old"
+    assert rates.list({"active": True}).data == []
+    assert rates.retrieve(made.id).percentage == 8.25
+    for params, problem in (({"percentage": 9}, "unknown"), ({"inclusive": True}, "unknown")):
+        with pytest.raises(stripe.InvalidRequestError, match=problem):
+            rates.update(made.id, params)
+    with pytest.raises(stripe.InvalidRequestError):
+        rates.create({"display_name": "VAT", "percentage": 101, "inclusive": False})
