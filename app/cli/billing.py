@@ -6,6 +6,7 @@ from uuid import UUID
 
 import typer
 
+from app.cli import events
 from app.cli.context import with_database
 
 if TYPE_CHECKING:
@@ -17,6 +18,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 app = typer.Typer(no_args_is_help=True, help="Money: the ledger and what is made of it.")
+app.add_typer(events.app, name="events")
 
 
 @app.command(epilog="Example: tollgate billing doctor")
