@@ -41,7 +41,12 @@ class StripeWorld:
         async with self.database.begin() as connection:
             rows = await connection.execute(select(CatalogPrice.lookup_key, CatalogPrice.stripe_price_id))
             self._prices = {row.lookup_key: row.stripe_price_id for row in rows}
+        self.restart()
+
+    def restart(self) -> None:
+        """Lets the customers that are made from now on live by a clock that stands at ``START``."""
         self.clock = self.v1.test_helpers.test_clocks.create({"frozen_time": int(START.timestamp())}).id
+        self.now = START
 
     def price(self, plan: str, part: catalog.Part, interval: Interval = "month") -> str:
         """Stripe's id of a price of the catalogue."""
