@@ -10,6 +10,7 @@ from simulators.stripe import lifecycle, state
 from simulators.stripe.answers import complete
 from simulators.stripe.deliveries import Courier
 from simulators.stripe.expansion import expanded
+from simulators.stripe.retention import forget
 from simulators.stripe.webhook_endpoints import ENDPOINT
 from simulators.stripe.world import World
 
@@ -59,6 +60,7 @@ class Account:
         """Move the account's clock forward; what is due on the way happens, each thing at its time."""
         lifecycle.advance(self.world, None, self.world.now() + seconds)
         self.world.offset_s += seconds
+        forget(self.world)
         self.settle()
 
     async def run(self, tick_s: float = 1.0) -> None:
@@ -67,6 +69,7 @@ class Account:
             await asyncio.sleep(tick_s)
             try:
                 lifecycle.advance(self.world, None, self.world.now())
+                forget(self.world)
             except Exception:
                 log.exception("simulator.lifecycle_failed")
             # Most ticks bring nothing, and writing the file for nothing wears the disk.

@@ -33,7 +33,7 @@ from simulators.stripe.world import API_VERSION, Object, World
 log = structlog.get_logger()
 
 _KEPT_S = 24 * 3600
-_KEYS = "_idempotency_key"
+KEYS = "_idempotency_key"
 _METER_EVENTS = "/v1/billing/meter_events"
 
 
@@ -154,11 +154,11 @@ class Calls:
     # Whether it was asked before.
 
     def _kept(self, asked: Asked) -> Object | None:
-        kept = self._world.find(_KEYS, asked.key)
+        kept = self._world.find(KEYS, asked.key)
         if kept is None:
             return None
-        if kept["at"] + _KEPT_S <= self._world.now():
-            self._world.delete(_KEYS, kept["id"])
+        if kept["_made"] + _KEPT_S <= self._world.now():
+            self._world.delete(KEYS, kept["id"])
             return None
         if kept["asked"] != _fingerprint(asked):
             raise StripeError(
@@ -174,8 +174,8 @@ class Calls:
         self._world.put(
             {
                 "id": asked.key,
-                "object": _KEYS,
-                "at": self._world.now(),
+                "object": KEYS,
+                "_made": self._world.now(),
                 "asked": _fingerprint(asked),
                 "status": outcome.status,
                 "body": outcome.body,

@@ -19,7 +19,7 @@ from simulators.stripe.world import Object, World
 
 _EVENT = "billing.meter_event"
 _ADJUSTMENT = "billing.meter_event_adjustment"
-_IDENTIFIER = "_meter_event_identifier"
+IDENTIFIER = "_meter_event_identifier"
 _PATH = "/v1/billing/meter_events"
 
 _PAST_S = 35 * 24 * 3600
@@ -124,11 +124,13 @@ def _claimed(world: World, params: Params, now: int) -> str:
     identifier: str = params.get("identifier") or new_id("mtr_event", 32)
     if len(identifier) > _MAX_IDENTIFIER:
         raise invalid("identifier", f"Invalid identifier: must be at most {_MAX_IDENTIFIER} characters.")
-    seen = world.find(_IDENTIFIER, identifier)
+    seen = world.find(IDENTIFIER, identifier)
     is_seen = seen is not None and now < seen["at"] + _UNIQUE_S
     if is_seen and not world.hazards.strike("identifier_forgotten", _PATH):
         raise _duplicate(identifier)
-    world.put({"id": identifier, "object": _IDENTIFIER, "at": now})
+    if seen is not None:
+        world.delete(IDENTIFIER, identifier)
+    world.put({"id": identifier, "object": IDENTIFIER, "at": now, "_made": world.now()})
     return identifier
 
 

@@ -80,7 +80,7 @@ def make(world: World, number: str, details: Mapping[str, Any] | None = None) ->
         **_EXPIRES,
         **{name: value for name, value in (details or {}).items() if name in _EXPIRES},
     }
-    billing = {"address": {}, "email": None, "name": None, "phone": None, "tax_id": None}
+    billing: Object = {"address": {}, "email": None, "name": None, "phone": None, "tax_id": None}
     fields = {"allow_redisplay": "unspecified", "billing_details": billing, "card": card}
     return world.new(METHOD, "pm", {**fields, "customer": None, "metadata": {}, "type": "card", "created": world.now()})
 

@@ -50,7 +50,7 @@ def report(world: World, meter: Object | None, code: str, message: str, identifi
         "context": None,
         "reason": None,
         "data": data,
-        "_created": at,
+        "_made": world.now(),
     }
     if meter is not None:
         related = {"id": meter["id"], "type": meter["object"], "url": f"/v1/billing/meters/{meter['id']}"}

@@ -13,20 +13,22 @@ ENDPOINT = "webhook_endpoint"
 _MAX_ENDPOINTS = 16
 
 
-def start_with(world: World, url: str, secret: str, *, takes_thin: bool = True) -> Object:
-    """The endpoint of the command line, which gets every event; an earlier one of that kind is replaced.
+def start_with(world: World, url: str, secret: str) -> Object:
+    """The endpoint of the command line, which gets every event, thin ones too.
+
+    After a restart it is the one from before at its new address, so that what it has not taken yet goes there.
 
     Args:
         world: The account.
         url: Where the events are posted.
         secret: To sign them with.
-        takes_thin: Thin events go there too.
     """
+    fields = {"url": url, "_secret": secret, "status": "enabled"}
     for endpoint in world.all(ENDPOINT):
         if endpoint.get("_is_given"):
-            world.delete(ENDPOINT, endpoint["id"])
-    fields = {"url": url, "enabled_events": ["*"], "_secret": secret, "_is_given": True, "_takes_thin": takes_thin}
-    return _new(world, fields)
+            endpoint.update(fields)
+            return endpoint
+    return _new(world, {**fields, "enabled_events": ["*"], "_is_given": True, "_takes_thin": True})
 
 
 def wants(endpoint: Mapping[str, Any], type: str) -> bool:
@@ -92,8 +94,8 @@ def delete(world: World, params: Params, webhook_endpoint: str) -> Object:
 
 
 def _new(world: World, fields: Mapping[str, Any]) -> Object:
-    made = {"api_version": None, "application": None, "description": None, "metadata": {}, "status": "enabled"}
-    return world.new(ENDPOINT, "we", {**made, **fields})
+    none = {"api_version": None, "application": None, "description": None}
+    return world.new(ENDPOINT, "we", {**none, "metadata": {}, "status": "enabled", **fields})
 
 
 def _check_url(url: str) -> None:

@@ -166,6 +166,7 @@ class World:
             "pending_webhooks": 0,
             "request": dict(self.request),
             "type": type,
+            "_made": self.now(),
         }
         self.announce(self.new("event", "evt", event))
 

@@ -94,7 +94,7 @@ class Simulator:
         self.control("POST", "/hazards", name=name, **settings)
 
     def strikes(self, name: str) -> int:
-        return next(found["strikes"] for found in self.control("GET", "/hazards")["on"] if found["name"] == name)
+        return next(int(found["strikes"]) for found in self.control("GET", "/hazards")["on"] if found["name"] == name)
 
     def flush(self) -> dict[str, Any]:
         """Have everything delivered that waits."""
@@ -113,7 +113,7 @@ class Simulator:
     def close(self) -> None:
         self._http.close()
         for connections in self._connections:
-            connections.close()
+            connections.close()  # type: ignore[no-untyped-call]
 
 
 @contextmanager

@@ -126,9 +126,11 @@ def test_expanded_object_must_be_of_its_kind() -> None:
         complete(code | {"promotion": {"coupon": {"object": "price"}, "type": "coupon"}})
 
 
-def test_upcoming_invoice_needs_no_id_and_others_do() -> None:
+def test_only_an_invoice_that_does_not_exist_yet_has_no_id() -> None:
     with pytest.raises(MismatchError, match=r"coupon\.id is missing"):
         complete({name: value for name, value in coupon().items() if name != "id"})
+    with pytest.raises(MismatchError, match=r"invoice\.(?!id)"):
+        complete({"object": "invoice"})
 
 
 def test_official_examples_are_of_their_types() -> None:

@@ -26,3 +26,26 @@ def test_deleted_customer_is_only_a_mark(simulator: Simulator) -> None:
         simulator.v1.customers.update(made.id, {"name": "Acme"})
     assert caught.value.code == "resource_missing"
     assert caught.value.http_status == 404
+
+
+@pytest.mark.parametrize("name", ["source", "tax_id_data[0][type]"])
+def test_what_the_simulator_does_not_know_is_refused(simulator: Simulator, name: str) -> None:
+    value = "eu_vat&tax_id_data[0][value]=DE1" if "tax" in name else "tok_visa"
+    answer = simulator.raw("POST", "/v1/customers", f"{name}={value}")
+    assert answer.status_code == 400
+    assert "does not know" in answer.json()["error"]["message"]
+
+
+def test_empty_values_unset_fields(simulator: Simulator) -> None:
+    made = simulator.v1.customers.create({"name": "Acme", "address": {"country": "DE"}, "tax_exempt": "exempt"})
+    assert (made.address.country, made.tax_exempt) == ("DE", "exempt")
+    changed = simulator.v1.customers.update(made.id, {"address": "", "tax_exempt": "", "metadata": ""})
+    assert (changed.address, changed.tax_exempt) == (None, "none")
+    footer = {"invoice_settings": {"footer": "Thanks"}}
+    assert simulator.v1.customers.update(made.id, footer).invoice_settings.footer == "Thanks"
+
+
+def test_customer_without_a_discount_has_none_to_delete(simulator: Simulator) -> None:
+    made = simulator.v1.customers.create()
+    with pytest.raises(stripe.InvalidRequestError, match="no discount"):
+        simulator.v1.customers.delete_discount(made.id)
