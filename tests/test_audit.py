@@ -16,7 +16,12 @@ ORG, REQUEST = new_id(), new_id()
 
 
 async def write(database: Database, number: int = 0, **fields: Any) -> None:
-    entry = {"org_id": ORG, "actor": audit.OPERATOR, "action": "org.change", "target": f"org:{number}"} | fields
+    entry: dict[str, Any] = {
+        "org_id": ORG,
+        "actor": audit.OPERATOR,
+        "action": "org.change",
+        "target": f"org:{number}",
+    } | fields
     async with database.begin() as connection:
         await audit.record(connection, **entry)
 

@@ -367,7 +367,7 @@ class Gate:
         self.asked: asyncio.Queue[asyncio.Future[dict[str, int]]] = asyncio.Queue()
 
     async def ask(self, *_: object) -> dict[str, int]:
-        answer = asyncio.get_running_loop().create_future()
+        answer: asyncio.Future[dict[str, int]] = asyncio.get_running_loop().create_future()
         self.asked.put_nowait(answer)
         return await answer
 

@@ -9,6 +9,7 @@ import pytest
 from pydantic import SecretStr
 
 from app import simulation, up
+from app.billing import sync
 from app.config import Settings
 from app.db import Database
 from app.errors import StripeRefused
@@ -115,7 +116,7 @@ async def test_a_catalogue_that_is_refused_is_told(
     async def refuse(*_: object) -> None:
         raise StripeRefused("No such meter.")
 
-    monkeypatch.setattr(simulation.sync, "push", refuse)
+    monkeypatch.setattr(sync, "push", refuse)
     told = await simulation.prepare(facing(settings, simulator.url), child(), asyncio.Event())
     assert told == "the simulation does not take the catalogue: No such meter."
 

@@ -21,7 +21,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from decimal import Decimal
 from types import MappingProxyType
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 from app.billing.prices import CURRENCY, PRICES
 from app.errors import NotFound
@@ -179,7 +179,8 @@ def plan_of_lookup_key(key: str | None) -> tuple[Plan, Part, Interval] | None:
         return None
     name, version, part, interval = match.groups()
     found = VERSIONS.get((name, int(version)))
-    return None if found is None else (found, part, interval)  # type: ignore[return-value] - the pattern's words
+    # The words of the pattern.
+    return None if found is None else (found, cast("Part", part), cast("Interval", interval))
 
 
 def plan(name: str, version: int | None = None) -> Plan:

@@ -72,7 +72,7 @@ class Gateway:
 
     async def aclose(self) -> None:
         """Closes the connections."""
-        await self._http.close_async()
+        await self._http.close_async()  # type: ignore[no-untyped-call]
 
     # Every call goes through one of these two.
 

@@ -1,6 +1,7 @@
 """What a plan allows, and what a model costs, over HTTP."""
 
 import asyncio
+from typing import Any
 
 import pytest
 
@@ -43,7 +44,8 @@ async def test_a_change_of_the_plan_reaches_keys_that_were_looked_up(world: Worl
 
 async def test_a_keys_own_rates_go_before_the_plans(world: World) -> None:
     await change(world, "UPDATE org_budgets SET plan = 'growth'")
-    for terms in ({"requests_per_minute": 7}, {"tokens_per_minute": 900}):
+    different: tuple[dict[str, Any], ...] = ({"requests_per_minute": 7}, {"tokens_per_minute": 900})
+    for terms in different:
         key = await make_key(world.database, world.settings, name="own", **terms)
         await change(world, "UPDATE org_budgets SET plan = 'growth'")
         headers = (await world.post("/v1/completions", COMPLETION, key)).headers
