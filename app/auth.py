@@ -171,7 +171,17 @@ async def find_key(connection: AsyncConnection, key: str, pepper: str, now: date
         AuthenticationFailed: Unknown, expired or revoked.
         PermissionDenied: Its organisation is suspended.
     """
-    row = (await connection.execute(_FIND_KEY, {"key_hash": hash_key(key, pepper)})).one_or_none()
+    return await find_key_by_hash(connection, hash_key(key, pepper), now)
+
+
+async def find_key_by_hash(connection: AsyncConnection, key_hash: bytes, now: datetime | None = None) -> Key:
+    """As ``find_key``, of a key that nobody has to show.
+
+    Raises:
+        AuthenticationFailed: Unknown, expired or revoked.
+        PermissionDenied: Its organisation is suspended.
+    """
+    row = (await connection.execute(_FIND_KEY, {"key_hash": key_hash})).one_or_none()
     if row is None or row.revoked_at is not None:
         raise _invalid_key()
     found = Key(

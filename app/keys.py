@@ -5,6 +5,7 @@ organisation it works for, and a key of another one does not exist for it. The d
 itself tells all processes of a change (see ``app.key_cache``); nothing here has to.
 """
 
+import secrets
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from datetime import UTC, datetime
@@ -13,6 +14,7 @@ from typing import Any
 from uuid import UUID
 
 from sqlalchemy import ColumnElement, Row, ScalarSelect, func, insert, select, text, tuple_, update
+from sqlalchemy.dialects.postgresql import insert as upsert
 from sqlalchemy.exc import IntegrityError
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -62,6 +64,9 @@ class Terms:
     tokens_per_minute: int | None = None
     monthly_cap: int | None = None
     expires_at: datetime | None = None
+
+
+_PLAYGROUND = Terms("Playground", ("generation", "classification"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -236,6 +241,35 @@ async def revoke_key(connection: AsyncConnection, key_id: UUID, org_id: UUID | N
     return await get_key(connection, key_id, org_id)
 
 
+async def playground_key(connection: AsyncConnection, org_id: UUID) -> bytes:
+    """The hash of the key that an organisation's playground is billed to; made where there is none.
+
+    There is no such key in full: the hash is random.
+
+    Raises:
+        Conflict: The organisation has 1,000 keys already.
+    """
+    living = select(ApiKey.key_hash).where(ApiKey.org_id == org_id, ApiKey.is_playground, ApiKey.revoked_at.is_(None))
+    found: bytes | None = (await connection.execute(living)).scalar_one_or_none()
+    if found is not None:
+        return found
+    await _check_room(connection, org_id)
+    values = {
+        **_columns(_PLAYGROUND),
+        "id": new_id(),
+        "org_id": org_id,
+        "key_hash": secrets.token_bytes(32),
+        "prefix": KEY_PREFIX,
+        "last4": "",
+        "is_playground": True,
+    }
+    added = upsert(ApiKey).values(values).on_conflict_do_nothing().returning(ApiKey.id)
+    key_id: UUID | None = (await connection.execute(added)).scalar_one_or_none()
+    if key_id is not None:
+        await connection.execute(insert(RateBucket).values(_full_bucket(key_id)))
+    return bytes((await connection.execute(living)).scalar_one())
+
+
 async def report_leak(connection: AsyncConnection, settings: Settings, key: str) -> UUID | None:
     """Ends a key that somebody has found where it should not be; whoever holds a key may end it.
 
@@ -293,9 +327,12 @@ async def _insert_key(
     except IntegrityError:
         raise NotFound(f"There is no organisation {org_id}.", code="org_not_found", param="org") from None
     # Of a successor it only says when the key itself was used last.
-    bucket = {"key_id": new.id, "requests_level": 0.0, "tokens_level": 0.0, "updated_at": LONG_AGO}
-    await connection.execute(insert(RateBucket).values(bucket))
+    await connection.execute(insert(RateBucket).values(_full_bucket(new.id)))
     return new
+
+
+def _full_bucket(key_id: UUID) -> dict[str, Any]:
+    return {"key_id": key_id, "requests_level": 0.0, "tokens_level": 0.0, "updated_at": LONG_AGO}
 
 
 async def _revoke(connection: AsyncConnection, which: list[ColumnElement[bool]], reason: str) -> UUID | None:

@@ -33,6 +33,7 @@ from app.api import (
     health,
     keys,
     openapi,
+    playground,
     usage,
     webhooks,
 )
@@ -64,6 +65,8 @@ _WORKER_SILENCE_S = 60
 _BACKLOG = 2048
 # From one address, in each process; scanners report what they find in one go.
 LEAK_REPORTS_PER_MINUTE = 60
+# To one address at somebody's wish, in each process.
+MAILS_PER_HOUR = 5
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -104,7 +107,7 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(RequestMiddleware, requests=app.state.requests)
     for router in (*work, catalog.router, usage.router, keys.router, keys.public_router):
         app.include_router(router)
-    for router in (health.router, docs.router, webhooks.router, pages.router):
+    for router in (health.router, docs.router, webhooks.router, playground.router, pages.router):
         app.include_router(router)
     app.mount("/static", pages.static_files())
     app.add_exception_handler(AppError, answer_app_error)
@@ -178,6 +181,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     app.state.gateway = Gateway.of(settings) if settings.stripe_api_key is not None else None
     app.state.prompts = PromptStore(app.state.database)
     app.state.throttle = Throttle()
+    app.state.mail_throttle = Throttle(limit=MAILS_PER_HOUR, window_s=3600.0)
     app.state.leak_reports = Throttle(limit=LEAK_REPORTS_PER_MINUTE, window_s=60.0)
     async with _key_news(app, settings.database_url, settings.database_timeout_s):
         yield

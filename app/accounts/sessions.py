@@ -7,15 +7,17 @@ somebody planted before is worth nothing afterwards.
 
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, Select, and_, delete, insert, select, update
+from sqlalchemy import Row, Select, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.accounts.tokens import hash_token, new_token
 from app.errors import NotFound
 from app.tables import Membership, Org, PortalSession, User, new_id
 
+SESSION_COOKIE = "tollgate_session"
 SESSION_LIFETIME = timedelta(days=7)
 CODE_LIFETIME = timedelta(minutes=10)
 """How long the second factor is waited for after the password."""
@@ -111,7 +113,8 @@ async def find_person(connection: AsyncConnection, token: str, now: datetime) ->
 
     Dates when the session was last seen, every few minutes.
     """
-    row = (await connection.execute(_of_token(token, now))).one_or_none()
+    statement = _found().where(PortalSession.token_hash == hash_token(token), PortalSession.expires_at > now)
+    row = (await connection.execute(statement)).one_or_none()
     if row is None:
         return None
     if row.last_seen_at is None or row.last_seen_at <= now - SEEN_INTERVAL:
@@ -141,6 +144,14 @@ async def choose_org(connection: AsyncConnection, person: Person, org_id: UUID) 
     await connection.execute(chosen)
 
 
+async def reload(connection: AsyncConnection, person: Person) -> PortalUser:
+    """The same session as it is now, of a person who belongs to an organisation."""
+    statement = _found().where(PortalSession.id == person.session_id)
+    found = _person((await connection.execute(statement)).one())
+    assert isinstance(found, PortalUser)
+    return found
+
+
 async def list_sessions(connection: AsyncConnection, user_id: UUID, now: datetime) -> list[OpenSession]:
     """A person's logins, the one seen last first."""
     columns = (
@@ -156,7 +167,8 @@ async def list_sessions(connection: AsyncConnection, user_id: UUID, now: datetim
         .where(PortalSession.user_id == user_id, PortalSession.expires_at > now, ~PortalSession.awaits_code)
         .order_by(PortalSession.last_seen_at.desc().nulls_last(), PortalSession.id)
     )
-    return [OpenSession(*row) for row in await connection.execute(statement)]
+    rows = await connection.execute(statement)
+    return [OpenSession(*row[:4], ip=row.ip and str(row.ip), user_agent=row.user_agent) for row in rows]
 
 
 async def close_session(connection: AsyncConnection, token: str) -> None:
@@ -189,7 +201,7 @@ async def delete_expired_sessions(connection: AsyncConnection, now: datetime) ->
     return result.rowcount
 
 
-def _of_token(token: str, now: datetime) -> Select[*tuple[object, ...]]:
+def _found() -> Select[*tuple[Any, ...]]:
     # The organisation that was chosen comes first, then the one that was joined first.
     return (
         select(
@@ -204,19 +216,13 @@ def _of_token(token: str, now: datetime) -> Select[*tuple[object, ...]]:
         .join_from(PortalSession, User, User.id == PortalSession.user_id)
         .outerjoin(Membership, Membership.user_id == User.id)
         .outerjoin(Org, Org.id == Membership.org_id)
-        .where(
-            and_(
-                PortalSession.token_hash == hash_token(token),
-                PortalSession.expires_at > now,
-                ~PortalSession.awaits_code,
-            )
-        )
+        .where(~PortalSession.awaits_code)
         .order_by((Org.id == PortalSession.org_id).desc().nulls_last(), Membership.created_at, Org.id)
         .limit(1)
     )
 
 
-def _person(row: "Row[*tuple[object, ...]]") -> Person:
+def _person(row: Row[*tuple[Any, ...]]) -> Person:
     if row.org_id is None:
         return Person(row.session_id, row.user_id, row.email)
     return PortalUser(row.session_id, row.user_id, row.email, row.org_id, row.name, row.role)

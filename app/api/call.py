@@ -175,6 +175,15 @@ async def require_call(request: Request, key: RequiredKey) -> Call:
     Raises:
         BadRequest: Its ``x-request-timeout-ms`` is not a positive number.
     """
+    return call_of(request, key)
+
+
+def call_of(request: Request, key: Key) -> Call:
+    """The call of whoever was found to have ``key``.
+
+    Raises:
+        BadRequest: Its ``x-request-timeout-ms`` is not a positive number.
+    """
     services = Services.of(request.app.state)
     timeout_s = _timeout_s(request.headers.get(TIMEOUT_HEADER), services.settings.request_timeout_s)
     call = Call(request, key, services, timeout_s)

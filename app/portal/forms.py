@@ -11,10 +11,10 @@ from decimal import Decimal
 from fastapi import Request, Response
 from starlette.datastructures import FormData
 
+from app.accounts.sessions import SESSION_COOKIE
 from app.config import Settings
 from app.errors import BadRequest, PermissionDenied
 
-SESSION_COOKIE = "tollgate_session"
 FORM_COOKIE = "tollgate_form"
 """Of visitors who are not signed in."""
 FORM_LIFETIME_S = 3600

@@ -35,7 +35,10 @@ ENTRIES = (
     Entry("/overview", _("Overview"), "overview", "overview.read"),
     Entry("/keys", _("API keys"), "key", "keys.read"),
     Entry("/usage", _("Usage"), "usage", "usage.read"),
+    Entry("/playground", _("Playground"), "play", "playground.use"),
     Entry("/billing", _("Plan and billing"), "billing", "billing.read"),
     Entry("/limits", _("Limits"), "limits", "limits.read"),
+    Entry("/members", _("Members"), "members", "members.read"),
+    Entry("/audit", _("Audit log"), "audit", "audit.read"),
     Entry("/settings", _("Settings"), "settings", None),
 )

@@ -20,9 +20,9 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
 from app.accounts.permissions import allows
-from app.accounts.sessions import PortalUser
+from app.accounts.sessions import SESSION_COOKIE, PortalUser
 from app.errors import AppError, AuthenticationFailed
-from app.portal.forms import FORM_COOKIE, FORM_LIFETIME_S, SESSION_COOKIE, form_token, set_cookie
+from app.portal.forms import FORM_COOKIE, FORM_LIFETIME_S, form_token, set_cookie
 from app.portal.headers import content_policy
 from app.portal.i18n import LANGUAGES, Language, language_of
 from app.portal.navigation import ENTRIES

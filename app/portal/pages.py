@@ -2,11 +2,33 @@
 
 from fastapi import APIRouter
 
-from app.portal import billing, keys, landing, limits, overview, settings, sign_in, usage
+from app.portal import (
+    audit_log,
+    billing,
+    forgotten,
+    invitation,
+    keys,
+    landing,
+    limits,
+    live,
+    members,
+    organizations,
+    overview,
+    playground,
+    security,
+    settings,
+    sign_in,
+    sign_up,
+    usage,
+)
 from app.portal.page import STATIC_DIR, Files
 
 router = APIRouter(include_in_schema=False)
-for _page in (landing, sign_in, overview, keys, usage, billing, limits, settings):
+_PAGES = (
+    *(landing, sign_up, sign_in, forgotten, invitation, overview, keys, usage, playground, billing, limits),
+    *(members, audit_log, organizations, security, settings, live),
+)
+for _page in _PAGES:
     router.include_router(_page.router)
 
 

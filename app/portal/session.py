@@ -6,31 +6,52 @@ there is no id of an organisation in any address to guess.
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
+from ipaddress import ip_address
 from typing import Any
 from uuid import UUID
 
 from fastapi import Request
 from sqlalchemy.ext.asyncio import AsyncConnection
+from starlette.datastructures import FormData
 
 from app import audit
 from app.accounts import permissions, sessions
-from app.accounts.sessions import PortalUser
+from app.accounts.orgs import orgs_of
+from app.accounts.sessions import SESSION_COOKIE, Device, Person, PortalUser
 from app.config import Settings
 from app.db import Database
 from app.errors import AuthenticationFailed
-from app.portal.forms import SESSION_COOKIE
+from app.portal.forms import FORM_COOKIE, read_form
 from app.telemetry import request_id
 
 
 async def find_user(request: Request) -> PortalUser | None:
-    """The person whose session the request carries; None: nobody is signed in."""
+    """The person whose session the request carries; None: nobody is signed in, or they belong nowhere."""
+    person = await find_person(request)
+    return person if isinstance(person, PortalUser) else None
+
+
+async def find_person(request: Request) -> Person | None:
+    """The person whose session the request carries, whether they belong to an organisation or not."""
     token = request.cookies.get(SESSION_COOKIE)
     if token is None:
         return None
     async with database_of(request).begin() as connection:
-        user = await sessions.find_session(connection, token, datetime.now(UTC))
-    request.state.user = user
-    return user
+        person = await sessions.find_person(connection, token, datetime.now(UTC))
+    request.state.user = person if isinstance(person, PortalUser) else None
+    return person
+
+
+async def require_person(request: Request) -> Person:
+    """The person whose session the request carries; they need not belong to an organisation.
+
+    Raises:
+        AuthenticationFailed: Nobody is signed in.
+    """
+    person = await find_person(request)
+    if person is None:
+        raise AuthenticationFailed("Please sign in.", code="sign_in_required")
+    return person
 
 
 async def require_user(request: Request, permission: str | None) -> PortalUser:
@@ -50,6 +71,15 @@ async def require_user(request: Request, permission: str | None) -> PortalUser:
     if permission is not None:
         permissions.require(user, permission)
     return user
+
+
+async def read_form_of(request: Request, person: Person | None) -> FormData:
+    """As ``forms.read_form``, of a page that is shown to people with and without an organisation.
+
+    Raises:
+        PermissionDenied: The form is not genuine.
+    """
+    return await read_form(request, SESSION_COOKIE if isinstance(person, PortalUser) else FORM_COOKIE)
 
 
 async def note(
@@ -73,8 +103,6 @@ async def note(
         before: What was; never a secret.
         after: What is now, likewise.
     """
-    current = request_id.get()
-    assert current is not None  # RequestMiddleware is outermost
     await audit.record(
         connection,
         org_id=user.org_id,
@@ -83,9 +111,41 @@ async def note(
         target=target,
         before=before,
         after=after,
-        ip=host_of(request) or None,
-        request_id=UUID(current),
+        ip=ip_of(request),
+        request_id=_request_id(),
     )
+
+
+async def note_person(
+    request: Request,
+    connection: AsyncConnection,
+    person_id: UUID,
+    action: str,
+    *,
+    target: str | None = None,
+    after: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes what a person does with their own account into the log of every organisation they belong to.
+
+    Args:
+        request: Whose address and id are kept with it.
+        connection: The transaction of what is done; this is its last step.
+        person_id: Who does it.
+        action: ``noun.verb``.
+        target: ``kind:id``; None: the person.
+        after: What is now; never a secret.
+    """
+    for belonging in await orgs_of(connection, person_id):
+        await audit.record(
+            connection,
+            org_id=belonging.org_id,
+            actor=f"user:{person_id}",
+            action=action,
+            target=target or f"user:{person_id}",
+            after=after,
+            ip=ip_of(request),
+            request_id=_request_id(),
+        )
 
 
 def settings_of(request: Request) -> Settings:
@@ -103,3 +163,22 @@ def database_of(request: Request) -> Database:
 def host_of(request: Request) -> str:
     """The address of the caller; empty where there is none."""
     return request.client.host if request.client else ""
+
+
+def ip_of(request: Request) -> str | None:
+    """The same, if it is an IP address: through a careless proxy it can be anything."""
+    try:
+        return str(ip_address(host_of(request)))
+    except ValueError:
+        return None
+
+
+def device_of(request: Request) -> Device:
+    """What a login is recognised by later."""
+    return Device(ip_of(request), request.headers.get("user-agent"))
+
+
+def _request_id() -> UUID:
+    current = request_id.get()
+    assert current is not None  # RequestMiddleware is outermost
+    return UUID(current)

@@ -5,7 +5,19 @@ from ipaddress import IPv4Network, IPv6Network
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import BigInteger, CheckConstraint, ForeignKey, Identity, Index, Integer, SmallInteger, Text, func
+from sqlalchemy import (
+    BigInteger,
+    Boolean,
+    CheckConstraint,
+    ForeignKey,
+    Identity,
+    Index,
+    Integer,
+    SmallInteger,
+    Text,
+    func,
+    text,
+)
 from sqlalchemy.dialects.postgresql import ARRAY, CIDR, INET, JSONB
 from sqlalchemy.orm import Mapped, mapped_column
 
@@ -217,10 +229,18 @@ class ApiKey(Base):
         bucket_id: Whose row of ``rate_buckets`` it draws from: that of the first key of its
             rotations; None: its own.
         created_by: The person, where it was made in the portal.
+        is_playground: What members try in the portal is billed to it; nobody has it in full.
     """
 
     __tablename__ = "api_keys"
     __table_args__ = (
+        # An organisation's playground has one key.
+        Index(
+            "uq_api_keys_playground",
+            "org_id",
+            unique=True,
+            postgresql_where=text("is_playground AND revoked_at IS NULL"),
+        ),
         # The keys of an organisation, newest first.
         Index(None, "org_id", "created_at"),
         CheckConstraint("requests_per_minute > 0", name="requests_per_minute_positive"),
@@ -253,6 +273,7 @@ class ApiKey(Base):
     replaced_by: Mapped[UUID | None] = mapped_column(ForeignKey("api_keys.id", ondelete="SET NULL"))
     bucket_id: Mapped[UUID | None]
     created_by: Mapped[UUID | None] = mapped_column(ForeignKey("users.id", ondelete="SET NULL"))
+    is_playground: Mapped[bool] = mapped_column(Boolean(), server_default="false")
 
 
 class RateBucket(Base):

@@ -17,9 +17,8 @@ from sqlalchemy import text
 from starlette.routing import BaseRoute
 
 from app import keys
-from app.accounts.sessions import open_session
+from app.accounts.sessions import SESSION_COOKIE, open_session
 from app.db import Database
-from app.portal.forms import SESSION_COOKIE
 from app.tables import Base
 from tests.api.world import World
 from tests.factories import make_key, make_org, make_user

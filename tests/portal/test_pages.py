@@ -6,7 +6,7 @@ from collections.abc import AsyncIterator
 import httpx
 import pytest
 
-from app.portal.forms import SESSION_COOKIE
+from app.accounts.sessions import SESSION_COOKIE
 from tests.api.conftest import world  # noqa: F401 - the fixture
 from tests.api.world import World
 from tests.factories import PASSWORD, make_key, make_org, make_user

@@ -1,0 +1,82 @@
+"""/live: where the organisation stands, told while it changes, as server-sent events.
+
+A page that follows it shows what a request costs as soon as it is billed. What requests hold
+that still run is told apart. An answer ends after a few seconds, so that it never keeps a
+server from stopping, and the browser asks again by itself.
+"""
+
+import asyncio
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from datetime import UTC, datetime
+from uuid import UUID
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import StreamingResponse
+from sqlalchemy import text
+
+from app.db import Database
+from app.errors import DatabaseUnavailable
+from app.portal.i18n import Language, language_of
+from app.portal.page import PageRoute
+from app.portal.session import database_of, require_user
+
+Pause = Callable[[float], Awaitable[None]]
+
+INTERVAL_S = 0.5
+NUM_LOOKS = 12
+_RETRY_MS = 500
+_HEADERS = {"content-type": "text/event-stream", "cache-control": "no-store", "x-accel-buffering": "no"}
+
+_STANDING = text(
+    "SELECT CASE WHEN month = :month THEN cost_used ELSE 0 END AS spent, cost_held AS held, credit,"
+    " CASE WHEN month = :month THEN tokens_used ELSE 0 END AS tokens, num_running AS running"
+    " FROM org_budgets WHERE org_id = :org_id"
+)
+
+router = APIRouter(include_in_schema=False, route_class=PageRoute)
+
+
+@router.get("/live")
+async def live(request: Request) -> Response:
+    """Events ``standing``, each a JSON object of texts by the names that elements of a page have in ``data-live``."""
+    user = await require_user(request, "usage.read")
+    events = standings(database_of(request), user.org_id, language_of(request))
+    return StreamingResponse(events, headers=_HEADERS)
+
+
+async def standings(
+    database: Database, org_id: UUID, language: Language, pause: Pause = asyncio.sleep
+) -> AsyncIterator[str]:
+    """The organisation's standing, and again whenever it has changed, for some seconds.
+
+    Args:
+        database: With the budget.
+        org_id: Whose.
+        language: Writes the amounts.
+        pause: Waits so many seconds between two looks.
+    """
+    yield f"retry: {_RETRY_MS}\n\n"
+    told: dict[str, str] | None = None
+    for look in range(NUM_LOOKS):
+        if look:
+            await pause(INTERVAL_S)
+        try:
+            found = await _read(database, org_id, language)
+        except DatabaseUnavailable:
+            return
+        if found != told:
+            told = found
+            yield f"event: standing\ndata: {json.dumps(found, ensure_ascii=False)}\n\n"
+
+
+async def _read(database: Database, org_id: UUID, language: Language) -> dict[str, str]:
+    month = datetime.now(UTC).date().replace(day=1)
+    async with database.begin() as connection:
+        row = (await connection.execute(_STANDING, {"org_id": org_id, "month": month})).one_or_none()
+    if row is None:
+        return {}
+    amounts = {"spent": language.money(row.spent), "held": language.money(row.held)}
+    if row.credit is not None:
+        amounts["credit"] = language.money(row.credit)
+    return amounts | {"tokens": language.number(row.tokens), "running": language.number(row.running)}
