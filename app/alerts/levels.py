@@ -14,21 +14,15 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.billing import catalog
 from app.billing.prices import PICO_USD_PER_NANO_USD
+from app.billing.standing import read_standing
 from app.billing.statement import Query, read_lines
-from app.errors import NotFound
 
 Measure = Literal["spend_cap", "token_limit", "included", "credit"]
 
-_BUDGET = text(
-    "SELECT b.plan, b.spend_cap, b.monthly_token_limit, b.credit,"
-    " CASE WHEN b.month = :month THEN b.cost_used ELSE 0 END AS cost_used,"
-    " CASE WHEN b.month = :month THEN b.tokens_used ELSE 0 END AS tokens_used,"
-    " s.plan AS bought, s.plan_version, p.period_start"
-    " FROM org_budgets b"
-    " LEFT JOIN subscriptions s ON s.org_id = b.org_id AND s.is_current"
-    " LEFT JOIN metering_periods p ON p.subscription_id = s.id AND NOT p.is_trial"
-    " AND p.period_start <= :now AND p.period_end > :now"
-    " WHERE b.org_id = :org_id"
+_PERIOD = text(
+    "SELECT s.plan, s.plan_version, p.period_start FROM subscriptions s"
+    " JOIN metering_periods p ON p.subscription_id = s.id AND NOT p.is_trial"
+    " AND p.period_start <= :now AND p.period_end > :now WHERE s.org_id = :org_id AND s.is_current"
 )
 # What there was when credit was last added: all that is used since is used of that.
 _LAST_CREDIT = text(
@@ -60,46 +54,37 @@ class Level:
 
 
 async def read_levels(connection: AsyncConnection, org_id: UUID, now: datetime) -> list[Level]:
-    """Every limit that the organisation has at present; none where there is no such organisation.
+    """Every limit that the organisation has at present.
 
     Args:
         connection: An open transaction.
         org_id: The organisation.
         now: Says which month and metering period run.
+
+    Raises:
+        NotFound: No such organisation.
     """
     month = now.astimezone(UTC).replace(day=1, hour=0, minute=0, second=0, microsecond=0)
-    bind = {"org_id": org_id, "now": now, "month": month.date()}
-    budget = (await connection.execute(_BUDGET, bind)).one_or_none()
-    if budget is None:
-        return []
+    standing = await read_standing(connection, org_id, now)
     levels = []
-    if budget.spend_cap is not None:
-        levels.append(Level("spend_cap", month, budget.cost_used, budget.spend_cap))
-    tokens = _token_limit(budget)
-    if tokens is not None:
-        levels.append(Level("token_limit", month, budget.tokens_used, tokens))
-    if budget.period_start is not None:
-        levels.append(await _included(connection, org_id, budget, now))
-    if budget.credit is not None:
-        levels += await _credit(connection, org_id, budget.credit)
+    if standing.spend_cap is not None:
+        levels.append(Level("spend_cap", month, standing.cost_used, standing.spend_cap))
+    if standing.token_limit is not None:
+        levels.append(Level("token_limit", month, standing.tokens_used, standing.token_limit))
+    period = (await connection.execute(_PERIOD, {"org_id": org_id, "now": now})).one_or_none()
+    if period is not None:
+        levels.append(await _included(connection, org_id, period, now))
+    if standing.credit is not None:
+        levels += await _credit(connection, org_id, standing.credit)
     return levels
 
 
-def _token_limit(budget: Row[Any]) -> int | None:
-    if budget.monthly_token_limit is not None:
-        return int(budget.monthly_token_limit)
-    try:
-        return catalog.plan(budget.plan).monthly_token_limit
-    except NotFound:  # a plan that the catalogue has no more allows what it did
-        return None
-
-
-async def _included(connection: AsyncConnection, org_id: UUID, budget: Row[Any], now: datetime) -> Level:
-    query = Query(org_id, budget.period_start, now, "month", limit=1000)
+async def _included(connection: AsyncConnection, org_id: UUID, period: Row[Any], now: datetime) -> Level:
+    query = Query(org_id, period.period_start, now, "month", limit=1000)
     lines, _ = await read_lines(connection, query)
     used = int(sum(line.cost for line in lines)) // PICO_USD_PER_NANO_USD
-    plan = catalog.plan(budget.bought, budget.plan_version)
-    return Level("included", budget.period_start, used, plan.included_value)
+    plan = catalog.plan(period.plan, period.plan_version)
+    return Level("included", period.period_start, used, plan.included_value)
 
 
 async def _credit(connection: AsyncConnection, org_id: UUID, credit: int) -> list[Level]:

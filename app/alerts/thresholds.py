@@ -5,6 +5,7 @@ once: whatever is asked twice, or by two workers, is told once. Of several thres
 are passed between two looks only the highest is told.
 """
 
+from contextlib import suppress
 from datetime import datetime
 from typing import Any
 from uuid import UUID
@@ -15,6 +16,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.alerts.levels import Level, read_levels
 from app.db import Database
+from app.errors import NotFound
 from app.tables import Alert, Notification, WebhookEndpoint, new_id
 from app.telemetry import get_logger
 
@@ -41,8 +43,10 @@ async def tell_due(database: Database, now: datetime) -> None:
     async with database.begin() as connection:
         org_ids = (await connection.execute(_ORGS)).scalars().all()
     for org_id in org_ids:
-        async with database.begin() as connection:
-            await tell(connection, org_id, now)
+        # Gone meanwhile, or on a plan that is no more: no reason not to tell the others.
+        with suppress(NotFound):
+            async with database.begin() as connection:
+                await tell(connection, org_id, now)
 
 
 async def tell(connection: AsyncConnection, org_id: UUID, now: datetime) -> list[Alert]:

@@ -41,8 +41,9 @@ async def notifications(database: Database) -> list[tuple[str, str, int]]:
 
 
 async def test_an_organisation_without_limits_has_no_levels(database: Database) -> None:
-    assert await levels_of(database, await make_org(database)) == []
-    assert await levels_of(database, new_id()) == []
+    org_id = await make_org(database)
+    await set_budget(database, org_id, plan="internal")
+    assert await levels_of(database, org_id) == []
 
 
 async def test_caps_and_limits_are_those_of_this_month(database: Database) -> None:
@@ -63,12 +64,6 @@ async def test_a_plan_brings_its_own_limit(database: Database) -> None:
     assert [(level.measure, level.used, level.limit) for level in await levels_of(database, org_id)] == [
         ("token_limit", 7, limit)
     ]
-
-
-async def test_a_plan_that_is_sold_no_more_has_no_limit_of_its_own(database: Database) -> None:
-    org_id = await make_org(database)
-    await set_budget(database, org_id, plan="forgotten")
-    assert await levels_of(database, org_id) == []
 
 
 async def test_credit_is_counted_from_when_some_was_last_added(database: Database) -> None:
@@ -151,6 +146,13 @@ async def test_an_alert_that_nobody_is_told_is_there_to_be_seen(database: Databa
     await thresholds.tell_due(database, NOW)
     assert await notifications(database) == []
     assert await alerts(database) == [("spend_cap", 50), ("spend_cap", 80), ("spend_cap", 100)]
+
+
+async def test_an_organisation_that_cannot_be_judged_keeps_nobody_from_being_told(database: Database) -> None:
+    for plan in ("forgotten", "internal", "forgotten"):
+        await set_budget(database, await make_org(database), plan=plan, spend_cap=0)
+    await thresholds.tell_due(database, NOW)
+    assert len(await alerts(database)) == 3
 
 
 async def test_of_several_thresholds_at_once_the_highest_is_told(database: Database) -> None:
