@@ -13,7 +13,20 @@ from datetime import UTC, datetime, timedelta
 
 from app import idempotency, keys, metering
 from app.accounts import invitations, passwords, sessions, sign_ups
-from app.billing import duplicates, entitlement, inbox, invoices, retention, rollups, sync
+from app.billing import (
+    burns,
+    claims,
+    credits,
+    duplicates,
+    entitlement,
+    inbox,
+    invoices,
+    outbox,
+    reconcile,
+    retention,
+    rollups,
+    sync,
+)
 from app.billing.gateway import Gateway
 from app.config import Settings
 from app.db import Database
@@ -90,7 +103,13 @@ def billing_jobs(settings: Settings) -> tuple[Job, ...]:
     async def apply_entitlements(database: Database, now: datetime) -> None:
         await entitlement.apply_all(database, now, grace)
 
-    return (Job("apply_entitlements", 60.0, apply_entitlements),)
+    return (
+        Job("apply_entitlements", 60.0, apply_entitlements),
+        Job("claim_usage", 60.0, claims.claim_due),
+        Job("burn_credit", 300.0, burns.burn_due),
+        Job("expire_credit", 900.0, credits.expire_due),
+        Job("measure_meter_outbox", 60.0, reconcile.measure),
+    )
 
 
 def stripe_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
@@ -109,6 +128,15 @@ def stripe_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
     async def audit_invoices(database: Database, now: datetime) -> None:
         await invoices.audit_recent(database, now)
 
+    async def send_meter_events(database: Database, now: datetime) -> None:
+        await outbox.drain(database, gateway, now=now)
+
+    async def settle_doubted_usage(database: Database, now: datetime) -> None:
+        await reconcile.settle_doubts(database, gateway, now)
+
+    async def compare_usage(database: Database, now: datetime) -> None:
+        await reconcile.watch(database, gateway, now)
+
     async def check_catalog(database: Database, now: datetime) -> None:
         drift = await sync.check(database, gateway, now)
         if drift:
@@ -120,6 +148,9 @@ def stripe_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
         Job("sweep_stripe_events", 900.0, sweep_stripe_events),
         Job("end_duplicate_subscriptions", 60.0, end_duplicate_subscriptions),
         Job("audit_invoices", 300.0, audit_invoices),
+        Job("send_meter_events", 5.0, send_meter_events),
+        Job("settle_doubted_usage", 300.0, settle_doubted_usage),
+        Job("compare_usage", 3600.0, compare_usage),
     )
 
 
