@@ -13,7 +13,7 @@ from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.accounts.members import checked_role, require_hand_over
-from app.accounts.sessions import Person, PortalUser
+from app.accounts.sessions import PortalUser
 from app.accounts.tokens import Token, hash_token, new_token
 from app.accounts.users import checked_email
 from app.errors import Conflict, NotFound, PermissionDenied
@@ -104,20 +104,27 @@ async def find_invitation(connection: AsyncConnection, token: str, now: datetime
     return Invited(*row)
 
 
-async def accept(connection: AsyncConnection, person: Person, token: str, now: datetime) -> Invited:
+async def accept(connection: AsyncConnection, user_id: UUID, email: str, token: str, now: datetime) -> Invited:
     """Makes the invited person a member; who is one already keeps their role.
+
+    Args:
+        connection: An open transaction.
+        user_id: Who accepts.
+        email: Their address.
+        token: Of the link.
+        now: Aware.
 
     Raises:
         NotFound: As ``find_invitation``; of two at once the second.
         PermissionDenied: The invitation is for another address.
     """
     invited = await find_invitation(connection, token, now)
-    if invited.email != person.email:
+    if invited.email != email:
         raise PermissionDenied("This invitation is for another e-mail address.", code="other_address")
     used = delete(Invitation).where(Invitation.token_hash == hash_token(token))
     if not (await connection.execute(used)).rowcount:
         raise _used()
-    joined = insert(Membership).values(org_id=invited.org_id, user_id=person.user_id, role=invited.role)
+    joined = insert(Membership).values(org_id=invited.org_id, user_id=user_id, role=invited.role)
     await connection.execute(joined.on_conflict_do_nothing())
     return invited
 

@@ -86,7 +86,7 @@ def checked_role(role: str) -> str:
         BadRequest: It is not one.
     """
     if role not in ROLES:
-        raise BadRequest(f"The role must be one of {', '.join(ROLES)}.", param="role")
+        raise BadRequest("There is no such role.", param="role")
     return role
 
 

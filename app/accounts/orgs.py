@@ -46,7 +46,7 @@ def checked_name(name: str) -> str:
     """
     stripped = name.strip()
     if not stripped or len(stripped) > MAX_NAME_LENGTH or not stripped.isprintable():
-        raise BadRequest(f"A name has 1 to {MAX_NAME_LENGTH} printable characters.", param="name")
+        raise BadRequest("A name has 1 to 100 printable characters.", param="name")
     return stripped
 
 

@@ -6,6 +6,7 @@ a table of its own, so nobody can hold an address by asking for it.
 
 import re
 import secrets
+from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
 from uuid import UUID
@@ -103,7 +104,7 @@ async def create_user(
         Conflict: The address is taken.
     """
     if role not in ROLES:
-        raise BadRequest(f"The role must be one of {', '.join(ROLES)}.", param="role")
+        raise BadRequest("There is no such role.", param="role")
     address = checked_email(email)
     user_id = await add_user(connection, address, hash_password(password))
     await connection.execute(insert(Membership).values(org_id=org_id, user_id=user_id, role=role))
@@ -142,6 +143,12 @@ async def login_of(connection: AsyncConnection, user_id: UUID) -> Login:
     login = await _find(connection, User.id == user_id)
     assert login is not None, "whoever has a session exists"
     return login
+
+
+async def emails_of(connection: AsyncConnection, user_ids: Collection[UUID]) -> dict[UUID, str]:
+    """The addresses of those who exist."""
+    rows = await connection.execute(select(User.id, User.email).where(User.id.in_(user_ids)))
+    return {row.id: row.email for row in rows}
 
 
 async def set_password(connection: AsyncConnection, user_id: UUID, password_hash: str) -> None:

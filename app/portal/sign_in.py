@@ -1,16 +1,26 @@
-"""/login and /logout."""
+"""/login, its second step, and /logout.
+
+Each step that raises what a login is worth makes a new token: a cookie that somebody
+planted in a browser beforehand opens nothing afterwards.
+"""
 
 import asyncio
 from datetime import UTC, datetime
+from urllib.parse import quote
+from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
+from sqlalchemy.ext.asyncio import AsyncConnection
+from starlette.datastructures import FormData
 
-from app.accounts import sessions, users
-from app.errors import PermissionDenied
+from app.accounts import second_factor, sessions, users
+from app.errors import PermissionDenied, RateLimited
+from app.portal.attempts import require_attempt
 from app.portal.forms import (
     FORM_COOKIE,
     SESSION_COOKIE,
+    TOKEN_FIELD,
     is_genuine,
     local_path,
     read_form,
@@ -18,12 +28,14 @@ from app.portal.forms import (
     text_of,
 )
 from app.portal.i18n import language_of
-from app.portal.page import SEE_OTHER, PageRoute, render
-from app.portal.session import database_of, find_user, host_of, settings_of
+from app.portal.page import HOME, SEE_OTHER, PageRoute, render
+from app.portal.session import database_of, device_of, find_person, note_person, settings_of
 from app.telemetry import get_logger
-from app.throttle import Throttle
 
 log = get_logger(__name__)
+
+CODE_COOKIE = "tollgate_code"
+"""Of a login whose second factor is waited for."""
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
@@ -32,46 +44,81 @@ router = APIRouter(include_in_schema=False, route_class=PageRoute)
 async def show_login(request: Request) -> Response:
     """The login form."""
     following = local_path(request.query_params.get("next"))
-    if await find_user(request) is not None:
+    if await find_person(request) is not None:
         return RedirectResponse(following, SEE_OTHER)
-    return render(request, "login.html", following=following)
+    return render(request, "login.html", following=following, done=request.query_params.get("done"))
 
 
 @router.post("/login")
 async def login(request: Request) -> Response:
-    """Checks a password and opens a session."""
-    language = language_of(request)
+    """Checks a password; then comes the second factor where there is one, or a session."""
     try:
         form = await read_form(request, FORM_COOKIE)
     except PermissionDenied as error:
-        return _refused(request, language.gettext(error.message), error.status)
-    database = database_of(request)
-    email, password, following = text_of(form, "email"), str(form.get("password", "")), local_path(form.get("next"))
-    if not _throttle(request).allows(f"host {host_of(request)}", f"login {email.lower()}"):
-        problem = language.gettext("Too many attempts. Please wait a quarter of an hour.")
-        return _refused(request, problem, 429, email, following)
-    async with database.begin() as connection:
-        found = await users.find_login(connection, email)
-    is_right = await asyncio.to_thread(users.check_password, found and found.password_hash, password)
-    if found is None or not is_right:
+        return _refused(request, error.message, error.status)
+    email, following = text_of(form, "email"), local_path(form.get("next"))
+    try:
+        require_attempt(request, "login", email.lower())
+    except RateLimited as error:
+        return _refused(request, error.message, error.status, email, following)
+    found = await _checked_login(request, email, form)
+    if found is None:
         log.info("login.refused")
-        problem = language.gettext("The e-mail address or the password is wrong.")
-        return _refused(request, problem, 401, email, following)
-    async with database.begin() as connection:
-        token = await sessions.open_session(connection, found.user_id, datetime.now(UTC))
-    response = RedirectResponse(following, SEE_OTHER)
-    set_cookie(response, request, SESSION_COOKIE, token, int(sessions.SESSION_LIFETIME.total_seconds()))
-    response.delete_cookie(FORM_COOKIE)
+        return _refused(request, "The e-mail address or the password is wrong.", 401, email, following)
+    now = datetime.now(UTC)
+    async with database_of(request).begin() as connection:
+        if not found.has_second_factor:
+            return await start_session(request, connection, found.user_id, now, following)
+        token = await sessions.open_session(connection, found.user_id, now, device_of(request), awaits_code=True)
+    response = RedirectResponse(f"/login/code?next={quote(following, safe='')}", SEE_OTHER)
+    set_cookie(response, request, CODE_COOKIE, token, int(sessions.CODE_LIFETIME.total_seconds()))
     return response
+
+
+@router.get("/login/code")
+async def show_code(request: Request) -> Response:
+    """Asks for the second factor."""
+    following = local_path(request.query_params.get("next"))
+    if await _awaiting(request) is None:
+        return RedirectResponse("/login", SEE_OTHER)
+    return render(request, "login_code.html", following=following)
+
+
+@router.post("/login/code")
+async def enter_code(request: Request) -> Response:
+    """Checks the second factor and opens a session.
+
+    Raises:
+        PermissionDenied: The form is not genuine.
+        RateLimited: Too many codes were tried.
+    """
+    form = await read_form(request, FORM_COOKIE)
+    following = local_path(form.get("next"))
+    user_id = await _awaiting(request)
+    if user_id is None:
+        return RedirectResponse("/login", SEE_OTHER)
+    require_attempt(request, "code", str(user_id))
+    now = datetime.now(UTC)
+    async with database_of(request).begin() as connection:
+        code = text_of(form, "code")
+        if await second_factor.accepts(connection, settings_of(request), user_id, code, now):
+            await sessions.close_session(connection, request.cookies[CODE_COOKIE])
+            response = await start_session(request, connection, user_id, now, following)
+            response.delete_cookie(CODE_COOKIE)
+            return response
+    log.info("login.code_refused")
+    problem = language_of(request).gettext("The code is wrong, was used already, or is too old.")
+    return render(request, "login_code.html", 401, problem=problem, following=following)
 
 
 @router.post("/logout")
 async def logout(request: Request) -> Response:
     """Ends the session; the cookie alone is then worth nothing."""
     form = await request.form()
-    token = request.cookies.get(SESSION_COOKIE)
-    if token is None or not is_genuine(settings_of(request), token, form.get("token")):
-        return RedirectResponse("/overview", SEE_OTHER)
+    token, settings = request.cookies.get(SESSION_COOKIE), settings_of(request)
+    cookies = (token, request.cookies.get(FORM_COOKIE))
+    if token is None or not any(is_genuine(settings, cookie, form.get(TOKEN_FIELD)) for cookie in cookies):
+        return RedirectResponse(HOME, SEE_OTHER)
     async with database_of(request).begin() as connection:
         await sessions.close_session(connection, token)
     response = RedirectResponse("/", SEE_OTHER)
@@ -79,10 +126,55 @@ async def logout(request: Request) -> Response:
     return response
 
 
-def _refused(request: Request, problem: str, status: int, email: str = "", following: str = "/overview") -> Response:
-    return render(request, "login.html", status, problem=problem, email=email, following=following)
+async def start_session(
+    request: Request,
+    connection: AsyncConnection,
+    user_id: UUID,
+    now: datetime,
+    following: str = HOME,
+    *,
+    org_id: UUID | None = None,
+) -> Response:
+    """Logs a person in and sends them on; a login that this browser had before is ended.
+
+    The last step of its transaction: it writes to the audit log.
+
+    Args:
+        request: Of the browser that gets the cookie.
+        connection: An open transaction.
+        user_id: Who has shown everything that is asked of them.
+        now: Aware.
+        following: A path of ours.
+        org_id: What to look at first.
+    """
+    previous = request.cookies.get(SESSION_COOKIE)
+    if previous is not None:
+        await sessions.close_session(connection, previous)
+    token = await sessions.open_session(connection, user_id, now, device_of(request), org_id=org_id)
+    await note_person(request, connection, user_id, "session.open")
+    response = RedirectResponse(following, SEE_OTHER)
+    set_cookie(response, request, SESSION_COOKIE, token, int(sessions.SESSION_LIFETIME.total_seconds()))
+    response.delete_cookie(FORM_COOKIE)
+    return response
 
 
-def _throttle(request: Request) -> Throttle:
-    throttle: Throttle = request.app.state.throttle
-    return throttle
+async def _checked_login(request: Request, email: str, form: FormData) -> users.Login | None:
+    """Takes as long for an address that nobody has."""
+    async with database_of(request).begin() as connection:
+        found = await users.find_login(connection, email)
+    password = str(form.get("password", ""))
+    is_right = await asyncio.to_thread(users.check_password, found and found.password_hash, password)
+    return found if is_right else None
+
+
+async def _awaiting(request: Request) -> UUID | None:
+    token = request.cookies.get(CODE_COOKIE)
+    if token is None:
+        return None
+    async with database_of(request).begin() as connection:
+        return await sessions.find_awaiting(connection, token, datetime.now(UTC))
+
+
+def _refused(request: Request, problem: str, status: int, email: str = "", following: str = HOME) -> Response:
+    shown = language_of(request).gettext(problem)
+    return render(request, "login.html", status, problem=shown, email=email, following=following)

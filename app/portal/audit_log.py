@@ -1,0 +1,77 @@
+"""/audit: who changed what in the organisation, newest first."""
+
+import json
+from collections.abc import Mapping, Sequence
+from typing import Any
+from uuid import UUID
+
+from fastapi import APIRouter, Request, Response
+
+from app import audit
+from app.accounts.users import emails_of
+from app.audit import Entry
+from app.errors import BadRequest
+from app.portal.page import PageRoute, render
+from app.portal.session import database_of, require_user
+
+PAGE_ENTRIES = 50
+PERSON = "user:"
+_MAX_ID_DIGITS = 18
+
+router = APIRouter(include_in_schema=False, route_class=PageRoute)
+
+
+@router.get("/audit")
+async def show_audit_log(request: Request) -> Response:
+    """The organisation's entries, with those that tell of logins or without.
+
+    Raises:
+        BadRequest: ``before`` is no place in the log.
+    """
+    user = await require_user(request, "audit.read")
+    before, with_sessions = request.query_params.get("before", ""), request.query_params.get("sessions") != "no"
+    async with database_of(request).begin() as connection:
+        entries = await audit.list_entries(
+            connection, user.org_id, before=_place(before), limit=PAGE_ENTRIES + 1, with_sessions=with_sessions
+        )
+        shown = entries[:PAGE_ENTRIES]
+        emails = await emails_of(connection, _people(shown))
+    return render(
+        request,
+        "audit.html",
+        entries=shown,
+        people={f"{PERSON}{id}": email for id, email in emails.items()},
+        changes={entry.id: _changes(entry.before, entry.after) for entry in shown},
+        with_sessions=with_sessions,
+        is_first=not before,
+        next_before=shown[-1].id if len(entries) > PAGE_ENTRIES else None,
+    )
+
+
+def _place(text: str) -> int | None:
+    if not text:
+        return None
+    if not (text.isascii() and text.isdigit() and len(text) <= _MAX_ID_DIGITS):
+        raise BadRequest("There is no such place in the audit log.", param="before")
+    return int(text)
+
+
+def _people(entries: Sequence[Entry]) -> set[UUID]:
+    named = {name for entry in entries for name in (entry.actor, entry.target)}
+    return {UUID(name.removeprefix(PERSON)) for name in named if name.startswith(PERSON)}
+
+
+def _changes(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
+    """Name, old value and new value of each part that differs; empty where there was or is none."""
+    old, new = before or {}, after or {}
+    return [
+        (name, _text(old.get(name)), _text(new.get(name)))
+        for name in sorted({*old, *new})
+        if old.get(name) != new.get(name)
+    ]
+
+
+def _text(value: object) -> str:
+    if value is None:
+        return ""
+    return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

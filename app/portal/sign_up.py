@@ -1,0 +1,135 @@
+"""/signup and /confirm: from a visitor to a person with an organisation.
+
+What the pages say is the same whether an address has a login or not; only its mailbox
+learns the difference.
+"""
+
+import asyncio
+import secrets
+from datetime import UTC, datetime
+
+from fastapi import APIRouter, Request, Response
+from fastapi.responses import RedirectResponse
+from sqlalchemy.ext.asyncio import AsyncConnection
+from starlette.background import BackgroundTask
+
+from app.accounts import sign_ups, users
+from app.accounts.orgs import checked_name
+from app.accounts.sign_ups import Waiting, Wish
+from app.errors import BadRequest
+from app.mail import Mail, send_or_log
+from app.portal import mails
+from app.portal.attempts import require_attempt, require_mail
+from app.portal.forms import FORM_COOKIE, read_form, set_cookie, text_of
+from app.portal.i18n import language_of
+from app.portal.page import HOME, SEE_OTHER, PageRoute, render
+from app.portal.session import database_of, find_person, note_person, settings_of
+from app.portal.sign_in import start_session
+
+BROWSER_COOKIE = "tollgate_signup"
+"""Only in the browser that asked: there the link in the mail is enough."""
+
+router = APIRouter(include_in_schema=False, route_class=PageRoute)
+
+
+@router.get("/signup")
+async def show_sign_up(request: Request) -> Response:
+    """The form for a new account."""
+    if await find_person(request) is not None:
+        return RedirectResponse(HOME, SEE_OTHER)
+    return render(request, "signup.html", email="", org_name="", problems={})
+
+
+@router.post("/signup")
+async def sign_up(request: Request) -> Response:
+    """Remembers what is asked for, and mails a link to confirm it.
+
+    Raises:
+        PermissionDenied: The form is not genuine.
+        RateLimited: Too many sign-ups from here, or mails to this address.
+    """
+    form = await read_form(request, FORM_COOKIE)
+    require_attempt(request, "signup")
+    language = language_of(request)
+    email, org_name = text_of(form, "email"), text_of(form, "org_name")
+    try:
+        address, name = users.checked_email(email), checked_name(org_name)
+        password_hash = await asyncio.to_thread(users.hash_password, str(form.get("password", "")))
+    except BadRequest as error:
+        field = "org_name" if error.param == "name" else error.param
+        problems = {field: language.gettext(error.message)}
+        return render(request, "signup.html", error.status, email=email, org_name=org_name, problems=problems)
+    require_mail(request, address)
+    async with database_of(request).begin() as connection:
+        mail, browser = await _asked(connection, request, Wish(address, password_hash, name, language.code))
+    response = render(request, "signup_sent.html", email=address)
+    response.background = BackgroundTask(send_or_log, settings_of(request), mail)
+    set_cookie(response, request, BROWSER_COOKIE, browser, int(sign_ups.SIGN_UP_LIFETIME.total_seconds()))
+    return response
+
+
+@router.get("/confirm")
+async def show_confirm(request: Request) -> Response:
+    """What a link confirms; nothing happens before its form is sent, whoever opens links ahead.
+
+    Raises:
+        NotFound: The link was used or is too old.
+    """
+    token = request.query_params.get("token", "")
+    async with database_of(request).begin() as connection:
+        waiting = await sign_ups.find_waiting(connection, token, datetime.now(UTC))
+    return _confirm_page(request, token, waiting)
+
+
+@router.post("/confirm")
+async def confirm(request: Request) -> Response:
+    """Makes the person and their organisation, and logs them in.
+
+    Raises:
+        PermissionDenied: The form is not genuine.
+        RateLimited: Too many were tried.
+        NotFound: The link was used or is too old.
+        Conflict: The address got a login in the meantime.
+    """
+    form = await read_form(request, FORM_COOKIE)
+    link, now = text_of(form, "link"), datetime.now(UTC)
+    require_attempt(request, "confirm")
+    async with database_of(request).begin() as connection:
+        waiting = await sign_ups.find_waiting(connection, link, now)
+    if not waiting.is_from(request.cookies.get(BROWSER_COOKIE)):
+        password = str(form.get("password", ""))
+        if not await asyncio.to_thread(users.check_password, waiting.wish.password_hash, password):
+            problem = language_of(request).gettext("The password is wrong.")
+            return _confirm_page(request, link, waiting, problem)
+    async with database_of(request).begin() as connection:
+        account = await sign_ups.confirm(connection, link, now)
+        after = {"name": waiting.wish.org_name, "plan": sign_ups.PLAN}
+        target = f"org:{account.org_id}"
+        await note_person(request, connection, account.user_id, "org.sign_up", target=target, after=after)
+        response = await start_session(request, connection, account.user_id, now, org_id=account.org_id)
+    response.delete_cookie(BROWSER_COOKIE)
+    return response
+
+
+async def _asked(connection: AsyncConnection, request: Request, wish: Wish) -> tuple[Mail, str]:
+    """The mail to send and the cookie to set; both exist for an address that has a login, too."""
+    language, url = language_of(request), settings_of(request).portal_url
+    asked = await sign_ups.ask(connection, wish, datetime.now(UTC))
+    if asked is None:
+        mail = mails.has_account(language, wish.email, f"{url}/login", f"{url}/forgot")
+        return mail, secrets.token_urlsafe(32)
+    token, browser = asked
+    return mails.confirm_address(language, wish.email, f"{url}/confirm?token={token.text}"), browser.text
+
+
+def _confirm_page(request: Request, link: str, waiting: Waiting, problem: str = "") -> Response:
+    needs_password = not waiting.is_from(request.cookies.get(BROWSER_COOKIE))
+    return render(
+        request,
+        "confirm.html",
+        401 if problem else 200,
+        link=link,
+        wish=waiting.wish,
+        needs_password=needs_password,
+        problem=problem,
+    )
