@@ -5,6 +5,7 @@ filled with a pattern of its own, so that a chart reads without colour, and each
 what it is. A chart never stands alone: a table with the same numbers is beside it.
 """
 
+import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from decimal import ROUND_CEILING, Decimal
@@ -15,6 +16,9 @@ from xml.etree import ElementTree
 import pygal
 from markupsafe import Markup
 from pygal.style import Style
+
+# pygal leaves behind a finder for its maps, of a kind that Python 3.12 knows no longer and 3.11 warns of.
+sys.meta_path[:] = [finder for finder in sys.meta_path if type(finder).__module__ != "pygal"]
 
 MAX_SERIES = 6
 """So many patterns there are."""
