@@ -13,6 +13,9 @@ from datetime import UTC, datetime, timedelta
 
 from app import idempotency, keys, metering
 from app.accounts import invitations, passwords, sessions, sign_ups
+from app.alerts import notifications, thresholds
+from app.alerts.calls import Caller
+from app.alerts.notifications import Messenger
 from app.billing import (
     burns,
     claims,
@@ -31,6 +34,8 @@ from app.billing.gateway import Gateway
 from app.config import Settings
 from app.db import Database
 from app.errors import ConfigError
+from app.portal.alert_mails import alert_mailer
+from app.privacy import deletion, prompts
 from app.telemetry import JOB_FAILURES, JOB_SECONDS, get_logger
 
 log = get_logger(__name__)
@@ -165,6 +170,35 @@ async def delete_expired_answers(database: Database, _: datetime) -> None:
         await idempotency.delete_expired(connection)
 
 
+async def delete_expired_requests(database: Database, _: datetime) -> None:
+    """Removes requests that customers let us keep once their days are over."""
+    async with database.begin() as connection:
+        await prompts.delete_expired(connection)
+
+
+async def delete_organisations(database: Database, now: datetime) -> None:
+    """Deletes those whose owners asked for it a day ago."""
+    await deletion.delete_due(database, now)
+
+
+async def tell_limits(database: Database, now: datetime) -> None:
+    """Queues mails and calls about limits that are being used up."""
+    await thresholds.tell_due(database, now)
+
+
+def send_notifications(settings: Settings) -> Job:
+    """The job that sends what is queued for customers."""
+
+    async def run(database: Database, now: datetime) -> None:
+        caller = Caller(is_private_allowed=settings.env == "development")
+        try:
+            await notifications.send_due(database, Messenger(settings, caller, alert_mailer(settings, database)), now)
+        finally:
+            await caller.aclose()
+
+    return Job("send_notifications", 5.0, run)
+
+
 JOBS = (
     Job("make_partitions", 3600.0, make_partitions),
     Job("delete_expired_sessions", 600.0, delete_expired_sessions),
@@ -172,6 +206,9 @@ JOBS = (
     Job("release_expired_reservations", 30.0, release_expired_reservations),
     Job("touch_used_keys", 30.0, touch_used_keys),
     Job("roll_up_usage", 60.0, roll_up_usage),
+    Job("delete_expired_requests", 600.0, delete_expired_requests),
+    Job("delete_organisations", 600.0, delete_organisations),
+    Job("tell_limits", 60.0, tell_limits),
 )
 
 
@@ -184,7 +221,12 @@ def run(settings: Settings) -> None:
     if settings.database_url is None:
         raise ConfigError("TOLLGATE_DATABASE_URL must be set for the worker")
     database = Database.connect(settings.database_url, pool_size=4, timeout_s=settings.database_timeout_s)
-    jobs = (*JOBS, drop_old_usage(settings.usage_retention_months), *billing_jobs(settings))
+    jobs = (
+        *JOBS,
+        drop_old_usage(settings.usage_retention_months),
+        send_notifications(settings),
+        *billing_jobs(settings),
+    )
     asyncio.run(_run_until_signal(database, jobs, settings))
 
 

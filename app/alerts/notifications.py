@@ -39,7 +39,7 @@ _SENT = text("UPDATE notifications SET state = 'sent', sent_at = :now, last_erro
 _FAILED = text("UPDATE notifications SET state = :state, due_at = :due_at, last_error = :error WHERE id = :id")
 _LEASE = timedelta(minutes=2)
 
-Mail = Callable[[str, dict[str, Any]], Awaitable[None]]
+SendMail = Callable[[str, dict[str, Any]], Awaitable[None]]
 """Sends an event to an e-mail address; raises ``NotificationFailed``."""
 
 
@@ -49,7 +49,7 @@ class Messenger:
 
     settings: Settings
     caller: Caller
-    mail: Mail
+    mail: SendMail
 
 
 async def send_due(database: Database, messenger: Messenger, now: datetime) -> int:

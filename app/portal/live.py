@@ -7,7 +7,7 @@ server from stopping, and the browser asks again by itself.
 
 import asyncio
 import json
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -47,7 +47,7 @@ async def live(request: Request) -> Response:
 
 async def standings(
     database: Database, org_id: UUID, language: Language, pause: Pause = asyncio.sleep
-) -> AsyncIterator[str]:
+) -> AsyncGenerator[str, None]:
     """The organisation's standing, and again whenever it has changed, for some seconds.
 
     Args:

@@ -38,7 +38,9 @@ ENTRIES = (
     Entry("/playground", _("Playground"), "play", "playground.use"),
     Entry("/billing", _("Plan and billing"), "billing", "billing.read"),
     Entry("/limits", _("Limits"), "limits", "limits.read"),
+    Entry("/alerts", _("Alerts"), "alert", "limits.read"),
     Entry("/members", _("Members"), "members", "members.read"),
     Entry("/audit", _("Audit log"), "audit", "audit.read"),
+    Entry("/data", _("Data"), "data", "settings.read"),
     Entry("/settings", _("Settings"), "settings", None),
 )

@@ -3,8 +3,10 @@
 from fastapi import APIRouter
 
 from app.portal import (
+    alerts,
     audit_log,
     billing,
+    data,
     forgotten,
     invitation,
     keys,
@@ -25,8 +27,8 @@ from app.portal.page import STATIC_DIR, Files
 
 router = APIRouter(include_in_schema=False)
 _PAGES = (
-    *(landing, sign_up, sign_in, forgotten, invitation, overview, keys, usage, playground, billing, limits),
-    *(members, audit_log, organizations, security, settings, live),
+    *(landing, sign_up, sign_in, forgotten, invitation, overview, keys, usage, playground, billing, limits, alerts),
+    *(members, audit_log, organizations, security, settings, data, live),
 )
 for _page in _PAGES:
     router.include_router(_page.router)
