@@ -1,6 +1,6 @@
 """Refunds of charges, in whole or in part. They succeed at once; an invoice that was paid stays paid, as at Stripe."""
 
-from simulators.stripe.changes import merge_metadata
+from simulators.stripe.changes import merge_metadata, recorded
 from simulators.stripe.errors import StripeError, invalid
 from simulators.stripe.operations import Params, included, listing, matching, operation
 from simulators.stripe.world import Object, World
@@ -26,10 +26,10 @@ def refund(world: World, charge: Object, amount: int, reason: str | None, metada
         owner=charge,
     )
     del made["livemode"]
-    charge["amount_refunded"] += amount
-    charge["refunded"] = charge["amount_refunded"] == charge["amount"]
     world.emit("refund.created", made)
-    world.emit("charge.refunded", charge, {"amount_refunded": charge["amount_refunded"] - amount})
+    with recorded(world, charge, "charge.refunded"):
+        charge["amount_refunded"] += amount
+        charge["refunded"] = charge["amount_refunded"] == charge["amount"]
     return made
 
 
