@@ -18,6 +18,7 @@ from app.config import Settings
 from app.errors import StripeRefused, StripeUnavailable
 from app.telemetry import DUPLICATE_SUBSCRIPTIONS
 from tests.billing.stripe_world import GRACE, START, StripeWorld
+from tests.billing.told import forget, state
 from tests.simulators.stripe.simulator import API_KEY
 
 DAY = timedelta(days=1)
@@ -30,34 +31,8 @@ def shop(settings: Settings) -> Settings:
     return settings.model_copy(update={"stripe_api_key": SecretStr(API_KEY)})
 
 
-def state_of(rows: Sequence[Any]) -> list[tuple[Any, ...]]:
+def plain(rows: Sequence[Any]) -> list[tuple[Any, ...]]:
     return [tuple(row) for row in rows]
-
-
-async def everything(world: StripeWorld) -> dict[str, list[tuple[Any, ...]]]:
-    """All that events may have changed, without ids of our own and times of reading."""
-    subscriptions = (
-        "stripe_subscription_id, plan, plan_version, billing_interval, status, started_at, trial_end, period_start,"
-        " period_end, cancel_at_period_end, cancel_at, ended_at, pending_plan, past_due_since, is_current"
-    )
-    return {
-        "subscriptions": state_of(await world.rows(f"SELECT {subscriptions} FROM subscriptions ORDER BY 1")),
-        "invoices": state_of(await world.rows("SELECT id, status, total, amount_paid, lines FROM invoices ORDER BY 1")),
-        "payments": state_of(
-            await world.rows("SELECT id, purpose, invoice_id, amount_refunded, dispute_status FROM payments ORDER BY 1")
-        ),
-        "credit": state_of(await world.rows("SELECT kind, amount, ref_id FROM credit_ledger ORDER BY 1, 3")),
-        "budgets": state_of(await world.rows("SELECT org_id, plan, status, restriction, credit FROM org_budgets")),
-        "waiting": state_of(await world.rows("SELECT id FROM stripe_events WHERE processed_at IS NULL")),
-    }
-
-
-async def forget(world: StripeWorld) -> None:
-    """As if nothing had been heard from Stripe yet."""
-    for table in ("stripe_events", "metering_periods", "subscriptions", "invoices", "payments"):
-        await world.run(f"DELETE FROM {table}")
-    await world.run("TRUNCATE credit_ledger")
-    await world.run("UPDATE org_budgets SET plan = 'free', status = 'active', restriction = NULL, credit = NULL")
 
 
 async def test_a_subscription_that_is_bought_entitles(stripe_world: StripeWorld) -> None:
@@ -65,7 +40,7 @@ async def test_a_subscription_that_is_bought_entitles(stripe_world: StripeWorld)
     bought = stripe_world.subscribe(customer, "growth")
     await stripe_world.settle()
     assert await stripe_world.budget(org_id) == ("growth", "active", None)
-    found = await everything(stripe_world)
+    found = await state(stripe_world.database)
     assert [row[:2] for row in found["subscriptions"]] == [(bought, "growth")]
     assert [row[1:4] for row in found["invoices"]] == [("paid", 9900, 9900)]
     assert [row[1:3] for row in found["payments"]] == [("invoice", found["invoices"][0][0])]
@@ -87,21 +62,21 @@ async def test_the_core_events_of_a_lifecycle_leave_the_same_in_every_order(
     world.v1.subscriptions.update(bought, {"cancel_at_period_end": True})
     world.v1.subscriptions.cancel(bought)
     await world.settle()
-    expected = await everything(world)
+    expected = await state(world.database)
     assert expected["budgets"] == [(org_id, "free", "active", None, None)]
     assert [row[4] for row in expected["subscriptions"]] == ["canceled"]
     core = [body for body in world.bodies() if json.loads(body)["type"].startswith("customer.subscription.")]
     others = [body for body in world.bodies() if body not in core]
     assert len(core) == 4
     for order in itertools.permutations(core):
-        await forget(world)
+        await forget(world.database)
         await world.take_in(others)
         await world.work_off()
         monkeypatch.setattr(inbox, "BATCH", 1)
         await world.take_in([*order, *order])
         await world.work_off()
         monkeypatch.undo()
-        assert await everything(world) == expected
+        assert await state(world.database) == expected
 
 
 @pytest.mark.parametrize("seed", range(8))
@@ -121,10 +96,10 @@ async def test_events_that_come_late_while_life_goes_on_change_nothing(stripe_wo
         await world.work_off()
     await world.take_in(withheld)
     await world.work_off()
-    found = await everything(world)
-    await forget(world)
+    found = await state(world.database)
+    await forget(world.database)
     await world.settle()
-    assert found == await everything(world)
+    assert found == await state(world.database)
     assert await world.budget(org_id) == ("growth", "active", None)
 
 
@@ -151,15 +126,15 @@ async def test_events_that_come_one_by_one_and_shuffled_leave_the_same(stripe_wo
     world.subscribe(customer)
     world.go(START + 32 * DAY)
     await world.settle()
-    expected = await everything(world)
+    expected = await state(world.database)
     bodies = world.bodies()
     for seed in range(2):
-        await forget(world)
+        await forget(world.database)
         random.Random(seed).shuffle(bodies)
         for body in bodies:
             await world.take_in([body])
             await world.work_off()
-        assert await everything(world) == expected
+        assert await state(world.database) == expected
 
 
 async def test_events_that_are_lost_are_listed_by_stripe_and_made_up_for(stripe_world: StripeWorld) -> None:
@@ -236,7 +211,7 @@ async def test_a_trial_ends_in_a_paid_plan(stripe_world: StripeWorld) -> None:
     await world.settle()
     assert await world.budget(org_id) == ("starter", "active", None)
     periods = await world.rows("SELECT period_start, is_trial FROM metering_periods ORDER BY 1")
-    assert state_of(periods) == [(START, True), (START + 14 * DAY, False)]
+    assert plain(periods) == [(START, True), (START + 14 * DAY, False)]
 
 
 async def test_a_subscription_that_ends_at_the_end_of_its_period_serves_until_then(stripe_world: StripeWorld) -> None:
@@ -264,7 +239,7 @@ async def test_an_upgrade_is_the_new_plan_and_one_period(stripe_world: StripeWor
     await world.settle()
     assert await world.budget(org_id) == ("growth", "active", None)
     periods = await world.rows("SELECT period_start, period_end FROM metering_periods")
-    assert state_of(periods) == [(START, START + 28 * DAY)]
+    assert plain(periods) == [(START, START + 28 * DAY)]
 
 
 async def test_a_downgrade_that_is_to_come_is_known_and_then_comes(stripe_world: StripeWorld) -> None:
@@ -286,12 +261,12 @@ async def test_a_downgrade_that_is_to_come_is_known_and_then_comes(stripe_world:
         },
     )
     await world.settle()
-    assert state_of(await world.rows("SELECT plan, pending_plan, stripe_schedule_id FROM subscriptions")) == [
+    assert plain(await world.rows("SELECT plan, pending_plan, stripe_schedule_id FROM subscriptions")) == [
         ("growth", "starter", schedule.id)
     ]
     world.go(START + 29 * DAY)
     await world.settle()
-    assert state_of(await world.rows("SELECT plan, pending_plan FROM subscriptions")) == [("starter", None)]
+    assert plain(await world.rows("SELECT plan, pending_plan FROM subscriptions")) == [("starter", None)]
     assert await world.budget(org_id) == ("starter", "active", None)
 
 
@@ -330,17 +305,17 @@ async def test_credit_that_is_bought_refunded_and_disputed(stripe_world: StripeW
     for _ in range(2):
         await world.settle()
         assert await world.budget(org_id) == ("prepaid", "active", None)
-        assert state_of(await world.rows("SELECT credit FROM org_budgets")) == [(25 * USD,)]
+        assert plain(await world.rows("SELECT credit FROM org_budgets")) == [(25 * USD,)]
     second = await buy_credit(world, shop, org_id, 1000)
     world.simulator.control("POST", f"/charges/{second}/refund", amount=400)
     await world.settle()
-    assert state_of(await world.rows("SELECT credit FROM org_budgets")) == [(31 * USD,)]
+    assert plain(await world.rows("SELECT credit FROM org_budgets")) == [(31 * USD,)]
     dispute = world.simulator.control("POST", f"/charges/{await buy_credit(world, shop, org_id)}/dispute")
     await world.settle()
     assert await world.budget(org_id) == ("prepaid", "restricted", "disputed")
     world.v1.disputes.close(dispute["id"])
     await world.settle()
-    assert state_of(await world.rows("SELECT credit FROM org_budgets")) == [(31 * USD,)], "what was lost is taken back"
+    assert plain(await world.rows("SELECT credit FROM org_budgets")) == [(31 * USD,)], "what was lost is taken back"
     assert (await world.budget(org_id))[2] == "disputed"
     world.go(START + DAY)
     await buy_credit(world, shop, org_id)
@@ -369,7 +344,7 @@ async def test_a_refunded_invoice_is_noted_and_takes_no_plan_away(stripe_world: 
     charge = world.v1.charges.list({"customer": customer}).data[0]
     world.v1.refunds.create({"charge": charge.id, "amount": 500})
     await world.settle()
-    assert state_of(await world.rows("SELECT amount, amount_refunded FROM payments")) == [(1900, 500)]
+    assert plain(await world.rows("SELECT amount, amount_refunded FROM payments")) == [(1900, 500)]
     assert await world.budget(org_id) == ("starter", "active", None)
 
 
@@ -389,7 +364,7 @@ async def test_of_two_subscriptions_the_older_one_ends_and_its_time_becomes_cred
     assert world.v1.subscriptions.retrieve(newer).status == "active"
     # Half of 19 dollars: what was paid for and not used.
     assert world.v1.customers.retrieve(customer).balance == -950
-    assert state_of(await world.rows("SELECT action, target FROM audit_log WHERE action LIKE 'subscription.%'")) == [
+    assert plain(await world.rows("SELECT action, target FROM audit_log WHERE action LIKE 'subscription.%'")) == [
         ("subscription.end_duplicate", f"subscription:{older}")
     ]
     await world.settle()
@@ -416,11 +391,11 @@ async def test_a_customer_that_is_deleted_is_forgotten(stripe_world: StripeWorld
     await world.settle()
     world.v1.customers.delete(customer)
     await world.settle()
-    assert state_of(await world.rows("SELECT stripe_customer_id FROM orgs")) == [(None,)]
+    assert plain(await world.rows("SELECT stripe_customer_id FROM orgs")) == [(None,)]
     # An event about one that is still there changes nothing.
     _, other = await world.customer("Other")
     await effects.bring_up_to_date(await work_of(world), Ref("customer", other))
-    assert state_of(await world.rows("SELECT stripe_customer_id FROM orgs WHERE name = 'Other'")) == [(other,)]
+    assert plain(await world.rows("SELECT stripe_customer_id FROM orgs WHERE name = 'Other'")) == [(other,)]
     assert org_id
 
 
@@ -434,7 +409,7 @@ async def test_a_draft_that_is_deleted_is_forgotten(stripe_world: StripeWorld) -
     _, customer = await world.customer()
     draft = world.v1.invoices.create({"customer": customer, "auto_advance": False}).id
     await world.settle()
-    assert state_of(await world.rows("SELECT id, status FROM invoices")) == [(draft, "draft")]
+    assert plain(await world.rows("SELECT id, status FROM invoices")) == [(draft, "draft")]
     world.v1.invoices.delete(draft)
     await world.settle()
     assert await world.rows("SELECT id FROM invoices") == []
@@ -471,7 +446,7 @@ async def test_what_others_sell_in_the_same_account_is_none_of_our_business(stri
     stranger = world.v1.customers.create(card).id
     world.subscribe(stranger)
     await world.settle()
-    found = await everything(world)
+    found = await state(world.database)
     assert all(rows == [] for rows in found.values())
 
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import secrets
+import signal
 import socket
 import subprocess
 import sys
@@ -22,6 +23,7 @@ from app.billing.gateway import Gateway
 from app.config import Settings
 from app.db import Database
 from app.main import create_app
+from app.supervise import follow_parent
 from tests.api.world import Server
 
 ROOT = Path(__file__).parents[2]
@@ -83,7 +85,7 @@ async def running(database_url: str, folder: Path) -> AsyncIterator[Town]:
     listener = socket.create_server(("127.0.0.1", 0))
     own_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
     secret = f"whsec_{secrets.token_hex(16)}"
-    simulator, stripe_url = await asyncio.to_thread(_start_simulator, own_url, secret)
+    simulator, stripe_url = _start_simulator(own_url, secret)
     try:
         settings = Settings(
             database_url=database_url,
@@ -103,6 +105,8 @@ async def running(database_url: str, folder: Path) -> AsyncIterator[Town]:
     finally:
         simulator.terminate()
         await asyncio.to_thread(simulator.wait)
+        assert simulator.stdout is not None
+        simulator.stdout.close()
 
 
 @asynccontextmanager
@@ -132,7 +136,11 @@ async def _api(settings: Settings, listener: socket.socket) -> AsyncIterator[Non
 def _start_simulator(own_url: str, secret: str) -> tuple[subprocess.Popen[str], str]:
     options = ["--port", "0", "--webhook-url", f"{own_url}/webhooks/stripe", "--webhook-secret", secret]
     process = subprocess.Popen(
-        [sys.executable, "-m", "simulators.stripe", *options], cwd=ROOT, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", "simulators.stripe", *options],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        text=True,
+        preexec_fn=follow_parent(signal.SIGTERM),
     )
     assert process.stdout is not None
     line: Mapping[str, str] = json.loads(process.stdout.readline())
