@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.billing.account_checks import ACCOUNT_CHECKS
 from app.billing.check import LIMIT, MAX_FINDINGS, Check, cost_of, read, snapshot
+from app.billing.metering_checks import METERING_CHECKS
 from app.billing.prices import PRICES
 from app.billing.rollups import CHUNK, HOUR, SUMS
 from app.billing.statement import Line, Query, read_lines
@@ -238,6 +239,7 @@ CHECKS = (
     Check("nothing is held for ever", "A reservation ends with its request or soon after.", find_held_too_long),
     Check("budgets are the rows", "What a month's limits count is what is billed.", find_unlike_budgets),
     *ACCOUNT_CHECKS,
+    *METERING_CHECKS,
 )
 """The register: add here, with a test that breaks the promise."""
 

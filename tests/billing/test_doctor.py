@@ -69,6 +69,17 @@ FAULTS = {
         "UPDATE audit_log SET actor = 'nobody'",
         "ALTER TABLE audit_log ENABLE TRIGGER refuse_change",
     ],
+    "claims are the rows": ["UPDATE usage_events SET claim_id = gen_random_uuid()"],
+    "usage reaches Stripe": [
+        "INSERT INTO stripe_meter_outbox (id, org_id, subscription_id, stripe_customer_id, meter, window_start,"
+        " window_end, value, event_ts, identifier, state) VALUES (gen_random_uuid(), gen_random_uuid(),"
+        " gen_random_uuid(), 'cus', 'm', now(), now(), 1, now(), gen_random_uuid(), 'rejected')"
+    ],
+    "due usage is claimed": [
+        SUBSCRIBE,
+        "INSERT INTO metering_periods (subscription_id, period_start, period_end, is_trial, claimed_until)"
+        " SELECT id, now() - interval '1 day', now(), false, now() - interval '1 day' FROM subscriptions",
+    ],
 }
 EVERY = pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name.replace(" ", "-"))
 
