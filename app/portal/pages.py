@@ -8,6 +8,7 @@ from app.portal import (
     billing,
     data,
     forgotten,
+    guide,
     invitation,
     keys,
     landing,
@@ -27,7 +28,7 @@ from app.portal.page import STATIC_DIR, Files
 
 router = APIRouter(include_in_schema=False)
 _PAGES = (
-    *(landing, sign_up, sign_in, forgotten, invitation, overview, keys, usage, playground, billing, limits, alerts),
+    *(landing, guide, sign_up, sign_in, forgotten, invitation, overview, keys, usage, playground, billing, limits, alerts),
     *(members, audit_log, organizations, security, settings, data, live),
 )
 for _page in _PAGES:
