@@ -316,7 +316,8 @@ def _passed(period: Row[Any], end: datetime, *, cuts: bool) -> datetime:
 
 def _aligned(moment: datetime) -> datetime:
     """The last end of a quarter of an hour up to ``moment``."""
-    return moment - (moment - _EPOCH) % WINDOW
+    since: timedelta = (moment - _EPOCH) % WINDOW
+    return moment - since
 
 
 def _cost_of(row: Row[Any]) -> int:

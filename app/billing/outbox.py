@@ -85,6 +85,7 @@ _FAIL = text(
     "UPDATE stripe_meter_outbox SET state = :state, due_at = :due_at, last_error = :problem"
     " WHERE id = :id AND state = 'sending'"
 )
+_RETRY = text("UPDATE stripe_meter_outbox SET state = 'pending', due_at = 'epoch' WHERE state = 'rejected'")
 _WAIT = text("UPDATE stripe_meter_outbox SET due_at = :due_at, last_error = :problem WHERE id = :id")
 
 
@@ -146,9 +147,15 @@ async def on_error_report(database: Database, gateway: Gateway, event_id: str, n
     log.error("meter_events.not_counted", stripe_event=event_id, problem=problem, num_doubted=doubted)
 
 
+async def retry_rejected(database: Database) -> int:
+    """Lets what Stripe refused be sent once more, after somebody has seen to the reason; returns how many."""
+    async with database.begin() as connection:
+        return (await connection.execute(_RETRY)).rowcount
+
+
 def backoff(attempts: int) -> timedelta:
     """How long to wait after so many attempts, of which the last failed."""
-    return min(_MAX_BACKOFF, _BACKOFF * 2 ** min(attempts - 1, 10))
+    return min(_MAX_BACKOFF, _BACKOFF * (1 << min(attempts - 1, 10)))
 
 
 async def _take(connection: AsyncConnection, now: datetime, org_id: UUID | None) -> list[Row[Any]]:

@@ -71,7 +71,7 @@ _DOUBT = text(
     " AND event_ts < CAST(:hour AS timestamptz) + interval '1 hour'"
 )
 _ROWS = text(
-    "SELECT state, count(*) AS count, min(event_ts) AS oldest FROM stripe_meter_outbox"
+    "SELECT state, count(*) AS num_rows, min(event_ts) AS oldest FROM stripe_meter_outbox"
     " WHERE state IN ('pending', 'sending', 'reconcile', 'rejected') GROUP BY state"
 )
 
@@ -190,7 +190,7 @@ async def measure(database: Database, now: datetime) -> None:
     async with database.begin() as connection:
         rows = {row.state: row for row in (await connection.execute(_ROWS)).all()}
     for state in _STATES:
-        METER_OUTBOX_ROWS.labels(state).set(rows[state].count if state in rows else 0)
+        METER_OUTBOX_ROWS.labels(state).set(rows[state].num_rows if state in rows else 0)
     oldest = min((row.oldest for state, row in rows.items() if state != "rejected"), default=now)
     METER_WAITING_SECONDS.set(max(0.0, (now - oldest).total_seconds()))
 

@@ -85,6 +85,39 @@ def sync_catalog(
         raise typer.Exit(1)
 
 
+@app.command(epilog="Example: tollgate billing reconcile --days 7")
+def reconcile(
+    days: Annotated[int, typer.Option(min=1, max=30, help="How far back.")] = 3,
+    org: Annotated[UUID | None, typer.Option(help="One organisation's usage only.")] = None,
+    reissue: Annotated[bool, typer.Option("--reissue", help="Send again what Stripe has not counted.")] = False,
+    retry: Annotated[bool, typer.Option("--retry", help="Send once more what Stripe refused.")] = False,
+) -> None:
+    """Compare what Stripe has counted, hour by hour, with what it took; fails where they differ."""
+    from datetime import UTC, datetime, timedelta
+
+    from app.billing import outbox
+    from app.billing import reconcile as books
+
+    async def run(database: "Database", _: "Settings", gateway: "Gateway") -> "list[books.Difference]":
+        now = datetime.now(UTC)
+        if retry:
+            print(f"{await outbox.retry_rejected(database)} events that were refused are sent once more.")
+        found = await books.compare(database, gateway, now - timedelta(days=days), now, now, org_id=org)
+        if reissue:
+            print(f"{await books.doubt(database, found, now)} hours are settled by what Stripe has counted.")
+            await books.settle_doubts(database, gateway, now)
+        await outbox.drain(database, gateway, now=now)
+        return found
+
+    differences = _with_gateway(run)
+    for one in differences:
+        hour = one.hour
+        print(f"{hour.start:%Y-%m-%d %H:%M}  {hour.customer}  taken {one.taken}, counted {one.counted} (10^-9 USD)")
+    print(f"{len(differences)} hours differ.")
+    if differences:
+        raise typer.Exit(1)
+
+
 @app.command(epilog="Example: tollgate billing plans")
 def plans() -> None:
     """List what is sold: prices, what is included, what is above it."""

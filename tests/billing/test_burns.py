@@ -42,10 +42,10 @@ async def burnt(database: Database, org_id: UUID) -> list[int]:
     return [-row.amount // TOKEN for row in rows if row.kind == "burn"]
 
 
-async def credit_and_balance(database: Database, org_id: UUID) -> tuple[int, int]:
+async def credit_and_balance(database: Database, org_id: UUID) -> tuple[int | None, int]:
     async with database.begin() as connection:
         statement = text("SELECT credit FROM org_budgets WHERE org_id = :org_id")
-        credit = (await connection.execute(statement, {"org_id": org_id})).scalar_one()
+        credit: int | None = (await connection.execute(statement, {"org_id": org_id})).scalar_one()
         return credit, await credits.balance(connection, org_id)
 
 

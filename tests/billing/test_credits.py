@@ -21,9 +21,16 @@ from tests.factories import make_org
 DAY = timedelta(days=1)
 
 
-async def add(database: Database, org_id: UUID, kind: credits.Kind, amount: int, ref: str, **terms: datetime) -> bool:
+async def add(
+    database: Database,
+    org_id: UUID,
+    kind: credits.Kind,
+    amount: int,
+    ref: str,
+    expires_at: datetime | None = None,
+) -> bool:
     async with database.begin() as connection:
-        return await credits.add(connection, org_id, kind, amount, "test", ref, **terms)
+        return await credits.add(connection, org_id, kind, amount, "test", ref, expires_at=expires_at)
 
 
 async def switch(database: Database, org_id: UUID, is_prepaid: bool) -> None:

@@ -422,6 +422,16 @@ async def test_the_newer_subscription_takes_what_the_older_could_not(shop: Shop)
     assert (new.state, shop.total) == ("acked", 5)
 
 
+async def test_what_was_refused_can_be_sent_once_more(shop: Shop) -> None:
+    """The customer was deleted by mistake, say, and somebody has seen to it."""
+    await shop.use(START, tokens=5)
+    await shop.go(START + 17 * MINUTE)
+    await shop.world.run("UPDATE stripe_meter_outbox SET state = 'rejected', due_at = now() + interval '1 year'")
+    assert await outbox.retry_rejected(shop.world.database) == 1
+    await shop.drain()
+    assert (await shop.states(), shop.total) == (["acked"], 5)
+
+
 @pytest.mark.parametrize(("attempts", "seconds"), [(1, 5), (2, 10), (6, 160), (7, 300), (10_000, 300)])
 def test_failures_are_repeated_ever_more_rarely(attempts: int, seconds: int) -> None:
     assert outbox.backoff(attempts) == timedelta(seconds=seconds)
