@@ -9,6 +9,7 @@ from app.billing import sync
 from app.billing.gateway import Gateway
 from app.config import Settings
 from app.db import Database
+from app.telemetry import configure_logging
 from tests.simulators.stripe.simulator import Simulator
 
 NOW = datetime(2027, 1, 1, tzinfo=UTC)
@@ -23,10 +24,11 @@ async def test_drift_of_the_catalogue_is_logged_every_hour(
 ) -> None:
     (job,) = (job for job in worker.stripe_jobs(settings, gateway) if job.name == "check_catalog")
     assert job.interval_s == 3600
+    configure_logging(Settings(log_format="json"))
     await sync.push(database, gateway, NOW)
     await job.run(database, NOW)
-    assert "catalog.drift" not in capsys.readouterr().out
+    assert "catalog.drift" not in capsys.readouterr().err
     [price] = simulator.v1.prices.list({"lookup_keys": ["tollgate_scale_v1_flat_year"]})
     simulator.v1.prices.update(price.id, {"active": False})
     await job.run(database, NOW)
-    assert "catalog.drift" in capsys.readouterr().out
+    assert "catalog.drift" in capsys.readouterr().err
