@@ -58,6 +58,7 @@ _OPEN = (
     " AND s.status NOT IN ('incomplete', 'incomplete_expired') AND o.stripe_customer_id IS NOT NULL"
 )
 _OPEN_OF_ALL = text(f"{_OPEN} AND p.claimed_until < :now ORDER BY p.period_start")
+_OLDEST_OPEN = text(f"SELECT min(claimed_until) FROM ({_OPEN} AND p.claimed_until < :now) AS open")  # noqa: S608
 _OPEN_OF_ORG = text(f"{_OPEN} AND p.claimed_until < :now AND s.org_id = :org_id ORDER BY p.period_start")
 _OPEN_ONE = text(f"{_OPEN} AND p.subscription_id = :subscription_id AND p.period_start = :period_start FOR UPDATE OF p")
 # Two claims of one organisation's rows could lock them in two orders.
@@ -190,6 +191,12 @@ async def value_between(connection: AsyncConnection, subscription_id: UUID, star
     """
     bind = {"subscription_id": subscription_id, "start": start, "end": end}
     return int((await connection.execute(_VALUE, bind)).scalar_one())
+
+
+async def claimed_until(connection: AsyncConnection, now: datetime) -> datetime:
+    """Up to when everybody's usage is claimed; ``now`` where there is nobody's to claim."""
+    oldest: datetime | None = (await connection.execute(_OLDEST_OPEN, {"now": now})).scalar_one()
+    return oldest or now
 
 
 async def mark(

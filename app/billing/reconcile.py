@@ -18,7 +18,7 @@ from uuid import UUID
 from sqlalchemy import Row, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.billing import reissues
+from app.billing import claims, reissues
 from app.billing.gateway import Gateway
 from app.billing.outbox import LAG
 from app.db import Database
@@ -186,13 +186,14 @@ async def doubt(database: Database, differences: Sequence[Difference], now: date
 
 
 async def measure(database: Database, now: datetime) -> None:
-    """Sets the metrics of what waits in the outbox."""
+    """Sets the metrics of what waits to be claimed, and in the outbox."""
     async with database.begin() as connection:
         rows = {row.state: row for row in (await connection.execute(_ROWS)).all()}
+        claimed_until = await claims.claimed_until(connection, now)
     for state in _STATES:
         METER_OUTBOX_ROWS.labels(state).set(rows[state].num_rows if state in rows else 0)
-    oldest = min((row.oldest for state, row in rows.items() if state != "rejected"), default=now)
-    METER_WAITING_SECONDS.set(max(0.0, (now - oldest).total_seconds()))
+    unsent = [rows[state].oldest for state in ("pending", "sending") if state in rows]
+    METER_WAITING_SECONDS.set(max(0.0, (now - min([claimed_until, *unsent])).total_seconds()))
 
 
 def uncounted(events: Sequence[Event], counted: int) -> list[UUID] | None:

@@ -261,10 +261,16 @@ async def test_what_waits_is_measured(shop: Shop) -> None:
 
     assert await measured() == (0, [0, 0, 0])
     await shop.use(START)
+    shop.world.go(START + 14 * MINUTE)
+    assert await measured() == (14 * 60, [0, 0, 0])
     shop.simulator.hazard("outage", path=EVENTS)
-    await shop.go(START + 15 * MINUTE + 59 * SECOND + SECOND)
+    await shop.go(START + 16 * MINUTE)
     assert await measured() == (61, [1, 0, 0])
+    await shop.world.run("UPDATE stripe_meter_outbox SET state = 'sending'")
+    assert await measured() == (61, [0, 0, 0])
     await shop.world.run("UPDATE stripe_meter_outbox SET state = 'rejected'")
+    assert await measured() == (60, [0, 0, 1])
+    await shop.world.run("DELETE FROM metering_periods")
     assert await measured() == (0, [0, 0, 1])
 
 
