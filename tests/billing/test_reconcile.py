@@ -16,7 +16,7 @@ from app.billing.reconcile import Difference, Event, uncounted
 from app.errors import StripeRefused, StripeUnavailable
 from app.tables import new_id
 from app.telemetry import METER_DRIFT, METER_EVENTS, METER_OUTBOX_ROWS, METER_WAITING_SECONDS
-from tests.billing.metered import MINUTE, MONTH, SECOND, TOKEN_VALUE
+from tests.billing.metered import MINUTE, MONTH, TOKEN_VALUE
 from tests.billing.stripe_world import START, StripeWorld
 from tests.billing.test_outbox import EVENTS, HOUR, Shop, open_shop
 from tests.simulators.stripe.simulator import API_KEY, Simulator
