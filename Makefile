@@ -16,7 +16,7 @@ TEST_WORKERS ?= 2
 UV_LOCK := $(BIN)/uv pip compile --quiet pyproject.toml --universal --python-version 3.11 --generate-hashes \
 	--no-strip-extras --no-emit-index-url --custom-compile-command "make lock"
 
-.PHONY: help up install test check fmt lint types arch e2e chaos proto train bench lock clean
+.PHONY: help up install test check fmt lint types arch e2e chaos messages proto train bench lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -58,6 +58,9 @@ e2e: $(DEV_STAMP) ## the end-to-end tests alone
 
 chaos: $(DEV_STAMP) ## a hundred kills under load; after each the books compared (ARGS="--seed 7")
 	$(BIN)/python -m tests.chaos --kills 100 $(ARGS)
+
+messages: $(DEV_STAMP) ## bring the portal's catalogues up to date with its texts
+	scripts/update-messages.sh
 
 proto: $(DEV_STAMP) ## write the gRPC stubs anew from app/rpc/engine.proto
 	PATH="$(abspath $(BIN)):$$PATH" python -m grpc_tools.protoc -I. --python_out=. --grpc_python_out=. \

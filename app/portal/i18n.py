@@ -156,8 +156,9 @@ def preferred(header: str) -> Language:
     for position, part in enumerate(header[:_MAX_HEADER].split(",")):
         tag, _, parameter = part.partition(";")
         code = tag.strip().lower().partition("-")[0]
-        if code in LANGUAGES:
-            wishes.append((-_quality(parameter), position, code))
+        quality = _quality(parameter)
+        if code in LANGUAGES and quality > 0:  # 0: not to be sent
+            wishes.append((-quality, position, code))
     return LANGUAGES[min(wishes)[2] if wishes else "en"]
 
 
