@@ -20,6 +20,8 @@ from app.errors import Conflict, NotFound, PermissionDenied
 from app.tables import Invitation, Membership, Org, User, new_id
 
 INVITATION_LIFETIME = timedelta(days=7)
+_Select = Select[tuple[UUID, UUID, str, str, str, datetime]]
+
 MAX_OPEN = 100
 """Of an organisation; whoever needs more waits until some are accepted."""
 
@@ -97,11 +99,7 @@ async def find_invitation(connection: AsyncConnection, token: str, now: datetime
     Raises:
         NotFound: It was used, withdrawn, is too old, or never was.
     """
-    statement = _invited().where(Invitation.token_hash == hash_token(token), Invitation.expires_at > now)
-    row = (await connection.execute(statement)).one_or_none()
-    if row is None:
-        raise _used()
-    return Invited(*row)
+    return await _read(connection, _of_token(token, now))
 
 
 async def accept(connection: AsyncConnection, user_id: UUID, email: str, token: str, now: datetime) -> Invited:
@@ -118,12 +116,11 @@ async def accept(connection: AsyncConnection, user_id: UUID, email: str, token: 
         NotFound: As ``find_invitation``; of two at once the second.
         PermissionDenied: The invitation is for another address.
     """
-    invited = await find_invitation(connection, token, now)
+    # Locked: it is not accepted twice, nor while it is being withdrawn.
+    invited = await _read(connection, _of_token(token, now).with_for_update(of=Invitation))
     if invited.email != email:
         raise PermissionDenied("This invitation is for another e-mail address.", code="other_address")
-    used = delete(Invitation).where(Invitation.token_hash == hash_token(token))
-    if not (await connection.execute(used)).rowcount:
-        raise _used()
+    await connection.execute(delete(Invitation).where(Invitation.id == invited.id))
     joined = insert(Membership).values(org_id=invited.org_id, user_id=user_id, role=invited.role)
     await connection.execute(joined.on_conflict_do_nothing())
     return invited
@@ -144,10 +141,17 @@ async def _require_room(connection: AsyncConnection, org_id: UUID, email: str) -
         raise Conflict("Too many invitations are open. Withdraw some first.", code="too_many_invitations")
 
 
-def _invited() -> Select[tuple[UUID, UUID, str, str, str, datetime]]:
+def _invited() -> _Select:
     columns = (Invitation.id, Invitation.org_id, Org.name, Invitation.email, Invitation.role, Invitation.expires_at)
     return select(*columns).join_from(Invitation, Org, Org.id == Invitation.org_id)
 
 
-def _used() -> NotFound:
-    return NotFound("This link was used already, or it is too old.", code="link_expired")
+def _of_token(token: str, now: datetime) -> _Select:
+    return _invited().where(Invitation.token_hash == hash_token(token), Invitation.expires_at > now)
+
+
+async def _read(connection: AsyncConnection, statement: _Select) -> Invited:
+    row = (await connection.execute(statement)).one_or_none()
+    if row is None:
+        raise NotFound("This link was used already, or it is too old.", code="link_expired")
+    return Invited(*row)

@@ -56,7 +56,7 @@ async def find_reset(connection: AsyncConnection, token: str, now: datetime) -> 
     return Reset(row.id, row.email)
 
 
-async def use_reset(connection: AsyncConnection, token: str, password_hash: str, now: datetime) -> Reset:
+async def use_reset(connection: AsyncConnection, token: str, password_hash: str, now: datetime) -> None:
     """Sets the password that a link asks for, and ends the person's links and logins.
 
     The second factor stays: a mailbox alone does not open an account that has one.
@@ -64,12 +64,11 @@ async def use_reset(connection: AsyncConnection, token: str, password_hash: str,
     Raises:
         NotFound: As ``find_reset``; of two at once the second.
     """
-    reset = await find_reset(connection, token, now)
-    used = delete(PasswordReset).where(PasswordReset.token_hash == hash_token(token))
-    if not (await connection.execute(used)).rowcount:
+    used = delete(PasswordReset).where(PasswordReset.token_hash == hash_token(token), PasswordReset.expires_at > now)
+    user_id = (await connection.execute(used.returning(PasswordReset.user_id))).scalar_one_or_none()
+    if user_id is None:
         raise _used()
-    await change_password(connection, reset.user_id, password_hash)
-    return reset
+    await change_password(connection, user_id, password_hash)
 
 
 async def change_password(

@@ -21,6 +21,7 @@ from app.tables import Membership, SignUp, User
 SIGN_UP_LIFETIME = timedelta(hours=24)
 PLAN = "free"
 """Of every organisation that somebody signs up."""
+_COLUMNS = (SignUp.email, SignUp.password_hash, SignUp.org_name, SignUp.language, SignUp.browser_hash)
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,12 +87,11 @@ async def find_waiting(connection: AsyncConnection, token: str, now: datetime) -
     Raises:
         NotFound: It was used, is too old, or never was.
     """
-    columns = (SignUp.email, SignUp.password_hash, SignUp.org_name, SignUp.language, SignUp.browser_hash)
-    statement = select(*columns).where(SignUp.token_hash == hash_token(token), SignUp.expires_at > now)
+    statement = select(*_COLUMNS).where(SignUp.token_hash == hash_token(token), SignUp.expires_at > now)
     row = (await connection.execute(statement)).one_or_none()
     if row is None:
         raise _used()
-    return Waiting(Wish(row.email, row.password_hash, row.org_name, row.language), row.browser_hash)
+    return Waiting(Wish(*row[:4]), row.browser_hash)
 
 
 async def confirm(connection: AsyncConnection, token: str, now: datetime) -> Account:
@@ -101,11 +101,11 @@ async def confirm(connection: AsyncConnection, token: str, now: datetime) -> Acc
         NotFound: As ``find_waiting``; of two at once the second.
         Conflict: The address got a login in the meantime.
     """
-    waiting = await find_waiting(connection, token, now)
-    taken = delete(SignUp).where(SignUp.token_hash == hash_token(token))
-    if not (await connection.execute(taken)).rowcount:
+    taken = delete(SignUp).where(SignUp.token_hash == hash_token(token), SignUp.expires_at > now)
+    row = (await connection.execute(taken.returning(*_COLUMNS))).one_or_none()
+    if row is None:
         raise _used()
-    wish = waiting.wish
+    wish = Wish(*row[:4])
     await connection.execute(delete(SignUp).where(SignUp.email == wish.email))
     user_id = await add_user(connection, wish.email, wish.password_hash, wish.language)
     org_id = await found_org(connection, user_id, wish.org_name)

@@ -93,7 +93,7 @@ async def _page(request: Request, person: Person, name: str = "", problem: str =
         person=person,
         belongings=belongings,
         role_names={name: mails.role_name(language, name) for name in PERMISSIONS},
-        name=name,
+        org_name=name,
         problem=problem,
     )
 

@@ -15,6 +15,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.datastructures import FormData
 
 from app.accounts import second_factor, sessions, users
+from app.accounts.sessions import PortalUser
 from app.errors import PermissionDenied, RateLimited
 from app.portal.attempts import require_attempt
 from app.portal.forms import (
@@ -44,8 +45,11 @@ router = APIRouter(include_in_schema=False, route_class=PageRoute)
 async def show_login(request: Request) -> Response:
     """The login form."""
     following = local_path(request.query_params.get("next"))
-    if await find_person(request) is not None:
+    person = await find_person(request)
+    if isinstance(person, PortalUser):
         return RedirectResponse(following, SEE_OTHER)
+    if person is not None:  # every other page would send them here
+        return RedirectResponse("/organizations", SEE_OTHER)
     return render(request, "login.html", following=following, done=request.query_params.get("done"))
 
 
