@@ -11,6 +11,8 @@ so that what is sealed is what is stored.
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
+from datetime import datetime
 from typing import Any
 from uuid import UUID
 
@@ -43,6 +45,10 @@ _RECORD = text(
     " CAST(:request_id AS uuid) AS request_id)"
     ' INSERT INTO audit_log (at, org_id, actor, action, target, "before", "after", ip, request_id, previous_hash, hash)'
     f" SELECT entry.*, last.hash, {_HASH.format(previous='last.hash')} FROM entry, last RETURNING id, hash"
+)
+_LIST = text(
+    'SELECT id, at, actor, action, target, "before", "after", host(ip) AS ip FROM audit_log WHERE org_id = :org_id'
+    " AND (CAST(:before AS bigint) IS NULL OR id < :before) AND action NOT LIKE :pattern ORDER BY id DESC LIMIT :limit"
 )
 _BROKEN = text(
     "SELECT id, at, actor, action, target FROM (SELECT *,"  # noqa: S608 - constants
@@ -92,6 +98,36 @@ async def record(
     }
     entry = (await connection.execute(_RECORD, bind)).one()
     log.info("audit.recorded", entry=entry.id, action=action, target=target, hash=entry.hash.hex())
+
+
+@dataclass(frozen=True, slots=True)
+class Entry:
+    """An entry as it is shown; its fields are those of ``record``."""
+
+    id: int
+    at: datetime
+    actor: str
+    action: str
+    target: str
+    before: dict[str, Any] | None
+    after: dict[str, Any] | None
+    ip: str | None
+
+
+async def list_entries(
+    connection: AsyncConnection, org_id: UUID, *, before: int | None, limit: int, with_sessions: bool = True
+) -> list[Entry]:
+    """Entries of an organisation, newest first.
+
+    Args:
+        connection: An open transaction.
+        org_id: Whose.
+        before: Only those with a smaller id; None: from the newest on.
+        limit: Entries at most.
+        with_sessions: Those that tell of logins as well.
+    """
+    bind = {"org_id": org_id, "before": before, "limit": limit, "pattern": "" if with_sessions else "session.%"}
+    return [Entry(*row) for row in await connection.execute(_LIST, bind)]
 
 
 async def find_broken(connection: AsyncConnection, limit: int) -> list[str]:
