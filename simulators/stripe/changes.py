@@ -31,8 +31,10 @@ def difference(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str,
         now = after.get(name)
         if was == now:
             continue
-        both = isinstance(was, Mapping) and isinstance(now, Mapping)
-        found[name] = difference(was, now) if both else was
+        if isinstance(was, Mapping) and isinstance(now, Mapping):
+            found[name] = difference(was, now)
+        else:
+            found[name] = was
     return found
 
 

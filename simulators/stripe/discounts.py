@@ -117,8 +117,8 @@ def _is_eligible(world: World, coupon: Object, line: Object) -> bool:
     products = (coupon.get("applies_to") or {}).get("products")
     if not products:
         return True
-    details = (line["pricing"] or {}).get("price_details")
-    return bool(details) and world.get("price", details["price"])["product"] in products
+    details = (line["pricing"] or {}).get("price_details") or {}
+    return details.get("product") in products
 
 
 def _amounts(coupon: Object, nets: list[int]) -> list[int]:

@@ -98,7 +98,7 @@ def delete(world: World, params: Params, invoice: str) -> Object:
 def finalize(world: World, params: Params, invoice: str) -> Object:
     """Finalise a draft now; with `auto_advance` it is collected within the hour, here at once."""
     found = world.get(KIND, invoice, "invoice")
-    is_auto = params.get("auto_advance", found["auto_advance"])
+    is_auto = bool(params.get("auto_advance", found["auto_advance"]))
     invoices.finalize(world, found, is_auto=is_auto)
     if is_auto and found["status"] == "open":
         # Tried when the account's or the clock's time next moves on.

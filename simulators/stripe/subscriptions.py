@@ -151,7 +151,7 @@ def trial_end_of(world: World, customer: Object, params: Mapping[str, Any]) -> i
 
 def resolve_cancel_at(subscription: Object, wanted: int | str) -> int:
     """The moment that a `cancel_at` names."""
-    ends = [item["current_period_end"] for item in subscription["items"]["data"]]
+    ends = [int(item["current_period_end"]) for item in subscription["items"]["data"]]
     if isinstance(wanted, int):
         return wanted
     return max(ends) if wanted == "max_period_end" else min(ends)

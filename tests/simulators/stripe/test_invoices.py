@@ -51,6 +51,7 @@ def test_card_that_declines_is_a_402_and_the_invoice_stays_open(simulator: Simul
     with pytest.raises(stripe.CardError) as caught:
         shop.v1.invoices.pay(made.id)
     assert (caught.value.http_status, caught.value.code) == (402, "card_declined")
+    assert caught.value.error is not None
     assert caught.value.error.decline_code == "generic_decline"
     after = shop.v1.invoices.retrieve(made.id, {"expand": ["payments.data.payment.payment_intent"]})
     assert (after.status, after.attempted, after.attempt_count) == ("open", True, 1)

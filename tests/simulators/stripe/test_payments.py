@@ -13,6 +13,11 @@ def pay(simulator: Simulator, card: str = "pm_card_visa", cents: int = 2_000, **
     return simulator.v1.payment_intents.create(params)
 
 
+def told(caught: pytest.ExceptionInfo[stripe.CardError]) -> Any:
+    """What the API said of an error."""
+    return caught.value.error
+
+
 def types(simulator: Simulator) -> list[str]:
     return [event.type for event in reversed(simulator.v1.events.list().data)]
 
@@ -43,8 +48,8 @@ def test_card_that_declines_says_why_and_leaves_an_intent(
 ) -> None:
     with pytest.raises(stripe.CardError) as caught:
         pay(simulator, card)
-    assert (caught.value.code, caught.value.error.decline_code) == (code, decline)
-    intent = simulator.v1.payment_intents.retrieve(caught.value.error.payment_intent.id)
+    assert (caught.value.code, told(caught).decline_code) == (code, decline)
+    intent = simulator.v1.payment_intents.retrieve(told(caught).payment_intent.id)
     assert (intent.status, intent.last_payment_error.code) == ("requires_payment_method", code)
     charge = simulator.v1.charges.retrieve(intent.latest_charge)
     assert (charge.status, charge.failure_code, charge.outcome.reason) == ("failed", code, decline)
@@ -99,9 +104,9 @@ def test_charge_that_failed_is_not_refunded(simulator: Simulator) -> None:
     with pytest.raises(stripe.CardError) as caught:
         pay(simulator, "pm_card_chargeDeclined")
     with pytest.raises(stripe.InvalidRequestError, match="failed"):
-        simulator.v1.refunds.create({"charge": caught.value.error.charge})
+        simulator.v1.refunds.create({"charge": told(caught).charge})
     with pytest.raises(stripe.InvalidRequestError, match="successful charge"):
-        simulator.v1.refunds.create({"payment_intent": caught.value.error.payment_intent.id})
+        simulator.v1.refunds.create({"payment_intent": told(caught).payment_intent.id})
     with pytest.raises(stripe.InvalidRequestError, match="One of the following"):
         simulator.v1.refunds.create({})
 
