@@ -10,7 +10,7 @@ from datetime import UTC, datetime, timedelta
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
-from app.auth import PortalUser
+from app.accounts.sessions import PortalUser
 from app.billing import account, catalog, changes, checkout
 from app.billing.changes import Desk
 from app.billing.checkout import Buyer
