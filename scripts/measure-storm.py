@@ -22,17 +22,18 @@ sys.path.insert(0, str(Path(__file__).parents[1]))
 from app import migrate, postgres
 from app.config import Settings
 from app.telemetry import configure_logging
-from tests.billing.storm import Storm, blow, brew
+from tests.billing.storm import Storm, blow, brew, endpoint_of
 from tests.year.town import running
 
 
-async def measure(url: str, folder: Path, num_deliveries: int, num_customers: int, seed: int) -> Storm:
+async def measure(database_url: str, folder: Path, num_deliveries: int, num_customers: int, seed: int) -> Storm:
     """Brews a storm and lets it blow."""
-    await migrate.upgrade(url)
+    await migrate.upgrade(database_url)
     configure_logging(Settings(log_level="error"))
-    async with running(url, folder) as town:
+    async with running(database_url, folder) as town:
+        url = await endpoint_of(town)
         bodies = await brew(town, num_customers)
-        return await blow(town, bodies, max(num_deliveries, len(bodies)), num_customers, seed)
+        return await blow(town, url, bodies, max(num_deliveries, len(bodies)), seed)
 
 
 def main() -> None:

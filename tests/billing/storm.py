@@ -44,7 +44,6 @@ class Storm:
         is_same: Whether what is believed is what was believed without the storm.
     """
 
-    customers: int
     deliveries: int
     events: int
     taken_per_second: float
@@ -57,8 +56,19 @@ class Storm:
         return json.dumps(asdict(self))
 
 
+async def endpoint_of(town: Town) -> str:
+    """Where webhooks are taken in."""
+    (endpoint,) = await town.all("/v1/webhook_endpoints")
+    return str(endpoint["url"])
+
+
 async def brew(town: Town, num_customers: int) -> list[bytes]:
-    """Customers who subscribe, renew and change their minds; returns the events that say so, oldest first."""
+    """Customers who subscribe, renew and change their minds; returns the events that say so, oldest first.
+
+    Stripe delivers none of them by itself: they are sent later, many times.
+    """
+    for endpoint in await town.all("/v1/webhook_endpoints"):
+        (await town.stripe.delete(f"/v1/webhook_endpoints/{endpoint['id']}")).raise_for_status()
     async with town.database.begin() as connection:
         rows = await connection.execute(select(CatalogPrice.lookup_key, CatalogPrice.stripe_price_id))
         prices = {row.lookup_key: row.stripe_price_id for row in rows}
@@ -69,13 +79,23 @@ async def brew(town: Town, num_customers: int) -> list[bytes]:
         await _subscribe(town, prices, clocks[-1], number)
     for clock in clocks:
         await town.tell(f"/v1/test_helpers/test_clocks/{clock}/advance", frozen_time=int(END.timestamp()))
-    await town.deliver()
     events = await town.all("/v1/events")
     return [json.dumps(event).encode() for event in reversed(events)]
 
 
-async def blow(town: Town, bodies: Sequence[bytes], num_deliveries: int, num_customers: int, seed: int) -> Storm:
-    """Sends so many deliveries of these events, each at least once, in no order, and works them off."""
+async def blow(town: Town, url: str, bodies: Sequence[bytes], num_deliveries: int, seed: int) -> Storm:
+    """Sends so many deliveries of these events, each at least once, in no order, and works them off.
+
+    Args:
+        town: The running parts.
+        url: Where webhooks are taken in.
+        bodies: Of the events.
+        num_deliveries: At least as many.
+        seed: Of the order.
+    """
+    for body in bodies:
+        async with town.database.begin() as connection:
+            await inbox.store(connection, body)
     await inbox.work_off(town.database, town.gateway, END, GRACE)
     calm = await state(town.database)
     await forget(town.database)
@@ -83,7 +103,7 @@ async def blow(town: Town, bodies: Sequence[bytes], num_deliveries: int, num_cus
     told = [*bodies, *chance.choices(bodies, k=num_deliveries - len(bodies))]
     chance.shuffle(told)
     started_s = time.perf_counter()
-    await _send(town, told)
+    await _send(town, url, told)
     sent_s = time.perf_counter() - started_s
     started_s = time.perf_counter()
     num_drained = await inbox.work_off(town.database, town.gateway, END, GRACE)
@@ -91,7 +111,6 @@ async def blow(town: Town, bodies: Sequence[bytes], num_deliveries: int, num_cus
     async with town.database.begin() as connection:
         done = await connection.scalar(text("SELECT count(*) FROM stripe_events WHERE processed_at IS NOT NULL"))
     return Storm(
-        customers=num_customers,
         deliveries=len(told),
         events=len(bodies),
         taken_per_second=round(len(told) / sent_s, 1),
@@ -118,15 +137,14 @@ async def _subscribe(town: Town, prices: dict[str, str], clock: str, number: int
         await town.tell(f"/v1/subscriptions/{bought}", cancel_at_period_end=change)
 
 
-async def _send(town: Town, bodies: Sequence[bytes]) -> None:
+async def _send(town: Town, url: str, bodies: Sequence[bytes]) -> None:
     (secret,) = town.settings.webhook_secrets
-    (endpoint,) = await town.all("/v1/webhook_endpoints")
     waiting = iter(bodies)
 
     async def send(client: httpx.AsyncClient) -> None:
         for body in waiting:
             header = stripe.WebhookSignature.generate_signature_header(body.decode(), secret, int(time.time()))
-            answer = await client.post(endpoint["url"], content=body, headers={"stripe-signature": header})
+            answer = await client.post(url, content=body, headers={"stripe-signature": header})
             answer.raise_for_status()
 
     async with httpx.AsyncClient(timeout=60) as client:
