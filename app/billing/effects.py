@@ -245,7 +245,7 @@ async def _customer(work: Work, id: str) -> None:
 async def _catalog(work: Work, _: str) -> None:
     drift = await sync.check(work.database, work.gateway, work.now)
     if drift:
-        log.warning("catalog.drifted", **drift)
+        log.warning("catalog.drift", drift=drift)
 
 
 async def _meter(work: Work, event_id: str) -> None:

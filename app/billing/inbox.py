@@ -213,7 +213,9 @@ async def sweep(database: Database, gateway: Gateway, now: datetime) -> int:
     """
     async with database.begin() as connection:
         newest: datetime | None = await connection.scalar(_NEWEST, {"now": now})
-    since = max(min(newest or now, now) - SWEEP_OVERLAP, now - STRIPE_REMEMBERS)
+    oldest = now - STRIPE_REMEMBERS
+    # Where nothing has ever come in, everything may be missing.
+    since = max(newest - SWEEP_OVERLAP, oldest) if newest is not None else oldest
     events = await gateway.list_events(int(since.timestamp()), tuple(effects.SUBJECTS))
     async with database.begin() as connection:
         ids = [event["id"] for event in events]

@@ -368,5 +368,5 @@ async def test_a_sweep_goes_back_to_before_the_last_event_that_came(stripe_world
     await keep(world.database, body("evt_3", created=int((now + timedelta(days=2)).timestamp())))
     await inbox.sweep(world.database, world.gateway, now)
     overlap = inbox.SWEEP_OVERLAP
-    expected = [now - overlap, now - inbox.STRIPE_REMEMBERS, now - timedelta(days=2) - overlap]
+    expected = [now - inbox.STRIPE_REMEMBERS, now - inbox.STRIPE_REMEMBERS, now - timedelta(days=2) - overlap]
     assert [datetime.fromtimestamp(at, UTC) for at in asked] == [*expected, expected[-1]]
