@@ -11,9 +11,10 @@ from typing import Any
 from simulators.stripe import discounts
 from simulators.stripe.changes import merge_metadata
 from simulators.stripe.errors import StripeError, invalid
-from simulators.stripe.lines import pricing, product_name
+from simulators.stripe.lines import of_invoice_item, pricing, product_name
 from simulators.stripe.operations import Params, matching, operation
 from simulators.stripe.rating import cents, plain
+from simulators.stripe.totals import add_up
 from simulators.stripe.world import Object, World
 
 KIND = "invoiceitem"
@@ -94,7 +95,12 @@ def create(world: World, params: Params) -> Object:
             fields[name] = params[name] or ({} if name == "metadata" else params[name])
     fields["tax_rates"] = [world.get("tax_rate", rate, "tax_rates") for rate in params.get("tax_rates") or ()]
     fields["discounts"] = discounts.redeem(world, params.get("discounts"), "discounts", customer=customer["id"])
-    return make(world, customer["id"], fields.pop("currency"), amount, fields)
+    made = make(world, customer["id"], fields.pop("currency"), amount, fields)
+    if made["invoice"] is not None:
+        draft = world.get("invoice", made["invoice"])
+        draft["lines"]["data"].append(of_invoice_item(world, made))
+        add_up(world, draft)
+    return made
 
 
 @operation("GET", "/v1/invoiceitems/{invoiceitem}")

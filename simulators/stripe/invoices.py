@@ -13,6 +13,7 @@ from simulators.stripe import credits, discounts, invoice_items, lines, payments
 from simulators.stripe.errors import StripeError
 from simulators.stripe.operations import included, listing
 from simulators.stripe.periods import SECONDS_PER_DAY, Period
+from simulators.stripe.usage import is_metered
 from simulators.stripe.world import Object, World
 
 KIND = "invoice"
@@ -268,10 +269,10 @@ def _recounted(world: World, line: Object, former: Iterable[Object]) -> list[Obj
 
 
 def _apply_credits(world: World, invoice: Object) -> None:
-    """Let billing credits pay for metered lines, as far as they reach."""
+    """Let billing credits pay for lines of metered prices, as far as they reach."""
     for line in invoice["lines"]["data"]:
         details = (line["pricing"] or {}).get("price_details")
-        if "_usage" in line and details and discounts.net(line) > 0:
+        if details and is_metered(world.get("price", details["price"])) and discounts.net(line) > 0:
             line["_credits"] = credits.spend(world, invoice, line, details["price"], discounts.net(line))
 
 

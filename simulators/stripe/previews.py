@@ -1,27 +1,35 @@
 """Previews: the invoice that a change, or the next renewal, would make.
 
-Nothing is computed twice: the change is carried out on a copy of the account, whose events nobody sees, and the copy is
-thrown away.
+Nothing is computed twice: the change is carried out on a copy of what is the customer's, in an account whose events
+nobody sees, and the copy is thrown away.
 """
 
 import copy
 from collections.abc import Mapping
 from typing import Any
 
-from simulators.stripe import invoice_items, invoices, items, renewals, standing, subscription_changes, subscriptions
+from simulators.stripe import (
+    invoice_items,
+    invoices,
+    items,
+    meters,
+    renewals,
+    standing,
+    subscription_changes,
+    subscriptions,
+)
 from simulators.stripe.errors import StripeError, invalid
 from simulators.stripe.ids import new_id
 from simulators.stripe.operations import Params, operation
 from simulators.stripe.world import Object, World
 
-# What a preview reads at most, or not at all; everything else is copied.
-_SHARED = ("_usage", "billing.meter", "product", "price", "tax_rate")
-_LEFT_OUT = ("event", "_idempotency_key", "_meter_event_identifier")
+# Redeeming changes these, whoever's they are.
+_COUNTED = ("coupon", "promotion_code")
 
 
 def upcoming(world: World, subscription: Object) -> Object | None:
     """The invoice of a subscription's next renewal, with what is pending; None if there will be none."""
-    scratch = _scratch(world)
+    scratch = _scratch(world, subscription["customer"])
     copied = scratch.get(standing.KIND, subscription["id"])
     return _next(scratch, copied)
 
@@ -33,10 +41,10 @@ def create_preview(world: World, params: Params) -> Object:
     Raises:
         StripeError: 404 invoice_upcoming_none if there would be none; what the change itself would be refused for.
     """
-    scratch = _scratch(world)
+    customer = _customer(world, params)
+    scratch = _scratch(world, customer)
     details = dict(params.get("subscription_details") or {})
     with scratch.standing_at(None, world.now()):
-        customer = _customer(scratch, params)
         _add_items(scratch, customer, params)
         if "subscription" in params:
             found = _changed(scratch, scratch.get(standing.KIND, params["subscription"], "subscription"), details)
@@ -49,12 +57,12 @@ def create_preview(world: World, params: Params) -> Object:
     return found
 
 
-def _customer(scratch: World, params: Params) -> str:
+def _customer(world: World, params: Params) -> str:
     if "subscription" in params:
-        return str(scratch.get(standing.KIND, params["subscription"], "subscription")["customer"])
+        return str(world.get(standing.KIND, params["subscription"], "subscription")["customer"])
     if "customer" not in params:
         raise invalid("customer", "You must specify a customer or a subscription.", "parameter_missing")
-    return str(scratch.get("customer", params["customer"], "customer")["id"])
+    return str(world.get("customer", params["customer"], "customer")["id"])
 
 
 def _add_items(scratch: World, customer: str, params: Params) -> None:
@@ -129,11 +137,17 @@ def _shown(scratch: World, invoice: Object) -> Object:
     return shown
 
 
-def _scratch(world: World) -> World:
+def _scratch(world: World, customer: str) -> World:
     scratch = World(world.real_time)
     scratch.offset_s = world.offset_s
     scratch.base_url = world.base_url
+    clock = world.get("customer", customer).get("test_clock")
     for kind, rows in world.objects.items():
-        if kind not in _LEFT_OUT:
-            scratch.objects[kind] = rows if kind in _SHARED else copy.deepcopy(rows)
+        # Rows may be added to a table of the copy; those that may be changed are copied, which all of them would
+        # take too long for.
+        table = scratch.objects[kind] = dict(rows)
+        for id, row in rows.items():
+            is_theirs = id in (customer, clock) or row.get("customer") == customer
+            if kind in _COUNTED or (is_theirs and kind != meters.USAGE):
+                table[id] = copy.deepcopy(row)
     return scratch

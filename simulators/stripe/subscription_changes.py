@@ -262,8 +262,11 @@ def _change_trial(world: World, subscription: Object, params: Mapping[str, Any])
     if subscription["status"] != "trialing":
         subscription["trial_start"] = now
         for item in subscription["items"]["data"]:
-            if not usage.is_metered(item["price"]):
+            if usage.is_metered(item["price"]):
+                prorations.bill_usage(world, subscription, item, now)
+            else:
                 prorations.credit_unused(world, subscription, item, now)
+            item["current_period_start"] = now
     subscription.update(status="trialing", trial_end=end, billing_cycle_anchor=end)
     subscription.pop("_trial_end_told", None)
     for item in subscription["items"]["data"]:

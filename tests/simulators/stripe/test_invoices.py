@@ -307,3 +307,79 @@ def test_lines_and_lists_are_found_by_what_they_belong_to(simulator: Simulator) 
     payment = shop.v1.invoice_payments.list({"invoice": first.latest_invoice}).data[0]
     assert (payment.status, payment.amount_paid, payment.is_default) == ("paid", 2_000, True)
     assert shop.v1.invoice_payments.retrieve(payment.id).invoice == first.latest_invoice
+
+
+def test_credits_pay_for_usage_that_a_change_of_price_bills(simulator: Simulator) -> None:
+    shop = Shop(simulator, "2026-01-01")
+    grant(shop, 400)
+    made = shop.subscribe()
+    shop.use(100_000, "2026-01-01")
+    item = item_of(made, shop.metered).id
+    shop.v1.subscription_items.update(item, {"price": shop.per_unit("1"), "proration_behavior": "always_invoice"})
+    invoice = shop.invoices()[-1]
+    assert (invoice.subtotal, invoice.total, available(shop)) == (1_000, 600, 0)
+
+
+def test_invoice_by_mail_is_sent_and_waits(simulator: Simulator) -> None:
+    shop = Shop(simulator, card=None)
+    made = draft(shop, collection_method="send_invoice", days_until_due=30, auto_advance=True)
+    assert made.due_date == at("2026-02-14")
+    shop.go("2026-01-15 01:00")
+    assert shop.v1.invoices.retrieve(made.id).status == "open"
+    assert shop.events("invoice.sent") == ["invoice.sent"]
+    other = draft(shop)
+    assert shop.v1.invoices.send_invoice(other.id).status == "open"
+
+
+def test_first_invoice_that_is_voided_ends_the_wait(simulator: Simulator) -> None:
+    shop = Shop(simulator, card="pm_card_chargeCustomerFail")
+    made = shop.subscribe()
+    shop.v1.invoices.void_invoice(made.latest_invoice)
+    assert shop.subscription(made.id).status == "incomplete_expired"
+
+
+def test_customer_without_a_card_cannot_pay_by_itself(simulator: Simulator) -> None:
+    shop = Shop(simulator, card=None)
+    made = opened(shop)
+    with pytest.raises(stripe.InvalidRequestError, match="no `default_payment_method`"):
+        shop.v1.invoices.pay(made.id)
+    foreign = shop.v1.payment_methods.attach("pm_card_visa", {"customer": shop.new_customer(None)}).id
+    with pytest.raises(stripe.InvalidRequestError, match="attached to the invoice's customer"):
+        shop.v1.invoices.pay(made.id, {"payment_method": foreign})
+
+
+def test_draft_takes_discounts_and_taxes_of_its_own(simulator: Simulator) -> None:
+    shop = Shop(simulator)
+    coupon = shop.v1.coupons.create({"percent_off": 10, "duration": "once"}).id
+    rate = shop.v1.tax_rates.create({"display_name": "VAT", "percentage": 20, "inclusive": False}).id
+    made = draft(shop)
+    changes = {"discounts": [{"coupon": coupon}], "default_tax_rates": [rate], "auto_advance": True}
+    changed = shop.v1.invoices.update(made.id, changes)
+    assert (changed.subtotal, changed.total) == (5_000, 5_400)
+    assert changed.automatically_finalizes_at == at("2026-01-15 01:00")
+    same = shop.v1.invoices.update(made.id, {"discounts": [{"discount": changed.discounts[0]}]})
+    assert same.total == 5_400
+    expired = shop.v1.coupons.create({"percent_off": 5, "duration": "once", "max_redemptions": 1}).id
+    shop.v1.invoices.update(draft(shop).id, {"discounts": [{"coupon": expired}]})
+    with pytest.raises(stripe.InvalidRequestError, match="expired"):
+        shop.v1.invoices.update(made.id, {"discounts": [{"coupon": expired}]})
+
+
+def test_items_can_be_put_onto_a_draft_that_is_there(simulator: Simulator) -> None:
+    shop = Shop(simulator)
+    made = shop.v1.invoices.create({"customer": shop.customer})
+    assert made.total == 0
+    item = {"customer": shop.customer, "amount": 700, "currency": "usd", "invoice": made.id}
+    shop.v1.invoice_items.create(item)
+    assert shop.v1.invoices.retrieve(made.id).total == 700
+    shop.v1.invoices.finalize_invoice(made.id)
+    with pytest.raises(stripe.InvalidRequestError, match="only be added to draft"):
+        shop.v1.invoice_items.create(item)
+
+
+def test_finalised_invoice_that_advances_is_collected_when_time_moves_on(simulator: Simulator) -> None:
+    shop = Shop(simulator)
+    made = shop.v1.invoices.finalize_invoice(draft(shop).id, {"auto_advance": True})
+    assert made.status == "open"
+    shop.go("2026-01-15 00:01")
+    assert shop.v1.invoices.retrieve(made.id).status == "paid"

@@ -262,3 +262,110 @@ def test_item_of_another_subscription_is_not_found(simulator: Simulator) -> None
         )
     with pytest.raises(stripe.InvalidRequestError, match="No such subscription item"):
         shop.v1.subscription_items.retrieve("si_none")
+
+
+def test_trial_that_is_given_later_bills_the_usage_before_it(simulator: Simulator) -> None:
+    shop = Shop(simulator, "2026-01-01")
+    made = shop.subscribe()
+    shop.use(100_000, "2026-01-01")
+    shop.go("2026-01-16 12:00")
+    trial = shop.v1.subscriptions.update(made.id, {"trial_end": at("2026-01-30")})
+    assert (trial.status, trial.trial_start, trial.trial_end) == (
+        "trialing",
+        at("2026-01-16 12:00"),
+        at("2026-01-30"),
+    )
+    assert item_of(trial, shop.metered).current_period_end == at("2026-01-30")
+    shop.go("2026-01-20")
+    shop.use(70_000, "2026-01-20")
+    shop.v1.subscriptions.update(made.id, {"trial_end": at("2026-01-25")})
+    shop.go("2026-01-25")
+    assert sorted(amounts(shop.invoices()[-1])) == [-1_000, 0, 1_000, 2_000]
+    with pytest.raises(stripe.InvalidRequestError, match="in the future"):
+        shop.v1.subscriptions.update(made.id, {"trial_end": at("2026-01-02")})
+
+
+def test_items_that_are_added_in_a_trial_cost_nothing_until_it_ends(simulator: Simulator) -> None:
+    shop = Shop(simulator, "2026-01-01")
+    made = shop.subscribe(shop.month, trial_period_days=10)
+    shop.v1.subscription_items.create({"subscription": made.id, "price": shop.flat(500, "month")})
+    assert {item.current_period_end for item in shop.subscription(made.id)["items"].data} == {at("2026-01-11")}
+    shop.go("2026-01-11")
+    assert sorted(amounts(shop.invoices()[-1])) == [500, 2_000]
+
+
+def test_licensed_item_that_is_added_pays_for_the_rest_of_the_period(simulator: Simulator) -> None:
+    shop = Shop(simulator, "2026-01-01")
+    made = shop.subscribe(shop.month)
+    shop.go("2026-01-16 12:00")
+    extra = {"subscription": made.id, "price": shop.flat(1_000, "month"), "quantity": 2}
+    shop.v1.subscription_items.create({**extra, "proration_behavior": "always_invoice"})
+    assert amounts(shop.invoices()[-1]) == [1_000]
+    assert shop.invoices()[-1].lines.data[0].description == "Remaining time on 2 × Pro after 16 Jan 2026"  # noqa: RUF001
+    assert len(shop.v1.subscription_items.list({"subscription": made.id}).data) == 2
+
+
+def test_discounts_and_taxes_of_an_item_are_its_own(simulator: Simulator) -> None:
+    shop = Shop(simulator, "2026-01-01")
+    half = shop.v1.coupons.create({"percent_off": 50, "duration": "forever"}).id
+    rate = shop.v1.tax_rates.create({"display_name": "VAT", "percentage": 10, "inclusive": False}).id
+    items = [
+        {"price": shop.month, "discounts": [{"coupon": half}]},
+        {"price": shop.year, "tax_rates": [rate], "metadata": {"kind": "base"}},
+    ]
+    shop.v1.subscriptions.create({"customer": shop.customer, "items": items})
+    [invoice] = shop.invoices()
+    assert (invoice.subtotal, invoice.total) == (22_000, 1_000 + 20_000 + 2_000)
+    assert invoice.lines.data[1].metadata.to_dict() == {"kind": "base"}
+
+
+def test_percentage_is_taken_off_a_proration_too(simulator: Simulator) -> None:
+    shop = Shop(simulator, "2026-01-01")
+    half = shop.v1.coupons.create({"percent_off": 50, "duration": "forever"}).id
+    made = shop.subscribe(shop.month, discounts=[{"coupon": half}])
+    shop.go("2026-01-16 12:00")
+    change(shop, made, shop.month, shop.flat(6_000, "month"), proration_behavior="always_invoice")
+    assert (amounts(shop.invoices()[-1]), shop.invoices()[-1].total) == ([-500, 1_500], 1_000)
+
+
+def test_settings_are_changed_for_the_next_invoice(simulator: Simulator) -> None:
+    shop = Shop(simulator, "2026-01-01")
+    made = shop.subscribe(shop.month)
+    coupon = shop.v1.coupons.create({"percent_off": 10, "duration": "once"}).id
+    rate = shop.v1.tax_rates.create({"display_name": "VAT", "percentage": 10, "inclusive": False}).id
+    changed = shop.v1.subscriptions.update(
+        made.id,
+        {
+            "discounts": [{"coupon": coupon}],
+            "default_tax_rates": [rate],
+            "payment_settings": {"save_default_payment_method": "on_subscription"},
+            "cancellation_details": {"comment": "too dear"},
+            "description": "Acme",
+        },
+    )
+    assert changed.cancellation_details.comment == "too dear"
+    shop.go("2026-02-01 02:00")
+    invoice = shop.invoices()[-1]
+    assert (invoice.subtotal, invoice.total, invoice.description) == (2_000, 1_980, "Acme")
+    after = shop.subscription(made.id)
+    assert after.default_payment_method is not None
+    assert after.discounts == []
+    again = shop.v1.subscriptions.update(made.id, {"discounts": "", "default_tax_rates": "", "description": ""})
+    assert (again.default_tax_rates, again.description) == ([], None)
+
+
+def test_subscription_that_waits_for_its_first_payment_cannot_be_changed(simulator: Simulator) -> None:
+    shop = Shop(simulator, card="pm_card_chargeCustomerFail")
+    made = shop.subscribe()
+    with pytest.raises(stripe.InvalidRequestError, match="first invoice is paid"):
+        shop.v1.subscriptions.update(made.id, {"cancel_at_period_end": True})
+    assert shop.v1.subscriptions.update(made.id, {"metadata": {"a": "b"}}).metadata.to_dict() == {"a": "b"}
+
+
+def test_pending_updates_are_refused(simulator: Simulator) -> None:
+    shop = Shop(simulator)
+    made = shop.subscribe()
+    with pytest.raises(stripe.InvalidRequestError, match="pending_if_incomplete"):
+        shop.v1.subscriptions.update(made.id, {"payment_behavior": "pending_if_incomplete"})
+    with pytest.raises(stripe.InvalidRequestError, match="pending_if_incomplete"):
+        shop.subscribe(shop.year, payment_behavior="pending_if_incomplete")
