@@ -262,6 +262,18 @@ async def test_that_stripe_is_away_is_not_held_against_an_event(
     assert STRIPE_INBOX_SECONDS._value.get() == 0
 
 
+async def test_the_last_attempt_is_not_spent_on_a_stripe_that_is_away(
+    database: Database, nowhere: Gateway, played: Effects
+) -> None:
+    played.errors["sub_1"] = StripeUnavailable("away")
+    await keep(database, body())
+    async with database.begin() as connection:
+        await connection.exec_driver_sql(f"UPDATE stripe_events SET attempts = {inbox.MAX_ATTEMPTS - 1}")
+    await work_off(database, nowhere)
+    found = await row(database)
+    assert (found.attempts, found.is_dead) == (inbox.MAX_ATTEMPTS - 1, False)
+
+
 async def test_stripe_is_left_alone_after_a_few_calls_without_an_answer(
     database: Database, nowhere: Gateway, played: Effects, monkeypatch: pytest.MonkeyPatch
 ) -> None:
