@@ -94,3 +94,46 @@ def test_without_a_key_of_stripe_nothing_is_pushed(
 ) -> None:
     assert call(monkeypatch, "billing", "sync-catalog") == 1
     assert capsys.readouterr().err.startswith("tollgate: Billing is not set up")
+
+
+def test_the_plans_are_listed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    assert call(monkeypatch, "billing", "plans") == 0
+    out = capsys.readouterr().out
+    assert "growth     version 1  Growth\n           $99.00 a month, $990.00 a year\n" in out
+    assert "up to $500 of usage: 100 % of list price\n           then: 90 % of list price" in out
+    assert "1,000,000 tokens a month, no more" in out
+    assert "credit     $10.00, $25.00" in out
+
+
+def test_a_link_leads_to_a_checkout(
+    simulator: Simulator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "orgs", "create", "Acme Ltd") == 0
+    org_id = capsys.readouterr().out.strip()
+    assert call(monkeypatch, "billing", "sync-catalog") == 0
+    capsys.readouterr()
+    options = ("--interval", "year", "--email", "a@acme.example", "--coupon", "tollgate_startup")
+    assert call(monkeypatch, "billing", "subscribe-link", org_id, "growth", *options) == 0
+    [session] = simulator.v1.checkout.sessions.list().data
+    assert capsys.readouterr().out == f"{session.url}\n"
+    assert (session.amount_subtotal, session.client_reference_id) == (990_00, org_id)
+
+
+def test_a_rehearsal_needs_a_key_of_the_test_mode(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "billing", "live-smoke") == 0
+    assert capsys.readouterr().out == "Skipped: TOLLGATE_STRIPE_API_KEY is not set.\n"
+    monkeypatch.setenv("TOLLGATE_STRIPE_API_KEY", "sk_live_1")
+    assert call(monkeypatch, "billing", "live-smoke") == 1
+    assert "nothing was done" in capsys.readouterr().err
+
+
+def test_a_month_is_rehearsed(
+    simulator: Simulator, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert call(monkeypatch, "billing", "live-smoke") == 0
+    *steps, last = capsys.readouterr().out.splitlines()
+    assert len(steps) == 7
+    assert all(step.startswith("ok    ") for step in steps)
+    assert last == "Stripe does what we think it does."
