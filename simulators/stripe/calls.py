@@ -217,6 +217,24 @@ class Calls:
             raise _rate_limited()
 
 
+def route(verb: str, url: str) -> tuple[Operation, Mapping[str, str]]:
+    """The operation of a path, and the ids in it by name.
+
+    Raises:
+        StripeError: 404 for a path that the simulator does not know.
+    """
+    best: tuple[Operation, Mapping[str, str]] | None = None
+    for (registered, path), operation in OPERATIONS.items():
+        pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", re.escape(path))
+        matched = re.fullmatch(pattern, url) if registered == verb else None
+        # `/v1/invoices/create_preview` is a path of its own, not an invoice called so.
+        if matched and (best is None or len(matched.groupdict()) < len(best[1])):
+            best = operation, matched.groupdict()
+    if best is None:
+        raise StripeError(f"Unrecognized request URL ({verb}: {url}); the simulator does not know it.", status=404)
+    return best
+
+
 async def _understood(request: Request, request_id: str) -> Asked:
     """The operation that a request asks for, and its converted parameters.
 
@@ -227,7 +245,7 @@ async def _understood(request: Request, request_id: str) -> Asked:
     version = request.headers.get("stripe-version", API_VERSION)
     if version != API_VERSION:
         raise StripeError(f"Invalid Stripe API version: {version}; the simulator knows {API_VERSION} only")
-    operation, path = _route(request.method, request.url.path)
+    operation, path = route(request.method, request.url.path)
     sent = await _sent(request)
     params = convert(schema.call(operation.verb, operation.path).parameters, sent)
     key = request.headers.get("idempotency-key") if request.method != "GET" else None
@@ -240,19 +258,6 @@ def _authenticate(header: str) -> None:
         raise StripeError("You did not provide an API key.", status=401)
     if not re.match(r"(sk|rk)_test_\w", key):
         raise StripeError(f"Invalid API Key provided: {key[:8]}***", status=401)
-
-
-def _route(verb: str, url: str) -> tuple[Operation, Mapping[str, str]]:
-    best: tuple[Operation, Mapping[str, str]] | None = None
-    for (registered, path), operation in OPERATIONS.items():
-        pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", re.escape(path))
-        matched = re.fullmatch(pattern, url) if registered == verb else None
-        # `/v1/invoices/create_preview` is a path of its own, not an invoice called so.
-        if matched and (best is None or len(matched.groupdict()) < len(best[1])):
-            best = operation, matched.groupdict()
-    if best is None:
-        raise StripeError(f"Unrecognized request URL ({verb}: {url}); the simulator does not know it.", status=404)
-    return best
 
 
 async def _sent(request: Request) -> dict[str, Any]:

@@ -4,8 +4,6 @@ A deleted customer is still found by its id, as `deleted`, and by nothing else. 
 refused and not passed over: tax ids, sources, cash balances.
 """
 
-from typing import Any
-
 from simulators.stripe import payment_methods, standing
 from simulators.stripe.balances import move_balance
 from simulators.stripe.changes import merge_metadata, recorded
@@ -150,19 +148,6 @@ def delete(world: World, params: Params, customer: str) -> Object:
     world.delete(CUSTOMER, customer)
     world.put({"id": customer, "object": _DELETED})
     return {"id": customer, "object": CUSTOMER, "deleted": True}
-
-
-@operation("DELETE", "/v1/customers/{customer}/discount")
-def delete_discount(world: World, params: Params, customer: str) -> Object:
-    """End a customer's discount."""
-    found = world.get(CUSTOMER, customer, "customer")
-    discount: Any = found["discount"]
-    if discount is None:
-        raise invalid("customer", "The customer has no discount.")
-    with recorded(world, found, "customer.updated"):
-        found["discount"] = None
-    world.emit("customer.discount.deleted", discount)
-    return {"id": discount["id"], "object": "discount", "deleted": True}
 
 
 def _refuse_unknown(params: Params) -> None:

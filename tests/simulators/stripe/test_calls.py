@@ -5,6 +5,8 @@ import threading
 import pytest
 import stripe
 
+from simulators.stripe.calls import route
+from simulators.stripe.operations import Operation
 from simulators.stripe.world import API_VERSION
 from tests.simulators.stripe.simulator import Simulator
 
@@ -32,6 +34,15 @@ def test_unknown_path_gets_404(simulator: Simulator) -> None:
     assert answer.status_code == 404
     assert "Unrecognized request URL" in answer.json()["error"]["message"]
     assert simulator.raw("PUT", "/v1/customers").status_code == 404
+
+
+def test_path_of_its_own_comes_before_a_path_with_an_id(monkeypatch: pytest.MonkeyPatch) -> None:
+    paths = ["/v1/invoices/create_preview", "/v1/invoices/{invoice}"]
+    for order in (paths, paths[::-1]):
+        known = {("POST", path): Operation("POST", path, dict, is_oldest_first=False) for path in order}
+        monkeypatch.setattr("simulators.stripe.calls.OPERATIONS", known)
+        assert route("POST", "/v1/invoices/create_preview")[0].path == paths[0]
+        assert route("POST", "/v1/invoices/in_1")[1] == {"invoice": "in_1"}
 
 
 def test_parameter_at_fault_reaches_the_client(simulator: Simulator) -> None:

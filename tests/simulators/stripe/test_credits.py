@@ -58,6 +58,13 @@ def test_order_is_priority_then_expiry_then_category_then_age() -> None:
     assert [account.left(grant) for grant in (paid, promotional, expiring, first_to_expire, urgent)] == [0] * 5
 
 
+def test_of_equals_the_one_that_took_effect_first_is_spent_first() -> None:
+    account = Account()
+    account.grant(1, effective_at=NOW - 10)
+    account.grant(2, effective_at=NOW - 20)
+    assert account.spend(1000) == [2, 1]
+
+
 def test_grant_out_of_force_pays_nothing() -> None:
     account = Account()
     account.grant(1, effective_at=NOW + 10)

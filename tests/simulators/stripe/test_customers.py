@@ -45,7 +45,18 @@ def test_empty_values_unset_fields(simulator: Simulator) -> None:
     assert simulator.v1.customers.update(made.id, footer).invoice_settings.footer == "Thanks"
 
 
-def test_customer_without_a_discount_has_none_to_delete(simulator: Simulator) -> None:
-    made = simulator.v1.customers.create()
-    with pytest.raises(stripe.InvalidRequestError, match="no discount"):
-        simulator.v1.customers.delete_discount(made.id)
+def test_deleted_customer_has_no_subscription_and_no_card_left(simulator: Simulator) -> None:
+    made = simulator.v1.customers.create({"payment_method": "pm_card_visa"}).id
+    card = simulator.v1.payment_methods.list({"customer": made}).data[0].id
+    price = simulator.v1.prices.create(
+        {"product_data": {"name": "Pro"}, "currency": "usd", "unit_amount": 1, "recurring": {"interval": "month"}}
+    )
+    subscription = simulator.v1.subscriptions.create(
+        {"customer": made, "items": [{"price": price.id}], "default_payment_method": card}
+    )
+    shown = simulator.v1.customers.retrieve(made, {"expand": ["subscriptions", "sources", "tax_ids"]})
+    assert [found.id for found in shown.subscriptions.data] == [subscription.id]
+    assert (shown.sources.data, shown.tax_ids.data) == ([], [])
+    simulator.v1.customers.delete(made)
+    assert simulator.v1.subscriptions.retrieve(subscription.id).status == "canceled"
+    assert simulator.v1.payment_methods.retrieve(card).customer is None

@@ -5,6 +5,8 @@ from typing import Any
 import pytest
 import stripe
 
+from simulators.stripe.meters import usage
+from simulators.stripe.world import World
 from tests.simulators.stripe.simulator import Simulator
 
 HOUR = 3600
@@ -58,6 +60,19 @@ def test_events_are_summed_half_open(metered: Metered) -> None:
     assert metered.total(START, START + HOUR) == 11
     assert metered.total(START + HOUR, START + 2 * HOUR) == 100
     assert metered.total(START + 2 * HOUR, START + 3 * HOUR) == 0
+
+
+def test_what_is_billed_for_a_period_is_half_open() -> None:
+    world = World(lambda: START)
+    world.put({"id": "mtr", "object": "billing.meter", "default_aggregation": {"formula": "sum"}})
+    events = [
+        {"identifier": str(value), "timestamp": second, "value": value, "received": START, "is_cancelled": False}
+        for second, value in ((START - 1, 1), (START, 10), (START + HOUR - 1, 100), (START + HOUR, 1000))
+    ]
+    world.put({"id": "mtr/cus", "object": "_usage", "customer": "cus", "events": events})
+    assert usage(world, "mtr", "cus", START, START + HOUR) == 110
+    assert usage(world, "mtr", "cus", START + HOUR, START + 2 * HOUR) == 1000
+    assert usage(world, "mtr", "other", START, START + HOUR) == 0
 
 
 def test_windows_are_hours_or_days_of_utc(metered: Metered) -> None:

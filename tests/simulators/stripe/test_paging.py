@@ -31,6 +31,13 @@ def test_cursors_walk_there_and_back() -> None:
     assert (ids(first)[0], first["has_more"]) == ("o24", False)
 
 
+def test_page_that_holds_the_rest_is_the_last() -> None:
+    assert not page_of(OBJECTS, {"limit": 25}, "/")["has_more"]
+    assert page_of(OBJECTS, {"limit": 24}, "/")["has_more"]
+    assert not page_of(OBJECTS, {"limit": 4, "ending_before": "o20"}, "/")["has_more"]
+    assert page_of(OBJECTS, {"limit": 3, "ending_before": "o20"}, "/")["has_more"]
+
+
 def test_created_filters() -> None:
     assert ids(page_of(OBJECTS, {"created": {"gte": 3, "lt": 5}}, "/")) == ["o4", "o3"]
     assert ids(page_of(OBJECTS, {"created": 7}, "/")) == ["o7"]
