@@ -22,6 +22,24 @@ DRAFT_S = 3600
 """How long a renewal's invoice stays a draft."""
 
 _UNSETTLED = ("open", "uncollectible")
+_BLANK: Object = {
+    "account_country": "US",
+    "account_name": "Simulated account",
+    "amount_overpaid": 0,
+    "amount_paid": 0,
+    "amount_shipping": 0,
+    "attempt_count": 0,
+    "attempted": False,
+    "customer_tax_ids": [],
+    "default_payment_method": None,
+    "issuer": {"type": "self"},
+    "metadata": {},
+    "post_payment_credit_notes_amount": 0,
+    "pre_payment_credit_notes_amount": 0,
+    "status": "draft",
+    "payment_settings": {"default_mandate": None, "payment_method_options": None, "payment_method_types": None},
+    "status_transitions": dict.fromkeys(("finalized_at", "marked_uncollectible_at", "paid_at", "voided_at")),
+}
 
 
 @dataclass(frozen=True, slots=True)
@@ -193,13 +211,7 @@ def _fields(world: World, wanted: Draft, customer: Object) -> Object:
     days_until_due = subscription["days_until_due"] if subscription else None
     finalizes_at = None if wanted.finalizes_in_s is None else now + wanted.finalizes_in_s
     return {
-        "account_country": "US",
-        "account_name": "Simulated account",
-        "amount_overpaid": 0,
-        "amount_paid": 0,
-        "amount_shipping": 0,
-        "attempt_count": 0,
-        "attempted": False,
+        **copy.deepcopy(_BLANK),
         "auto_advance": wanted.finalizes_in_s is not None,
         "automatic_tax": {**automatic_tax, "provider": None, "status": None},
         "automatically_finalizes_at": finalizes_at,
@@ -211,32 +223,14 @@ def _fields(world: World, wanted: Draft, customer: Object) -> Object:
         "customer_email": customer.get("email"),
         "customer_name": customer.get("name"),
         "customer_tax_exempt": customer.get("tax_exempt") or "none",
-        "customer_tax_ids": [],
-        "default_payment_method": None,
         "default_tax_rates": copy.deepcopy(subscription["default_tax_rates"]) if subscription else [],
         "description": subscription["description"] if subscription else None,
         "discounts": discounts.running(world, wanted.discounts, now),
         "due_date": now + days_until_due * SECONDS_PER_DAY if days_until_due else None,
-        "issuer": {"type": "self"},
-        "metadata": {},
         "next_payment_attempt": finalizes_at,
         "parent": _parent(subscription),
-        "payment_settings": {
-            "default_mandate": None,
-            "payment_method_options": None,
-            "payment_method_types": None,
-        },
         "period_end": wanted.period.end,
         "period_start": wanted.period.start,
-        "post_payment_credit_notes_amount": 0,
-        "pre_payment_credit_notes_amount": 0,
-        "status": "draft",
-        "status_transitions": {
-            "finalized_at": None,
-            "marked_uncollectible_at": None,
-            "paid_at": None,
-            "voided_at": None,
-        },
         "test_clock": customer.get("test_clock"),
     }
 

@@ -4,6 +4,7 @@ Unlike the versions before it, this API version makes subscriptions under flexib
 keeps billing periods with the items.
 """
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,6 +17,21 @@ from simulators.stripe.periods import SECONDS_PER_DAY, Period
 from simulators.stripe.standing import KIND
 from simulators.stripe.world import Object, World
 
+_BLANK: Object = {
+    "billing_schedules": [],
+    "cancel_at": None,
+    "canceled_at": None,
+    "cancellation_details": {"comment": None, "feedback": None, "reason": None},
+    "discounts": [],
+    "ended_at": None,
+    "invoice_settings": {"issuer": {"type": "self"}},
+    "latest_invoice": None,
+    "livemode": False,
+    "pause_collection": None,
+    "pending_setup_intent": None,
+    "pending_update": None,
+    "schedule": None,
+}
 _TRIAL_ENDS = {"missing_payment_method": "create_invoice"}
 
 
@@ -186,6 +202,7 @@ def _fields(world: World, customer: Object, params: Mapping[str, Any], now: int)
     flexible = {"proration_discounts": "included", **(mode.get("flexible") or {})} if is_flexible else None
     rates = params.get("default_tax_rates") or ()
     return {
+        **copy.deepcopy(_BLANK),
         "id": new_id("sub"),
         "object": KIND,
         "automatic_tax": {
@@ -196,11 +213,7 @@ def _fields(world: World, customer: Object, params: Mapping[str, Any], now: int)
         },
         "billing_cycle_anchor": params.get("billing_cycle_anchor", trial_end or now),
         "billing_mode": {"type": mode["type"], "flexible": flexible, "updated_at": None},
-        "billing_schedules": [],
-        "cancel_at": None,
         "cancel_at_period_end": params.get("cancel_at_period_end", False),
-        "canceled_at": None,
-        "cancellation_details": {"comment": None, "feedback": None, "reason": None},
         "collection_method": params.get("collection_method", "charge_automatically"),
         "created": now,
         "customer": customer["id"],
@@ -208,17 +221,8 @@ def _fields(world: World, customer: Object, params: Mapping[str, Any], now: int)
         "default_payment_method": method,
         "default_tax_rates": [world.get("tax_rate", rate, "default_tax_rates") for rate in rates],
         "description": params.get("description"),
-        "discounts": [],
-        "ended_at": None,
-        "invoice_settings": {"issuer": {"type": "self"}},
-        "latest_invoice": None,
-        "livemode": False,
         "metadata": dict(params.get("metadata") or {}),
-        "pause_collection": None,
         "payment_settings": {"save_default_payment_method": "off", **(params.get("payment_settings") or {})},
-        "pending_setup_intent": None,
-        "pending_update": None,
-        "schedule": None,
         "start_date": now,
         "status": "trialing" if trial_end else "active",
         "test_clock": customer.get("test_clock"),
