@@ -127,6 +127,10 @@ def stripe_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
     async def sweep_stripe_events(database: Database, now: datetime) -> None:
         await inbox.sweep(database, gateway, now)
 
+    async def delete_old_stripe_events(database: Database, _: datetime) -> None:
+        async with database.begin() as connection:
+            await inbox.delete_old(connection)
+
     async def end_duplicate_subscriptions(database: Database, now: datetime) -> None:
         await duplicates.end_all(database, gateway, now, grace)
 
@@ -151,8 +155,9 @@ def stripe_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
         Job("check_catalog", 3600.0, check_catalog),
         Job("work_off_stripe_events", 1.0, work_off_stripe_events),
         Job("sweep_stripe_events", 900.0, sweep_stripe_events),
+        Job("delete_old_stripe_events", 3600.0, delete_old_stripe_events),
         Job("end_duplicate_subscriptions", 60.0, end_duplicate_subscriptions),
-        Job("audit_invoices", 300.0, audit_invoices),
+        Job("audit_invoices", 600.0, audit_invoices),
         Job("send_meter_events", 5.0, send_meter_events),
         Job("settle_doubted_usage", 300.0, settle_doubted_usage),
         Job("compare_usage", 3600.0, compare_usage),

@@ -63,7 +63,7 @@ async def _find(database: Database, id: str | None = None) -> Sequence[Row[Any]]
 async def _end(database: Database, gateway: Gateway, row: Row[Any], now: datetime) -> None:
     await claims.flush(database, row.org_id, now)
     await outbox.drain(database, gateway, now=now, org_id=row.org_id)
-    await gateway.cancel_subscription(row.id, f"duplicate-{row.id}")
+    await gateway.cancel_subscription(row.id)
     DUPLICATE_SUBSCRIPTIONS.inc()
     log.error("subscription.duplicate_ended", org_id=str(row.org_id), subscription=row.id, current=row.current_id)
     async with database.begin() as connection:

@@ -307,11 +307,13 @@ class Gateway:
             self._client.v1.subscriptions.retrieve_async(subscription_id, cast("Any", {"expand": ["schedule"]}))
         )
 
-    async def cancel_subscription(self, subscription_id: str, idempotency_key: str) -> Object:
-        """Ends a subscription at once; usage is invoiced, and unused time becomes credit of the customer."""
+    async def cancel_subscription(self, subscription_id: str) -> Object:
+        """Ends a subscription at once; usage is invoiced, and unused time becomes credit of the customer.
+
+        One that has ended already is refused.
+        """
         terms: Any = {"invoice_now": True, "prorate": True}
-        options: Any = {"idempotency_key": idempotency_key}
-        return await self._ask(self._client.v1.subscriptions.cancel_async(subscription_id, terms, options))
+        return await self._ask(self._client.v1.subscriptions.cancel_async(subscription_id, terms))
 
     async def list_open_invoices(self, subscription_id: str) -> list[Object]:
         """A subscription's invoices that are final and not paid."""

@@ -43,6 +43,8 @@ MAX_UNANSWERED = 3
 """Calls of a batch without an answer before Stripe is left alone until the next turn."""
 SWEEP_OVERLAP = timedelta(hours=2)
 STRIPE_REMEMBERS = timedelta(days=29)
+KEPT_FOR = timedelta(days=90)
+"""How long an event is kept that is done with: as long as anybody may ask what Stripe said."""
 _MAX_ERROR = 500
 _NAME = re.compile(r"[A-Za-z0-9_.]{1,255}")
 
@@ -68,6 +70,7 @@ _COUNT = text(
 )
 _NEWEST = text("SELECT max(created) FROM stripe_events WHERE created <= :now")
 _KNOWN = text("SELECT id FROM stripe_events WHERE id = ANY(:ids)")
+_DELETE_OLD = text("DELETE FROM stripe_events WHERE processed_at < now() - CAST(:kept_for AS interval)")
 _LIST = text(
     "SELECT id, type, created, received_at, attempts, is_dead, last_error FROM stripe_events"
     " WHERE processed_at IS NULL AND (is_dead OR NOT :dead_only) ORDER BY received_at, id LIMIT :limit"
@@ -227,6 +230,11 @@ async def sweep(database: Database, gateway: Gateway, now: datetime) -> int:
         log.warning("stripe.events_missed", events=len(missing))
         STRIPE_EVENTS.labels("swept").inc(len(missing))
     return len(missing)
+
+
+async def delete_old(connection: AsyncConnection) -> int:
+    """Removes events that have been done with for long; they name people. Returns how many."""
+    return (await connection.execute(_DELETE_OLD, {"kept_for": KEPT_FOR})).rowcount
 
 
 async def list_waiting(connection: AsyncConnection, *, dead_only: bool, limit: int) -> Sequence[Row[Any]]:

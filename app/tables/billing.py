@@ -135,8 +135,8 @@ class StripeEvent(Base):
 
     __tablename__ = "stripe_events"
     __table_args__ = (
-        # What is to be worked off, oldest first.
-        Index("ix_stripe_events_due", "due_at", postgresql_where=text("processed_at IS NULL AND NOT is_dead")),
+        # What is to be worked off, oldest first, and the few that were given up.
+        Index("ix_stripe_events_due", "due_at", postgresql_where=text("processed_at IS NULL")),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)

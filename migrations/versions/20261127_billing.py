@@ -176,7 +176,7 @@ def inbox_and_outbox() -> None:
         "ix_stripe_events_due",
         "stripe_events",
         ["due_at"],
-        postgresql_where=sa.text("processed_at IS NULL AND NOT is_dead"),
+        postgresql_where=sa.text("processed_at IS NULL"),
     )
     op.create_table(
         "stripe_meter_outbox",

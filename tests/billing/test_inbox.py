@@ -360,6 +360,20 @@ async def test_what_becomes_of_events_is_counted(database: Database, nowhere: Ga
     assert {name: now[name] - counts[name] for name in counts} == {"processed": 1, "failed": 1, "dead": 1}
 
 
+async def test_events_are_deleted_when_they_have_been_done_with_for_long(database: Database) -> None:
+    """One that waits stays, however old."""
+    await keep(database, body("evt_old"), body("evt_new"), body("evt_waits"))
+    async with database.begin() as connection:
+        for id, days in (("evt_old", 91), ("evt_new", 89)):
+            await connection.exec_driver_sql(
+                f"UPDATE stripe_events SET processed_at = now() - interval '{days} days' WHERE id = '{id}'"
+            )
+        await connection.exec_driver_sql("UPDATE stripe_events SET received_at = now() - interval '1 year'")
+        assert await inbox.delete_old(connection) == 1
+        left = await connection.exec_driver_sql("SELECT id FROM stripe_events ORDER BY id")
+        assert left.scalars().all() == ["evt_new", "evt_waits"]
+
+
 async def test_a_sweep_goes_back_to_before_the_last_event_that_came(stripe_world: StripeWorld) -> None:
     """And not to the beginning of time: what came before was delivered."""
     world = stripe_world
