@@ -18,7 +18,7 @@ from datetime import datetime, timedelta
 from typing import Any, Literal
 from uuid import UUID
 
-from sqlalchemy import Row, text
+from sqlalchemy import Row, TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.billing import reissues
@@ -135,14 +135,15 @@ async def on_error_report(database: Database, gateway: Gateway, event_id: str, n
     """
     data = (await gateway.retrieve_thin_event(event_id))["data"]
     problem, identifiers, is_complete = _read_report(data["reason"])
+    doubts: list[tuple[TextClause, dict[str, object]]] = [(_DOUBT_NAMED, {"identifiers": identifiers})]
+    if not is_complete:
+        # Taken by our clock, validated by Stripe's.
+        start = datetime.fromisoformat(data["validation_start"]) - LEASE
+        end = datetime.fromisoformat(data["validation_end"]) + LEASE
+        doubts.append((_DOUBT_ACKED, {"start": start, "end": end}))
     bind = {"due_at": now + LAG, "problem": problem}
     async with database.begin() as connection:
-        doubted = (await connection.execute(_DOUBT_NAMED, {**bind, "identifiers": identifiers})).rowcount
-        if not is_complete:
-            # Taken by our clock, validated by Stripe's.
-            start = datetime.fromisoformat(data["validation_start"]) - LEASE
-            end = datetime.fromisoformat(data["validation_end"]) + LEASE
-            doubted += (await connection.execute(_DOUBT_ACKED, {**bind, "start": start, "end": end})).rowcount
+        doubted = sum([(await connection.execute(doubt, {**bind, **terms})).rowcount for doubt, terms in doubts])
     METER_EVENTS.labels("doubted").inc(doubted)
     log.error("meter_events.not_counted", stripe_event=event_id, problem=problem, num_doubted=doubted)
 
