@@ -25,7 +25,7 @@ from typing import Any
 from uuid import UUID
 
 import httpx
-from app.billing.plans import PRICE_VERSION, PRICES
+from app.billing.prices import PRICE_VERSION, PRICES
 from pydantic import SecretStr
 from sqlalchemy import text
 
