@@ -101,6 +101,12 @@ def drop_old_usage(keep_months: int) -> Job:
     return Job("drop_old_usage", 3600.0, run)
 
 
+async def delete_old_stripe_events(database: Database, _: datetime) -> None:
+    """Removes what Stripe told us long ago."""
+    async with database.begin() as connection:
+        await inbox.delete_old(connection)
+
+
 def billing_jobs(settings: Settings) -> tuple[Job, ...]:
     """What is done about money whether or not there is a Stripe."""
     grace = timedelta(days=settings.billing_grace_days)
@@ -114,6 +120,7 @@ def billing_jobs(settings: Settings) -> tuple[Job, ...]:
         Job("burn_credit", 300.0, burns.burn_due),
         Job("expire_credit", 900.0, credits.expire_due),
         Job("measure_meter_outbox", 60.0, reconcile.measure),
+        Job("delete_old_stripe_events", 3600.0, delete_old_stripe_events),
     )
 
 
@@ -126,10 +133,6 @@ def stripe_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
 
     async def sweep_stripe_events(database: Database, now: datetime) -> None:
         await inbox.sweep(database, gateway, now)
-
-    async def delete_old_stripe_events(database: Database, _: datetime) -> None:
-        async with database.begin() as connection:
-            await inbox.delete_old(connection)
 
     async def end_duplicate_subscriptions(database: Database, now: datetime) -> None:
         await duplicates.end_all(database, gateway, now, grace)
@@ -155,7 +158,6 @@ def stripe_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
         Job("check_catalog", 3600.0, check_catalog),
         Job("work_off_stripe_events", 1.0, work_off_stripe_events),
         Job("sweep_stripe_events", 900.0, sweep_stripe_events),
-        Job("delete_old_stripe_events", 3600.0, delete_old_stripe_events),
         Job("end_duplicate_subscriptions", 60.0, end_duplicate_subscriptions),
         Job("audit_invoices", 600.0, audit_invoices),
         Job("send_meter_events", 5.0, send_meter_events),
