@@ -16,7 +16,7 @@ TEST_WORKERS ?= 2
 UV_LOCK := $(BIN)/uv pip compile --quiet pyproject.toml --universal --python-version 3.11 --generate-hashes \
 	--no-strip-extras --no-emit-index-url --custom-compile-command "make lock"
 
-.PHONY: help up install test check fmt lint types arch e2e chaos messages proto train bench lock clean
+.PHONY: help up install test check fmt lint types arch e2e browser chaos messages proto train bench lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -26,10 +26,10 @@ up: $(UP_STAMP) ## run everything here; Ctrl-C stops it (ARGS="--port 9000")
 
 install: $(DEV_STAMP) ## the virtual environment with every tool
 
-test: $(DEV_STAMP) ## the whole test suite; needs no running service
+test: $(DEV_STAMP) browser ## the whole test suite; needs no running service
 	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadgroup $(ARGS)
 
-check: $(DEV_STAMP) ## format, lint, types, contracts, tests with coverage
+check: $(DEV_STAMP) browser ## format, lint, types, contracts, tests with coverage
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy
@@ -53,11 +53,14 @@ types: $(DEV_STAMP) ## mypy --strict
 arch: $(DEV_STAMP) ## import contracts
 	$(BIN)/lint-imports
 
-e2e: $(DEV_STAMP) ## the end-to-end tests alone
+e2e: $(DEV_STAMP) browser ## the end-to-end tests alone
 	$(BIN)/pytest tests/e2e $(ARGS)
 
 chaos: $(DEV_STAMP) ## a hundred kills under load; after each the books compared (ARGS="--seed 7")
 	$(BIN)/python -m tests.chaos --kills 100 $(ARGS)
+
+browser: ## Debian's Chromium, for the tests that look at pages
+	@scripts/install-chromium.sh
 
 messages: $(DEV_STAMP) ## bring the portal's catalogues up to date with its texts
 	scripts/update-messages.sh

@@ -17,7 +17,7 @@ from functools import partial
 from importlib.metadata import version
 
 import uvicorn
-from fastapi import FastAPI
+from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from uvicorn.supervisors import Multiprocess
@@ -52,6 +52,7 @@ from app.key_cache import KeyCache
 from app.metering import Ledger
 from app.portal import pages
 from app.portal.headers import SecurityHeaders
+from app.portal.page import missing_page, wants_page
 from app.privacy.prompts import PromptStore
 from app.rpc.client import EngineClient
 from app.telemetry import configure_logging
@@ -111,7 +112,7 @@ def create_app(settings: Settings) -> FastAPI:
         app.include_router(router)
     app.mount("/static", pages.static_files())
     app.add_exception_handler(AppError, answer_app_error)
-    app.add_exception_handler(HTTPException, answer_http_exception)
+    app.add_exception_handler(HTTPException, _answer_http_exception)
     app.add_exception_handler(RequestValidationError, answer_query_error)
     openapi.complete(app)
     return app
@@ -208,6 +209,14 @@ async def _key_news(app: FastAPI, database_url: str, timeout_s: float) -> AsyncI
         following.cancel()
         await asyncio.gather(following, return_exceptions=True)
         await channel.aclose()
+
+
+async def _answer_http_exception(request: Request, error: Exception) -> Response:
+    """A page for a person, the API's error for a program."""
+    assert isinstance(error, HTTPException)
+    return (
+        missing_page(request, error.status_code) if wants_page(request) else await answer_http_exception(request, error)
+    )
 
 
 def _worker_app(settings: Settings) -> FastAPI:

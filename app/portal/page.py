@@ -109,6 +109,16 @@ def error_page(request: Request, error: AppError) -> Response:
     return page
 
 
+def wants_page(request: Request) -> bool:
+    """Whether a person asks with a browser, and not a program that calls the API."""
+    return not request.url.path.startswith("/v1/") and "text/html" in request.headers.get("accept", "")
+
+
+def missing_page(request: Request, status: int) -> Response:
+    """The answer to a person for an address that is no page, or not one to send a form to."""
+    return error_page(request, AppError("There is no page at this address.", code="unknown_url", status=status))
+
+
 def sign_in_path(request: Request) -> str:
     """The login, which leads back to the page that was asked for."""
     here = _here(request)

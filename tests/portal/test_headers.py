@@ -69,3 +69,19 @@ def test_a_form_may_lead_to_named_places_only() -> None:
     policy = content_policy(("https://checkout.stripe.com",))
     assert "form-action 'self' https://checkout.stripe.com;" in policy
     assert "form-action 'self';" in content_policy()
+
+
+async def test_an_address_that_is_no_page_is_told_so_to_people_on_a_page_and_to_programs_as_json(
+    world: World, owner: Browser
+) -> None:
+    as_people = {"accept": "text/html,application/xhtml+xml,*/*;q=0.8"}
+    answer = await owner.get("/nowhere", headers=as_people)
+    assert answer.status_code == 404
+    assert "There is no page at this address." in answer.text
+    assert STRICT.items() <= dict(answer.headers).items()
+    assert (await owner.post("/nowhere", headers=as_people)).status_code == 404
+    assert "<!doctype html>" in (await owner.put("/login", headers=as_people)).text
+    assert (await owner.get("/nowhere")).json()["error"]["code"] == "unknown_url"
+    key = await make_key(world.database, world.settings)
+    answer = await world.http.get("/v1/nowhere", headers=as_people | world.auth(key))
+    assert answer.json()["error"]["code"] == "unknown_url"

@@ -1,4 +1,5 @@
-// Copy buttons, and forms that are sent once. Pages are complete without this.
+// Copy buttons, forms that are sent once, filters that apply at once, what scrolls within
+// reach of the keyboard. Pages are complete without this.
 
 for (const button of document.querySelectorAll("[data-copy]")) {
   const text = button.parentElement.querySelector("code");
@@ -28,3 +29,12 @@ addEventListener("pageshow", () => {
 for (const form of document.querySelectorAll("form[data-instant]")) {
   form.addEventListener("change", () => form.requestSubmit());
 }
+
+function letKeyboardScroll() {
+  for (const part of document.querySelectorAll(".scroll, pre, .chart")) {
+    part.toggleAttribute("tabindex", part.scrollWidth > part.clientWidth);
+    if (part.hasAttribute("tabindex")) part.tabIndex = 0;
+  }
+}
+letKeyboardScroll();
+addEventListener("resize", letKeyboardScroll);
