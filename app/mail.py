@@ -19,7 +19,7 @@ from pathlib import Path
 from urllib.parse import SplitResult, unquote, urlsplit
 
 from app.config import Settings, make_private_dir
-from app.errors import MailUnavailable
+from app.errors import ConfigError, MailUnavailable
 from app.telemetry import MAILS, get_logger
 
 log = get_logger(__name__)
@@ -56,7 +56,7 @@ async def send(settings: Settings, mail: Mail, tls: ssl.SSLContext | None = None
             await asyncio.to_thread(_write, settings.mail_dir, message)
         else:
             await asyncio.to_thread(_submit, settings.smtp_url.get_secret_value(), message, tls)
-    except (OSError, smtplib.SMTPException) as error:
+    except (OSError, smtplib.SMTPException, ConfigError) as error:
         MAILS.labels("failed").inc()
         # The server's words may name the address.
         log.warning("mail.failed", error=type(error).__name__)
@@ -81,7 +81,8 @@ def _message(settings: Settings, mail: Mail) -> EmailMessage:
     message["Message-ID"] = make_msgid(domain=parseaddr(settings.mail_from)[1].rpartition("@")[2])
     # RFC 3834: no out-of-office notes in return.
     message["Auto-Submitted"] = "auto-generated"
-    message.set_content(mail.text)
+    # As it is: quoted-printable would break the links for who reads the file.
+    message.set_content(mail.text, cte="7bit" if mail.text.isascii() else "8bit")
     return message
 
 
