@@ -2,12 +2,14 @@
 
 import asyncio
 import base64
+import ssl
 import stat
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from email import message_from_bytes, policy
 from email.message import EmailMessage
+from pathlib import Path
 
 import pytest
 from pydantic import SecretStr, ValidationError
@@ -17,9 +19,9 @@ from app.errors import MailUnavailable
 from app.mail import Mail, send, send_or_log
 
 LINK = "http://localhost:8000/confirm?token=" + "x" * 80
-MAIL = Mail(
-    "new@customer.example", "Bestätigung 确认", "Öffnen Sie:\n\nhttp://localhost:8000/confirm?token=" + "x" * 80
-)
+MAIL = Mail("new@customer.example", "Bestätigung 确认", f"Öffnen Sie:\n\n{LINK}\n")
+# A certificate of its own for localhost, and its key; for these tests only.
+CERTIFICATE = Path(__file__).parent / "mail_server.pem"
 
 
 @dataclass
@@ -28,6 +30,7 @@ class MailServer:
 
     port: int = 0
     extensions: tuple[str, ...] = ()
+    tls: ssl.SSLContext | None = None
     refuses: str = ""
     commands: list[str] = field(default_factory=list)
     received: list[bytes] = field(default_factory=list)
@@ -49,9 +52,12 @@ class MailServer:
                 say(*(f"250{'-' if number + 1 < len(lines) else ' '}{text}" for number, text in enumerate(lines)))
             elif verb == "AUTH":
                 say("235 welcome")
+            elif verb == "STARTTLS" and self.tls is not None:
+                say("220 go on")
+                await writer.start_tls(self.tls)
             elif verb == "DATA":
                 say("354 go on")
-                self.received.append((await reader.readuntil(b"\r\n.\r\n"))[:-5])
+                self.received.append((await reader.readuntil(b"\r\n.\r\n"))[:-3])
                 say("250 taken")
             else:
                 say("221 bye" if verb == "QUIT" else "250 well")
@@ -59,13 +65,28 @@ class MailServer:
 
 
 @asynccontextmanager
-async def mail_server(*extensions: str, refuses: str = "") -> AsyncIterator[MailServer]:
+async def mail_server(
+    *extensions: str, refuses: str = "", tls: ssl.SSLContext | None = None, from_the_start: bool = False
+) -> AsyncIterator[MailServer]:
     """Listening on a free port."""
-    state = MailServer(extensions=extensions, refuses=refuses)
-    server = await asyncio.start_server(state.serve, "127.0.0.1", 0)
+    state = MailServer(extensions=extensions, refuses=refuses, tls=tls)
+    server = await asyncio.start_server(state.serve, "127.0.0.1", 0, ssl=tls if from_the_start else None)
     state.port = server.sockets[0].getsockname()[1]
     async with server:
         yield state
+
+
+@pytest.fixture
+def server_tls() -> ssl.SSLContext:
+    context = ssl.create_default_context(ssl.Purpose.CLIENT_AUTH)
+    context.load_cert_chain(CERTIFICATE)
+    return context
+
+
+@pytest.fixture
+def trusting() -> ssl.SSLContext:
+    """A client's that knows the server's certificate."""
+    return ssl.create_default_context(cafile=CERTIFICATE)
 
 
 def with_server(settings: Settings, url: str) -> Settings:
@@ -135,6 +156,35 @@ async def test_no_password_goes_over_a_network_in_the_clear(
     assert server.received == []
 
 
+async def test_a_server_that_can_encrypts_before_the_password(
+    settings: Settings, server_tls: ssl.SSLContext, trusting: ssl.SSLContext
+) -> None:
+    async with mail_server("AUTH PLAIN", "STARTTLS", tls=server_tls) as server:
+        await send(with_server(settings, f"smtp://user:password@localhost:{server.port}"), MAIL, trusting)
+    verbs = [command.partition(" ")[0].upper() for command in server.commands]
+    assert verbs.index("STARTTLS") < verbs.index("AUTH")
+    assert len(server.received) == 1
+
+
+async def test_smtps_is_encrypted_from_the_start(
+    settings: Settings, server_tls: ssl.SSLContext, trusting: ssl.SSLContext
+) -> None:
+    async with mail_server("AUTH PLAIN", tls=server_tls, from_the_start=True) as server:
+        await send(with_server(settings, f"smtps://user:password@localhost:{server.port}"), MAIL, trusting)
+    assert "STARTTLS" not in [command.upper() for command in server.commands]
+    assert len(server.received) == 1
+
+
+@pytest.mark.parametrize("scheme", ["smtp", "smtps"])
+async def test_a_server_that_nobody_vouches_for_gets_no_mail(
+    settings: Settings, server_tls: ssl.SSLContext, scheme: str
+) -> None:
+    async with mail_server("STARTTLS", tls=server_tls, from_the_start=scheme == "smtps") as server:
+        with pytest.raises(MailUnavailable):
+            await send(with_server(settings, f"{scheme}://localhost:{server.port}"), MAIL)
+    assert server.received == []
+
+
 async def test_a_server_that_offers_encryption_is_asked_for_it(settings: Settings) -> None:
     async with mail_server("STARTTLS") as server:
         with pytest.raises(MailUnavailable):  # it cannot, after all
@@ -176,7 +226,7 @@ async def test_a_folder_that_cannot_be_written_is_told(settings: Settings) -> No
 @pytest.mark.parametrize("field", ["subject", "to"])
 async def test_nothing_typed_becomes_another_header(settings: Settings, field: str) -> None:
     values = {"to": MAIL.to, "subject": "Hello", "text": "Text"} | {field: "x@y.example\r\nBcc: victim@b.example"}
-    with pytest.raises(ValueError, match="linefeed|CR or LF"):
+    with pytest.raises(ValueError, match=r"linefeed|CR or LF"):
         await send(settings, Mail(**values))
 
 
