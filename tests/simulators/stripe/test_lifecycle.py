@@ -20,10 +20,12 @@ def test_renewal_is_a_draft_for_an_hour_in_which_late_usage_counts(simulator: Si
     shop.go("2026-02-15 00:59")
     shop.use(50_000, "2026-02-14 23:59")
     assert shop.v1.invoices.retrieve(draft.id).total == 3_500
+    # Nobody looks at the draft between this one and its end.
+    shop.use(10_000, "2026-02-14 23:59")
     shop.go("2026-02-15 01:00")
     shop.use(70_000, "2026-02-14 23:59")
     final = shop.v1.invoices.retrieve(draft.id)
-    assert (final.status, final.total, final.amount_paid) == ("paid", 3_500, 3_500)
+    assert (final.status, final.total, final.amount_paid) == ("paid", 3_600, 3_600)
     assert [line.id for line in final.lines.data] == [line.id for line in draft.lines.data]
 
 
@@ -241,6 +243,21 @@ def test_failed_renewal_is_past_due_until_it_is_paid(simulator: Simulator) -> No
     shop.go("2026-02-18 01:00")
     assert shop.subscription(made.id).status == "active"
     assert shop.invoices()[-1].status == "paid"
+
+
+def test_latest_invoice_decides_and_not_an_older_one(simulator: Simulator) -> None:
+    shop = Shop(simulator)
+    made = shop.subscribe()
+    simulator.control("POST", "/dunning", retry_days=[1], end="past_due")
+    refuse(shop)
+    shop.go("2026-03-20")
+    _, older, latest = shop.invoices()
+    assert (older.status, latest.status, shop.subscription(made.id).status) == ("open", "open", "past_due")
+    good = shop.v1.payment_methods.attach("pm_card_visa", {"customer": shop.customer}).id
+    shop.v1.invoices.pay(older.id, {"payment_method": good})
+    assert shop.subscription(made.id).status == "past_due"
+    shop.v1.invoices.pay(latest.id, {"payment_method": good})
+    assert shop.subscription(made.id).status == "active"
 
 
 def test_manual_attempts_do_not_move_the_schedule(simulator: Simulator) -> None:

@@ -96,6 +96,9 @@ def test_usage_is_billed_at_the_price_at_which_it_was_reported(simulator: Simula
     shop.go("2026-02-01")
     [invoice] = shop.invoices()
     assert sorted((quantity, amount) for quantity, amount, _ in lines(invoice)) == [(100_000, 2_000), (200_000, 2_000)]
+    shop.use(10_000, "2026-02-01")
+    shop.go("2026-03-01")
+    assert [quantity for quantity, _, _ in lines(shop.invoices()[-1])] == [10_000]
 
 
 def test_change_of_a_metered_price_without_proration_forgets_the_usage_before(simulator: Simulator) -> None:
