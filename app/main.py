@@ -214,9 +214,9 @@ async def _key_news(app: FastAPI, database_url: str, timeout_s: float) -> AsyncI
 async def _answer_http_exception(request: Request, error: Exception) -> Response:
     """A page for a person, the API's error for a program."""
     assert isinstance(error, HTTPException)
-    return (
-        missing_page(request, error.status_code) if wants_page(request) else await answer_http_exception(request, error)
-    )
+    if wants_page(request):
+        return await missing_page(request, error.status_code)
+    return await answer_http_exception(request, error)
 
 
 def _worker_app(settings: Settings) -> FastAPI:

@@ -26,7 +26,7 @@ from app.portal.forms import FORM_COOKIE, FORM_LIFETIME_S, form_token, set_cooki
 from app.portal.headers import content_policy
 from app.portal.i18n import LANGUAGES, Language, language_of
 from app.portal.navigation import ENTRIES
-from app.portal.session import settings_of
+from app.portal.session import find_user, settings_of
 
 SEE_OTHER = 303
 HOME = "/overview"
@@ -114,8 +114,9 @@ def wants_page(request: Request) -> bool:
     return not request.url.path.startswith("/v1/") and "text/html" in request.headers.get("accept", "")
 
 
-def missing_page(request: Request, status: int) -> Response:
+async def missing_page(request: Request, status: int) -> Response:
     """The answer to a person for an address that is no page, or not one to send a form to."""
+    await find_user(request)  # with the menu, for whoever has one
     return error_page(request, AppError("There is no page at this address.", code="unknown_url", status=status))
 
 

@@ -40,6 +40,8 @@ MORE = (
     "/docs",
     "/nowhere-at-all",
 )
+VISITED = ("/", "/login", "/signup", "/forgot")
+"""By people who are not signed in."""
 SEEN_BY_AXE = ((375, "light", "en"), (768, "dark", "en"), (1440, "light", "zh"))
 """Each width, look and language once."""
 
@@ -148,6 +150,12 @@ async def test_pages_can_be_used_by_everybody(
             problems.append(f"{path} is wider than {width}")
         if (width, theme, code) in SEEN_BY_AXE:
             problems += [f"{path}: {violation}" for violation in await violations_of(page)]
+    await context.clear_cookies()
+    for path in VISITED:
+        await page.goto(path)
+        name = path.strip("/") or "landing"
+        await page.screenshot(path=PICTURES / f"{width}-{theme}-{code}" / f"visitor-{name}.png", full_page=True)
+        problems += [f"{path}: {violation}" for violation in await violations_of(page)]
     assert problems == []
     assert watch.complaints == []
     await context.close()
