@@ -12,7 +12,7 @@ from app.billing.entitlement import Entitlement, Standing, apply, apply_all, dec
 from app.db import Database
 from app.metering import ensure_partitions
 from app.tables import OrgBudget, Payment, UsageEvent
-from tests.billing.stripe_objects import END, MID, START, make_customer, subscription
+from tests.billing.stripe_objects import END, MID, START, Object, make_customer, subscription
 from tests.billing.test_rollups import event
 from tests.factories import make_org
 
@@ -212,14 +212,14 @@ async def test_admission_knows_every_plan_that_is_ever_written() -> None:
         for status in statuses:
             decided = decide(Standing("free", name, status), MID, GRACE)
             assert decided is not None
-            assert catalog.plan(decided.plan)
+            assert catalog.plan(decided.plan).name == decided.plan
 
 
 async def subscribe(
     database: Database, *, status: str = "active", since: datetime | None = None, at: datetime = START
 ) -> None:
     async with database.begin() as connection:
-        ended = {"ended_at": int(at.timestamp())} if status == "canceled" else {}
+        ended: Object = {"ended_at": int(at.timestamp())} if status == "canceled" else {}
         await subscriptions.project(connection, subscription(status=status, **ended), at, open_since=since)
 
 

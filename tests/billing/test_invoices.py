@@ -23,6 +23,7 @@ from tests.billing.stripe_objects import (
     price_id,
     subscription,
 )
+from tests.billing.test_gateway import facing, listing
 
 LATER = END + timedelta(minutes=1)
 USAGE = price_id("starter", "usage", "month")
@@ -93,6 +94,20 @@ async def test_an_invoice_is_written_as_stripe_has_it(database: Database) -> Non
         "period": {"start": int(START.timestamp()), "end": int(END.timestamp())},
         "is_metered": True,
     }
+
+
+async def test_an_invoice_is_read_with_all_of_its_lines() -> None:
+    """Stripe shows the first few with the invoice and the rest page by page."""
+    first = {"id": "in_1", "object": "invoice", "lines": listing({"id": "a"}, {"id": "b"}, has_more=True)[1]}
+    pages = [listing({"id": "c"}, has_more=True), listing({"id": "d"})]
+    async with facing((200, first), *pages) as (gateway, counterpart):
+        read = await gateway.retrieve_invoice("in_1")
+    assert [one["id"] for one in read["lines"]["data"]] == ["a", "b", "c", "d"]
+    assert [request for request, _, _ in counterpart.asked] == [
+        "GET /v1/invoices/in_1",
+        "GET /v1/invoices/in_1/lines?limit=100&starting_after=b",
+        "GET /v1/invoices/in_1/lines?limit=100&starting_after=c",
+    ]
 
 
 async def test_an_invoice_without_a_subscription_or_prices_is_written_too(database: Database) -> None:

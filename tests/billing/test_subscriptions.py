@@ -91,7 +91,7 @@ async def test_an_older_reading_never_replaces_a_newer_one(database: Database) -
 async def test_every_order_of_readings_leaves_the_last_one(database: Database) -> None:
     """A life of six readings, written in each of 720 orders."""
     await make_customer(database)
-    trial = {"trial_start": unix(START), "trial_end": unix(MID)}
+    trial: Object = {"trial_start": unix(START), "trial_end": unix(MID)}
     life = [
         subscription(end=MID, status="incomplete", **trial),
         subscription(end=MID, status="trialing", **trial),
@@ -125,7 +125,7 @@ async def test_renewals_add_a_period_and_a_second_telling_does_not(database: Dat
 
 async def test_a_trial_is_a_period_of_its_own_that_is_not_metered(database: Database) -> None:
     await make_customer(database)
-    trial = {"status": "trialing", "trial_start": unix(START), "trial_end": unix(MID)}
+    trial: Object = {"status": "trialing", "trial_start": unix(START), "trial_end": unix(MID)}
     await write(database, subscription(end=MID, **trial))
     await write(database, subscription(start=MID, end=NEXT, **trial | {"status": "active"}), LATER)
     assert await periods(database) == [(START, MID, True, START), (MID, NEXT, False, MID)]
@@ -134,9 +134,9 @@ async def test_a_trial_is_a_period_of_its_own_that_is_not_metered(database: Data
 
 async def test_a_trial_that_is_cut_short_ends_its_period(database: Database) -> None:
     await make_customer(database)
-    trial = {"trial_start": unix(START), "trial_end": unix(END)}
+    trial: Object = {"trial_start": unix(START), "trial_end": unix(END)}
     await write(database, subscription(status="trialing", **trial))
-    shorter = {"trial_start": unix(START), "trial_end": unix(MID)}
+    shorter: Object = {"trial_start": unix(START), "trial_end": unix(MID)}
     await write(database, subscription(start=MID, end=NEXT, **shorter), LATER)
     assert await periods(database) == [(START, MID, True, START), (MID, NEXT, False, MID)]
 
@@ -165,7 +165,7 @@ async def test_a_period_that_begins_anew_in_the_middle_goes_on_from_what_was_cla
 async def test_only_a_subscription_that_lives_is_metered(database: Database) -> None:
     await make_customer(database)
     for status in ("incomplete", "paused", "incomplete_expired"):
-        ended = {"ended_at": unix(MID)} if status == "incomplete_expired" else {}
+        ended: Object = {"ended_at": unix(MID)} if status == "incomplete_expired" else {}
         await write(database, subscription(status=status, **ended), LATER)
         assert not (await row(database)).is_current
     assert await periods(database) == []
