@@ -16,7 +16,7 @@ TEST_WORKERS ?= 2
 UV_LOCK := $(BIN)/uv pip compile --quiet pyproject.toml --universal --python-version 3.11 --generate-hashes \
 	--no-strip-extras --no-emit-index-url --custom-compile-command "make lock"
 
-.PHONY: help up install test check fmt lint types arch e2e browser chaos messages proto train bench lock clean
+.PHONY: help up install test check fmt lint types arch e2e browser chaos messages year proto train bench lock clean
 
 help: ## this list
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -64,6 +64,9 @@ browser: ## Debian's Chromium, for the tests that look at pages
 
 messages: $(DEV_STAMP) ## bring the portal's catalogues up to date with its texts
 	scripts/update-messages.sh
+
+year: $(DEV_STAMP) ## twelve customers, a year on Stripe's clock; every invoice against the rows (ARGS="--seed 8")
+	$(BIN)/python -m tests.year $(ARGS)
 
 proto: $(DEV_STAMP) ## write the gRPC stubs anew from app/rpc/engine.proto
 	PATH="$(abspath $(BIN)):$$PATH" python -m grpc_tools.protoc -I. --python_out=. --grpc_python_out=. \
