@@ -5,7 +5,7 @@ now and projected; whoever is entitled by it is decided upon anew in the same tr
 Nothing here depends on the order of events, or on how often one comes.
 """
 
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
 from datetime import datetime, timedelta
 from types import MappingProxyType
@@ -26,6 +26,12 @@ log = get_logger(__name__)
 Kind = Literal["subscription", "invoice", "payment", "customer", "catalog", "meter"]
 
 _MISSING = 404
+_READ_AT = text(
+    "SELECT 'subscription' AS kind, stripe_subscription_id AS id, synced_at FROM subscriptions"
+    " WHERE stripe_subscription_id = ANY(:ids)"
+    " UNION ALL SELECT 'invoice', id, synced_at FROM invoices WHERE id = ANY(:ids)"
+    " UNION ALL SELECT 'payment', payment_intent_id, synced_at FROM payments WHERE payment_intent_id = ANY(:ids)"
+)
 _FORGET_CUSTOMER = text("UPDATE orgs SET stripe_customer_id = NULL WHERE stripe_customer_id = :id")
 
 
@@ -177,6 +183,12 @@ def refs_of(event: Mapping[str, Any]) -> tuple[Ref, ...]:
         return (Ref("meter", event["id"]),)
     subject = SUBJECTS.get(event["type"])
     return () if subject is None else tuple(subject(event["data"]["object"]))
+
+
+async def last_readings(connection: AsyncConnection, refs: Iterable[Ref]) -> dict[Ref, datetime]:
+    """When what is written of each of these began to be read, by the database's clock; none where nothing is."""
+    rows = (await connection.execute(_READ_AT, {"ids": [ref.id for ref in refs]})).all()
+    return {Ref(row.kind, row.id): row.synced_at for row in rows}
 
 
 async def bring_up_to_date(work: Work, ref: Ref) -> None:

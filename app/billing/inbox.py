@@ -2,7 +2,8 @@
 
 An event says that something changed, not what to believe: its objects are read from Stripe
 again, and what is read is written down (``app.billing.effects``). So events may come twice,
-late, in any order or not at all, and a hundred about one subscription cost one reading.
+late, in any order or not at all, and a hundred about one subscription cost one reading:
+what was read after an event had come in is not read again because of it.
 
 A worker claims a batch by moving its ``due_at`` into the future and commits that; whoever
 dies with a batch leaves it to be claimed again when that time has come. An event that
@@ -14,7 +15,7 @@ of several workers, and are no business of Stripe's clocks.
 import asyncio
 import json
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -31,7 +32,7 @@ from app.telemetry import STRIPE_EVENTS, STRIPE_INBOX, STRIPE_INBOX_SECONDS, get
 
 log = get_logger(__name__)
 
-BATCH = 250
+BATCH = 500
 """Events claimed at once: the more, the more of them are about the same object."""
 MAX_ATTEMPTS = 12
 """Over about four hours."""
@@ -45,6 +46,7 @@ SWEEP_OVERLAP = timedelta(hours=2)
 STRIPE_REMEMBERS = timedelta(days=29)
 KEPT_FOR = timedelta(days=90)
 """How long an event is kept that is done with: as long as anybody may ask what Stripe said."""
+_ALWAYS = datetime.max.replace(tzinfo=UTC)
 _MAX_ERROR = 500
 _NAME = re.compile(r"[A-Za-z0-9_.]{1,255}")
 
@@ -56,7 +58,7 @@ _CLAIM = text(
     "WITH due AS (SELECT id FROM stripe_events WHERE processed_at IS NULL AND NOT is_dead AND due_at <= now()"
     " ORDER BY due_at LIMIT :limit FOR UPDATE SKIP LOCKED)"
     " UPDATE stripe_events e SET attempts = e.attempts + 1, due_at = now() + make_interval(secs => :lease)"
-    " FROM due WHERE e.id = due.id RETURNING e.id, e.body, e.attempts, clock_timestamp() AS claimed_at"
+    " FROM due WHERE e.id = due.id RETURNING e.id, e.body, e.attempts, e.received_at, clock_timestamp() AS claimed_at"
 )
 _DONE = text("UPDATE stripe_events SET processed_at = now(), last_error = NULL WHERE id = ANY(:ids)")
 _FAIL = text(
@@ -123,11 +125,11 @@ class Batch:
         # By then every event of the batch had happened, and nothing of it has been read.
         work = Work(self._database, self._gateway, claimed[0].claimed_at, self._now, self._grace)
         named = {row.id: _refs_of(row.body) for row in claimed}
-        refs = sorted({ref for found in named.values() if not isinstance(found, Failure) for ref in found})
+        refs = await self._outdated(claimed, named)
         failures = dict(zip(refs, await asyncio.gather(*(self._attempt(work, ref) for ref in refs)), strict=True))
         failed: dict[str, Failure] = {}
         for id, found in named.items():
-            problems = [found] if isinstance(found, Failure) else [failures[ref] for ref in found]
+            problems = [found] if isinstance(found, Failure) else [failures.get(ref) for ref in found]
             problem = next((problem for problem in problems if problem is not None), None)
             if problem is not None:
                 failed[id] = problem
@@ -139,6 +141,19 @@ class Batch:
                     await _fail(connection, row.id, row.attempts, failed[row.id])
         STRIPE_EVENTS.labels("processed").inc(len(done))
         return len(done)
+
+    async def _outdated(self, claimed: Sequence[Row[Any]], named: Mapping[str, tuple[Ref, ...] | Failure]) -> list[Ref]:
+        """What has to be read: a reading that began after an event had come in has seen what it tells."""
+        told_at: dict[Ref, datetime] = {}
+        for row in claimed:
+            found = named[row.id]
+            # What failed before, or is tried again by hand, is read whatever is written.
+            at = row.received_at if row.attempts == 1 else _ALWAYS
+            for ref in () if isinstance(found, Failure) else found:
+                told_at[ref] = max(at, told_at.get(ref, at))
+        async with self._database.begin() as connection:
+            read_at = await effects.last_readings(connection, told_at)
+        return sorted(ref for ref, at in told_at.items() if ref not in read_at or read_at[ref] < at)
 
     async def _attempt(self, work: Work, ref: Ref) -> Failure | None:
         async with self._readers:

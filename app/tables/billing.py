@@ -280,7 +280,13 @@ class Payment(Base):
     """
 
     __tablename__ = "payments"
-    __table_args__ = (one_of("purpose", PAYMENT_PURPOSES), Index(None, "org_id", "created"))
+    __table_args__ = (
+        one_of("purpose", PAYMENT_PURPOSES),
+        # The payments of an organisation, newest first.
+        Index(None, "org_id", "created"),
+        # What an event is about.
+        Index(None, "payment_intent_id"),
+    )
 
     id: Mapped[str] = mapped_column(primary_key=True)
     org_id: Mapped[UUID] = mapped_column(ForeignKey("orgs.id", ondelete="CASCADE"))

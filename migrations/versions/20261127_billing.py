@@ -303,6 +303,7 @@ def payments() -> None:
         sa.CheckConstraint("purpose IN ('invoice', 'credit')", name=op.f("ck_payments_purpose")),
     )
     op.create_index("ix_payments_org_id_created", "payments", ["org_id", "created"])
+    op.create_index("ix_payments_payment_intent_id", "payments", ["payment_intent_id"])
 
 
 def audit() -> None:

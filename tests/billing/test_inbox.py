@@ -163,6 +163,34 @@ async def test_more_than_a_batch_is_worked_off_in_one_go(
     assert len(played.asked) == 3
 
 
+async def test_what_was_read_after_an_event_came_in_is_not_read_again(stripe_world: StripeWorld) -> None:
+    """All of a subscription's events in batches of one: its objects are read once each."""
+    world = stripe_world
+    org_id, customer = await world.customer()
+    world.subscribe(customer, "growth")
+    await world.take_in()
+    read: list[Ref] = []
+    original = effects.bring_up_to_date
+
+    async def note(work: Work, ref: Ref) -> None:
+        read.append(ref)
+        await original(work, ref)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(effects, "bring_up_to_date", note)
+        patch.setattr(inbox, "BATCH", 1)
+        await world.work_off()
+        assert sorted(ref.kind for ref in read) == ["invoice", "payment", "subscription"]
+        assert await world.budget(org_id) == ("growth", "active", None)
+        # What is told later, or tried again by hand, is read again.
+        await world.run("UPDATE stripe_events SET processed_at = NULL, due_at = now() WHERE type = 'invoice.paid'")
+        await world.work_off()
+        assert sorted(ref.kind for ref in read[3:]) == ["invoice", "subscription"]
+        await world.take_in([body("evt_later", object={"id": read[-1].id})])
+        await world.work_off()
+        assert [ref.kind for ref in read[5:]] == ["subscription"]
+
+
 async def test_what_is_read_is_dated_after_the_event_was_kept(
     database: Database, nowhere: Gateway, played: Effects
 ) -> None:
