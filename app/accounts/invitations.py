@@ -20,7 +20,7 @@ from app.errors import Conflict, NotFound, PermissionDenied
 from app.tables import Invitation, Membership, Org, User, new_id
 
 INVITATION_LIFETIME = timedelta(days=7)
-_Select = Select[tuple[UUID, UUID, str, str, str, datetime]]
+_Select = Select[UUID, UUID, str, str, str, datetime]
 
 MAX_OPEN = 100
 """Of an organisation; whoever needs more waits until some are accepted."""

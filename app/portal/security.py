@@ -7,6 +7,7 @@ that was left open somewhere is not enough.
 
 import asyncio
 from datetime import UTC, datetime
+from typing import Any
 from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
@@ -180,7 +181,7 @@ async def renew_recovery_codes(request: Request) -> Response:
 async def _page(request: Request, person: Person, error: AppError | None = None) -> Response:
     now = datetime.now(UTC)
     async with database_of(request).begin() as connection:
-        shown = {
+        shown: dict[str, Any] = {
             "sessions": await sessions.list_sessions(connection, person.user_id, now),
             "has_factor": await second_factor.is_on(connection, person.user_id),
             "num_codes": await second_factor.num_recovery_codes(connection, person.user_id),

@@ -15,12 +15,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from starlette.datastructures import FormData
 
 from app.accounts import second_factor, sessions, users
-from app.accounts.sessions import PortalUser
+from app.accounts.sessions import SESSION_COOKIE, PortalUser
 from app.errors import PermissionDenied, RateLimited
 from app.portal.attempts import require_attempt
 from app.portal.forms import (
     FORM_COOKIE,
-    SESSION_COOKIE,
     TOKEN_FIELD,
     is_genuine,
     local_path,
@@ -167,7 +166,8 @@ async def _checked_login(request: Request, email: str, form: FormData) -> users.
     async with database_of(request).begin() as connection:
         found = await users.find_login(connection, email)
     password = str(form.get("password", ""))
-    is_right = await asyncio.to_thread(users.check_password, found and found.password_hash, password)
+    password_hash = None if found is None else found.password_hash
+    is_right = await asyncio.to_thread(users.check_password, password_hash, password)
     return found if is_right else None
 
 

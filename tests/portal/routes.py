@@ -101,7 +101,7 @@ def served() -> set[str]:
         inner = getattr(included, "original_router", None)
         for route in [included] if inner is None else inner.routes:
             assert isinstance(route, APIRoute)
-            found |= {f"{method} {route.path}" for method in route.methods}
+            found |= {f"{method} {route.path}" for method in route.methods or ()}
     return found
 
 

@@ -14,15 +14,14 @@ import httpx
 import pytest
 from sqlalchemy import insert, select
 
-from app.accounts import invitations
-from app.accounts.sessions import PortalUser, open_session
+from app.accounts import invitations, members
+from app.accounts.sessions import SESSION_COOKIE, PortalUser, open_session
 from app.accounts.sign_ups import found_org
 from app.accounts.users import add_user
-from app.portal import members
 from app.portal.forms import form_token
-from app.tables import AuditEntry, PortalSession
+from app.tables import AuditEntry, Membership, PortalSession
 from app.throttle import Throttle
-from tests.api.test_isolation import SESSION_COOKIE, Victim, rows_of, victim
+from tests.api.test_isolation import Victim, rows_of, victim
 from tests.api.world import World
 from tests.portal.routes import ROUTES, filled
 
@@ -162,9 +161,9 @@ async def test_a_hole_would_be_found(world: World, victim: Victim, monkeypatch: 
 
     async def careless(connection: Any, by: PortalUser, user_id: UUID) -> str:
         row = {"org_id": victim.org_id, "user_id": by.user_id, "role": "owner"}
-        await connection.execute(insert(members.members.Membership).values(row))
+        await connection.execute(insert(Membership).values(row))
         return "owner"
 
-    monkeypatch.setattr(members.members, "remove_member", careless)
+    monkeypatch.setattr(members, "remove_member", careless)
     with pytest.raises(AssertionError):
         await attack(world, "POST /members/{user_id}/remove", victim, ids, await attacker_at(world, 0))

@@ -36,7 +36,7 @@ async def entries(world: World, org_id: UUID) -> list[tuple[str, object, object]
         rows = await connection.execute(
             statement.where(AuditEntry.org_id == org_id, AuditEntry.action.like("member.%"))
         )
-        return [tuple(row) for row in rows]  # type: ignore[misc]
+        return [tuple(row) for row in rows]
 
 
 async def test_a_new_person_joins_by_an_invitation(world: World, org_id: UUID, visitor: Person) -> None:
