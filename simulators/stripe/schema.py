@@ -126,6 +126,11 @@ _KINDS = {place: kind for kind, place in {**OBJECT_CLASSES, **V2_OBJECT_CLASSES}
 _KINDS[OBJECT_CLASSES["file"]] = "file"
 
 
+def kinds() -> frozenset[str]:
+    """Every kind of object that the library knows under `/v1`."""
+    return frozenset(OBJECT_CLASSES)
+
+
 @cache
 def call(verb: str, path: str) -> Call:
     """The operation that the library sends by this verb (upper case) to this path.

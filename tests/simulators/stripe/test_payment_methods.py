@@ -99,7 +99,9 @@ def test_setup_intent_saves_a_card(simulator: Simulator, customer: str) -> None:
         intents.confirm(made.id)
     with pytest.raises(stripe.CardError) as caught:
         intents.confirm(made.id, {"payment_method": "pm_card_chargeDeclined"})
-    assert caught.value.json_body["error"]["setup_intent"]["id"] == made.id
+    assert caught.value.error is not None
+    assert caught.value.error.setup_intent is not None
+    assert caught.value.error.setup_intent.id == made.id
     assert intents.retrieve(made.id).last_setup_error.decline_code == "generic_decline"
     done = intents.confirm(made.id, {"payment_method": "pm_card_visa"})
     assert (done.status, done.last_setup_error) == ("succeeded", None)

@@ -16,7 +16,7 @@ def test_every_registered_operation_is_one_of_the_library() -> None:
 
 def test_every_call_and_object_of_the_library_can_be_read() -> None:
     assert sum(isinstance(schema.call(*place).parameters, Record) for place in schema._services()) > 500
-    for kind in schema.OBJECT_CLASSES:
+    for kind in schema.kinds():
         assert isinstance(schema.object_type(kind), Record)
 
 
