@@ -318,7 +318,8 @@ def _passed(period: Row[Any], end: datetime, *, cuts: bool) -> datetime:
     """Up to where a period with no row to claim is done; a window that runs goes on."""
     if cuts or end == period.period_end:
         return end
-    return max(period.claimed_until, _aligned(end))
+    done: datetime = period.claimed_until
+    return max(done, _aligned(end))
 
 
 def _aligned(moment: datetime) -> datetime:
