@@ -20,6 +20,7 @@ from app.errors import AppError, BadRequest, NotFound, PermissionDenied
 from app.mail import send_or_log
 from app.portal import mails
 from app.portal.attempts import require_attempt
+from app.portal.devices import device_name
 from app.portal.forgotten import password_mail
 from app.portal.forms import text_of
 from app.portal.i18n import language_of
@@ -189,7 +190,8 @@ async def _page(request: Request, person: Person, error: AppError | None = None)
     problems = {} if error is None else {error.param: language_of(request).gettext(error.message)}
     status = 200 if error is None else error.status
     done = request.query_params.get("done")
-    return render(request, "security.html", status, person=person, now=now, problems=problems, done=done, **shown)
+    shown |= {"person": person, "now": now, "problems": problems, "done": done, "device_name": device_name}
+    return render(request, "security.html", status, **shown)
 
 
 async def _setup_page(request: Request, person: Person, problem: str = "") -> Response:
