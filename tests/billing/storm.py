@@ -40,6 +40,7 @@ class Storm:
         events: That differ.
         taken_per_second: Deliveries that the API kept or knew.
         drained_per_second: Events that were worked off.
+        cpu_s: Processor time of the worker meanwhile, without PostgreSQL's and Stripe's.
         lost: Events that were not.
         is_same: Whether what is believed is what was believed without the storm.
     """
@@ -48,6 +49,7 @@ class Storm:
     events: int
     taken_per_second: float
     drained_per_second: float
+    cpu_s: float
     lost: int
     is_same: bool
 
@@ -105,9 +107,9 @@ async def blow(town: Town, url: str, bodies: Sequence[bytes], num_deliveries: in
     started_s = time.perf_counter()
     await _send(town, url, told)
     sent_s = time.perf_counter() - started_s
-    started_s = time.perf_counter()
+    started_s, cpu_s = time.perf_counter(), time.process_time()
     num_drained = await inbox.work_off(town.database, town.gateway, END, GRACE)
-    drained_s = time.perf_counter() - started_s
+    drained_s, cpu_s = time.perf_counter() - started_s, time.process_time() - cpu_s
     async with town.database.begin() as connection:
         done = await connection.scalar(text("SELECT count(*) FROM stripe_events WHERE processed_at IS NOT NULL"))
     return Storm(
@@ -115,6 +117,7 @@ async def blow(town: Town, url: str, bodies: Sequence[bytes], num_deliveries: in
         events=len(bodies),
         taken_per_second=round(len(told) / sent_s, 1),
         drained_per_second=round(num_drained / drained_s, 1),
+        cpu_s=round(cpu_s, 2),
         lost=len(bodies) - int(done or 0),
         is_same=await state(town.database) == calm,
     )
