@@ -2,17 +2,18 @@
 
 import asyncio
 from datetime import UTC, date, datetime, timedelta
+from uuid import uuid4
 
 import pytest
-from sqlalchemy import insert
+from sqlalchemy import func, insert, select
 
 from app import worker
-from app.accounts import sessions
+from app.accounts import invitations, passwords, sessions, sign_ups
 from app.config import Settings
 from app.db import Database
 from app.errors import ConfigError
 from app.metering import ensure_partitions
-from app.tables import UsageEvent
+from app.tables import Invitation, PasswordReset, SignUp, UsageEvent
 from app.telemetry import JOB_FAILURES
 from app.worker import Job
 from tests.billing.test_rollups import event
@@ -95,6 +96,24 @@ async def test_ended_logins_are_deleted(database: Database) -> None:
     await worker.delete_expired_sessions(database, NOW + sessions.SESSION_LIFETIME)
     async with database.begin() as connection:
         assert await sessions.find_session(connection, token, NOW) is None
+
+
+async def test_links_that_are_over_are_forgotten(database: Database) -> None:
+    org_id = await make_org(database)
+    user_id = await make_user(database, org_id)
+    async with database.begin() as connection:
+        await sign_ups.ask(connection, sign_ups.Wish("new@customer.example", "a hash", "Initech"), NOW)
+        await passwords.ask_reset(connection, "someone@acme.example", NOW)
+        owner = sessions.PortalUser(uuid4(), user_id, "someone@acme.example", org_id, "Acme", "owner")
+        await invitations.invite(connection, owner, "new@customer.example", "viewer", NOW)
+    tables = (SignUp, PasswordReset, Invitation)
+    for later, expected in ((timedelta(minutes=1), 1), (timedelta(days=8), 0)):
+        await worker.delete_expired_sessions(database, NOW + later)
+        async with database.begin() as connection:
+            counts = [
+                (await connection.execute(select(func.count()).select_from(table))).scalar_one() for table in tables
+            ]
+        assert counts == [expected] * 3
 
 
 async def test_every_job_may_run_twice(database: Database) -> None:
