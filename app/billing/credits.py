@@ -13,7 +13,7 @@ from datetime import UTC, datetime
 from typing import Literal
 from uuid import UUID
 
-from sqlalchemy import func, select, text
+from sqlalchemy import select, text
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -94,12 +94,6 @@ async def add(
 async def balance(connection: AsyncConnection, org_id: UUID) -> int:
     """What may still be spent, in 10^-12 USD: the ledger less prepaid usage that it does not show yet."""
     return int((await connection.execute(_BALANCE, {"org_id": org_id})).scalar_one())
-
-
-async def was_bought(connection: AsyncConnection, org_id: UUID) -> bool:
-    """Whether the organisation ever bought credit or was given some."""
-    found = select(func.count()).where(CreditEntry.org_id == org_id, CreditEntry.amount > 0)
-    return bool((await connection.execute(found)).scalar_one())
 
 
 async def switch(connection: AsyncConnection, org_id: UUID, *, is_prepaid: bool) -> None:

@@ -107,16 +107,6 @@ async def test_an_entry_of_nothing_is_refused(database: Database) -> None:
         await add(database, org_id, "adjust", 0, "a")
 
 
-async def test_whether_credit_was_ever_bought(database: Database) -> None:
-    org_id, other = await make_org(database), await make_org(database)
-    await add(database, org_id, "grant", 5, "a")
-    await add(database, org_id, "adjust", -5, "b")
-    await add(database, other, "adjust", -5, "c")
-    async with database.begin() as connection:
-        assert await credits.was_bought(connection, org_id)
-        assert not await credits.was_bought(connection, other)
-
-
 async def test_what_is_left_of_a_grant_expires(database: Database) -> None:
     org_id = await make_prepaid(database)
     await add(database, org_id, "grant", 100 * TOKEN, "a", expires_at=START + DAY)
