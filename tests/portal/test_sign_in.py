@@ -29,6 +29,17 @@ async def test_a_login_is_in_the_audit_log(world: World, visitor: Person) -> Non
     assert (str(entry.ip), str(session.ip), session.user_agent) == ("127.0.0.1", "127.0.0.1", "Netscape")
 
 
+@pytest.mark.parametrize(
+    ("said", "kept"), [("198.51.100.7", "198.51.100.7"), ("2001:db8::1", "2001:db8::1"), ("?", None)]
+)
+async def test_a_proxy_may_say_anything(world: World, visitor: Person, said: str, kept: str | None) -> None:
+    visitor.headers["x-forwarded-for"] = said
+    assert (await visitor.sign_in(EMAIL)).status_code == 303
+    async with world.database.begin() as connection:
+        found = (await connection.execute(select(PortalSession.ip))).scalar_one()
+    assert (None if found is None else str(found)) == kept
+
+
 async def test_a_planted_session_is_worth_nothing(world: World, visitor: Person) -> None:
     async with browsing(world) as attacker:
         await make_user(world.database, await make_org(world.database, "Evil"), "evil@evil.example")
