@@ -43,6 +43,8 @@ class Settings(BaseSettings):
     """gRPC address that ``tollgate engine`` listens on; unset: ``engine_target``."""
     host: str = "127.0.0.1"
     port: int = Field(8000, ge=0, le=65535)
+    worker_metrics_port: int = Field(0, ge=0, le=65535)
+    """Where a worker on its own shows its metrics; 0: nowhere, as beside an API process that shows them all."""
     secret_key: SecretStr = SecretStr(INSECURE_SECRET)
     """Signs portal sessions."""
     key_pepper: SecretStr = SecretStr(INSECURE_SECRET)

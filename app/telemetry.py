@@ -11,12 +11,22 @@ multiprocess folder, which ``tollgate up`` and ``tollgate api`` prepare.
 import logging
 import re
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar
 from functools import cache
 from typing import TypeVar, cast
 
 import structlog
-from prometheus_client import CONTENT_TYPE_LATEST, REGISTRY, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    start_http_server,
+)
 from prometheus_client import generate_latest as _generate_latest
 from prometheus_client.multiprocess import MultiProcessCollector
 from structlog.typing import EventDict, FilteringBoundLogger, Processor, WrappedLogger
@@ -105,6 +115,12 @@ CATALOG_DRIFT = Gauge(
     multiprocess_mode="livemostrecent",
 )
 MAILS = Counter("tollgate_mails", "Mails handed over, or not taken.", ("outcome",))
+JOB_DONE_SECONDS = Gauge(
+    "tollgate_job_last_success_seconds",
+    "Unix time at which a periodic job last succeeded.",
+    ("job",),
+    multiprocess_mode="max",
+)
 ENGINE_SLOTS = Gauge(
     "tollgate_engine_slots", "Slots of a model by state.", ("model", "state"), multiprocess_mode="livemostrecent"
 )
@@ -121,6 +137,25 @@ ENGINE_COMPILATIONS = Counter("tollgate_engine_compilations", "Compilations afte
 def labelled(metric: M, *values: str) -> M:
     """The part of a metric that has these labels; the library checks and locks each time that it is asked."""
     return metric.labels(*values)
+
+
+@contextmanager
+def serving_metrics(host: str, port: int) -> Iterator[None]:
+    """Shows this process' metrics at ``http://host:port/metrics``, for one that has no HTTP of its own; 0: nowhere.
+
+    Raises:
+        OSError: The address is in use.
+    """
+    if not port:
+        yield
+        return
+    server, thread = start_http_server(port, host)
+    try:
+        yield
+    finally:
+        server.shutdown()
+        server.server_close()
+        thread.join()
 
 
 def configure_logging(settings: Settings) -> None:

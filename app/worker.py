@@ -36,7 +36,7 @@ from app.db import Database
 from app.errors import ConfigError
 from app.portal.alert_mails import alert_mailer
 from app.privacy import deletion, prompts
-from app.telemetry import JOB_FAILURES, JOB_SECONDS, get_logger
+from app.telemetry import JOB_DONE_SECONDS, JOB_FAILURES, JOB_SECONDS, get_logger, serving_metrics
 
 log = get_logger(__name__)
 
@@ -268,8 +268,9 @@ async def _run_until_signal(database: Database, jobs: Sequence[Job], settings: S
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
     try:
-        log.info("worker.started", jobs=[job.name for job in jobs])
-        await work(database, stop, jobs=jobs)
+        with serving_metrics(settings.host, settings.worker_metrics_port):
+            log.info("worker.started", jobs=[job.name for job in jobs])
+            await work(database, stop, jobs=jobs)
     finally:
         if gateway is not None:
             await gateway.aclose()
@@ -287,6 +288,7 @@ async def _attempt(job: Job, database: Database, now: datetime) -> None:
     try:
         with JOB_SECONDS.labels(job.name).time():
             await job.run(database, now)
+        JOB_DONE_SECONDS.labels(job.name).set_to_current_time()
     except Exception:
         JOB_FAILURES.labels(job.name).inc()
         log.exception("job.failed", job=job.name)

@@ -1,16 +1,18 @@
 import json
 import logging
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
+import httpx
 import pytest
 
 from app.auth import generate_key
 from app.config import Settings
-from app.telemetry import TOKENS, configure_logging, get_logger, render_metrics, request_id
+from app.telemetry import TOKENS, configure_logging, get_logger, render_metrics, request_id, serving_metrics
 
 COUNT_IN_A_PROCESS = "from app.telemetry import TOKENS; TOKENS.labels('m', 'output').inc(2)"
 RENDER = "import sys; from app.telemetry import render_metrics; sys.stdout.buffer.write(render_metrics())"
@@ -32,6 +34,20 @@ def test_a_json_line_has_the_event_its_fields_and_the_request(capsys: pytest.Cap
     request_id.reset(token)
     line = json.loads(capsys.readouterr().err)
     assert {"event": "request.finished", "queue_s": 0.5, "request_id": "r-1", "level": "info"}.items() <= line.items()
+
+
+def test_a_process_without_http_shows_its_metrics_while_it_runs() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    with serving_metrics("127.0.0.1", port):
+        assert b"tollgate_job_last_success_seconds" in httpx.get(f"http://127.0.0.1:{port}/metrics").content
+    with pytest.raises(httpx.ConnectError):
+        httpx.get(f"http://127.0.0.1:{port}/metrics")
+
+
+def test_it_shows_them_nowhere_where_no_port_is_set() -> None:
+    with serving_metrics("nowhere.invalid", 0):
+        pass
 
 
 def test_lines_of_libraries_have_the_same_form(capsys: pytest.CaptureFixture[str]) -> None:

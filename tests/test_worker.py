@@ -14,7 +14,7 @@ from app.db import Database
 from app.errors import ConfigError
 from app.metering import ensure_partitions
 from app.tables import Invitation, PasswordReset, SignUp, UsageEvent
-from app.telemetry import JOB_FAILURES
+from app.telemetry import JOB_DONE_SECONDS, JOB_FAILURES
 from app.worker import Job
 from tests.billing.test_rollups import event
 from tests.factories import make_org, make_user
@@ -56,6 +56,7 @@ async def test_a_job_runs_at_once_then_at_its_interval_until_stopped(database: D
     await working
     assert times == [NOW, NOW + timedelta(seconds=5)]
     assert turns.asked == [5.0, 5.0]
+    assert JOB_DONE_SECONDS.labels("note")._value.get() > 0
 
 
 async def test_a_job_that_fails_is_counted_and_tried_again(database: Database) -> None:
