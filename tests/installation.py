@@ -1,4 +1,4 @@
-"""One whole installation, as its owner starts it: `tollgate up` with the published models."""
+"""One whole installation, as its owner starts it: `tollgate up` with the published models and a simulated Stripe."""
 
 import os
 import re
@@ -17,15 +17,24 @@ MODELS = ROOT / "models"
 STOP_TIMEOUT_S = 60
 URL = re.compile(r"http://127\.0\.0\.1:\d+/v1")
 KEY = re.compile(r"tg_live_[0-9A-Za-z]{36}")
+STRIPE = re.compile(r"(http://127\.0\.0\.1:\d+)/ \(simulated")
 
 
 class Installation:
     """Runs on a free port, in a folder that is gone afterwards, database included.
 
+    Args:
+        options: more of `tollgate up`.
+
     Attributes:
         url: of the API, as the official client wants it.
         key: the first key.
+        stripe_url: of the simulated Stripe, without a slash at the end.
+        data_dir: what it keeps.
     """
+
+    def __init__(self, *options: str) -> None:
+        self._options = options
 
     def __enter__(self) -> Self:
         self._folder = tempfile.TemporaryDirectory(prefix="tollgate-")
@@ -34,10 +43,11 @@ class Installation:
         # its files would go elsewhere and stay there.
         folder.chmod(0o711)
         environment = {name: value for name, value in os.environ.items() if not name.startswith("TOLLGATE_")}  # noqa: TID251
-        environment |= {"TOLLGATE_DATA_DIR": str(folder / "data"), "TOLLGATE_MODELS_DIR": str(MODELS)}
+        self.data_dir = folder / "data"
+        environment |= {"TOLLGATE_DATA_DIR": str(self.data_dir), "TOLLGATE_MODELS_DIR": str(MODELS)}
         with (folder / "errors").open("wb") as errors:
             self._process = subprocess.Popen(
-                [sys.executable, "-m", "app.cli", "up", "--port", "0"],
+                [sys.executable, "-m", "app.cli", "up", "--port", "0", *self._options],
                 env=environment,
                 cwd=ROOT,
                 stdout=subprocess.PIPE,
@@ -45,7 +55,7 @@ class Installation:
                 text=True,
             )
         try:
-            self.url, self.key = self._read_screen(folder / "errors")
+            self.url, self.stripe_url, self.key = self._read_screen(folder / "errors")
         except BaseException:
             self._stop()
             raise
@@ -61,15 +71,15 @@ class Installation:
         """The official client with the first key."""
         return OpenAI(api_key=self.key, base_url=self.url, max_retries=options.get("max_retries", 0), timeout=120)
 
-    def _read_screen(self, errors: Path) -> tuple[str, str]:
-        """The address and the key, from what a first run prints."""
+    def _read_screen(self, errors: Path) -> tuple[str, str, str]:
+        """The address, Stripe's and the key, from what a first run prints."""
         assert self._process.stdout is not None
         screen = ""
         for line in self._process.stdout:
             screen += line
-            url, key = URL.search(screen), KEY.search(screen)
-            if url and key:
-                return url[0], key[0]
+            url, stripe, key = URL.search(screen), STRIPE.search(screen), KEY.search(screen)
+            if url and stripe and key:
+                return url[0], stripe[1], key[0]
         raise AssertionError(screen + errors.read_text())
 
     def _stop(self) -> None:
