@@ -136,6 +136,7 @@ def _begin(subscription: Object, item: Object, now: int) -> None:
     stop = subscription["cancel_at"]
     end = whole.end if stop is None or subscription["cancel_at_period_end"] else min(whole.end, max(stop, now))
     items.set_period(item, Period(now, end))
+    item.pop("_ended_price", None)
 
 
 def _begun(world: World, subscription: Object, item: Object) -> list[Object]:

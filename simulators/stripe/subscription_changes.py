@@ -212,6 +212,12 @@ class _Planned:
         is_same_price = self.before["price"]["id"] == self.after["price"]["id"]
         return is_same_price and self.before["quantity"] == self.after["quantity"] and not self.is_removed
 
+    @property
+    def _keeps_meter(self) -> bool:
+        assert self.before is not None
+        meters = (self.before["price"]["recurring"].get("meter"), self.after["price"]["recurring"].get("meter"))
+        return meters[0] == meters[1] and not self.is_removed
+
     def _take_over(self, world: World, subscription: Object, moment: int) -> None:
         assert self.before is not None
         old = self.before
@@ -224,6 +230,10 @@ class _Planned:
     def _close(self, world: World, subscription: Object, moment: int, *, is_prorated: bool, is_ending: bool) -> None:
         assert self.before is not None
         if usage.is_metered(self.before["price"]):
+            if is_ending and self._keeps_meter:
+                # The renewal that follows bills the period, and what is reported for it while its invoice is a draft.
+                usage.keep_price(self.before)
+                return
             is_trial = subscription["status"] == "trialing"
             is_billed = (is_prorated or is_ending) and not is_trial
             prorations.bill_usage(world, subscription, self.before, moment, is_billed=is_billed)

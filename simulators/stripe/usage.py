@@ -28,7 +28,7 @@ def outstanding(item: Object, period: Period, *, is_free: bool = False) -> dict[
     """
     return {
         "meter": item["price"]["recurring"]["meter"],
-        "price": item["price"]["id"],
+        "price": item.get("_ended_price", item["price"]["id"]),
         "start": max(period.start, item.get("_usage_from", period.start)),
         "end": period.end,
         "billed": item.get("_usage_billed", 0),
@@ -43,6 +43,11 @@ def begin(world: World, customer: str, item: Object, moment: int) -> None:
     if is_metered(item["price"]):
         owed = outstanding(item, Period(item["current_period_start"], item["current_period_end"]))
         item["_usage_billed"] = quantity_of(world, customer, owed)
+
+
+def keep_price(item: Object) -> None:
+    """Let the period that ends at this moment be billed at the price it had, whatever the item's becomes."""
+    item["_ended_price"] = item["price"]["id"]
 
 
 def quantity_of(world: World, customer: str, usage: Mapping[str, Any]) -> int:
