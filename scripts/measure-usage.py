@@ -1,14 +1,15 @@
 #!/usr/bin/env python3
-"""How long GET /v1/usage takes over many rows, in a database of its own that is gone afterwards.
+"""How long GET /v1/usage and the portal's pages take over many rows, in a database that is gone afterwards.
 
     python scripts/measure-usage.py --rows 20000000 --requests 200
 
 Starts the embedded PostgreSQL in a temporary folder, writes the rows of one organisation
 over the last 30 days with generate_series, sums them by the hour as the worker does, and
 asks the API in this process (key, admission and JSON included) for the month in every
-bucket and grouping. Requests are admitted and settled, 64 at a time, before the rows are
-there and after. Prints JSON: seconds for writing and summing, bytes, the milliseconds
-of each query and the requests a second. Needs about 0.3 GB of disk a million rows.
+bucket and grouping, and for the pages of a member who is signed in. Requests are admitted
+and settled, 64 at a time, before the rows are there and after. Prints JSON: seconds for
+writing and summing, bytes, the milliseconds of each query and page, and the requests a
+second. Needs about 0.3 GB of disk a million rows.
 """
 
 import argparse
@@ -19,20 +20,24 @@ import statistics
 import sys
 import tempfile
 import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 from uuid import UUID
 
 import httpx
-from app.billing.prices import PRICE_VERSION, PRICES
 from pydantic import SecretStr
 from sqlalchemy import text
 
 from app import auth, keys, metering, migrate, postgres
+from app.accounts import sessions
 from app.accounts.orgs import create_org
+from app.accounts.users import create_user
 from app.admission import Admission, Limits, Work
 from app.billing import rollups
+from app.billing.prices import PRICE_VERSION, PRICES
 from app.billing.statement import Query, read_lines
 from app.config import Settings
 from app.db import Database
@@ -53,6 +58,10 @@ QUERIES: dict[str, dict[str, Any]] = {
     "hour by model, first page": {"bucket": "hour", "group_by": "model", "limit": 100},
     "day as csv": {"bucket": "day", "group_by": "key", "limit": 1000, "format": "csv"},
 }
+PAGES = (
+    *("/", "/overview", "/keys", "/limits", "/usage", "/usage?group=key", "/usage?span=today&bucket=hour"),
+    *("/usage?span=custom&start=2000-01-01", "/usage/rows", "/usage/rows?model=model-1", "/billing"),
+)
 # The triggers are for rows that come late one by one; here nothing is summed yet.
 QUIETLY = text("SET LOCAL session_replication_role = replica")
 WRITE = text(
@@ -115,29 +124,52 @@ async def read_rows(database: Database, org_id: UUID) -> float:
     return round((time.perf_counter() - started_s) * 1000, 1)
 
 
-async def ask(settings: Settings, key: str, num_requests: int) -> dict[str, dict[str, float]]:
+async def ask(settings: Settings, key: str, num_requests: int) -> dict[str, Any]:
     """Milliseconds of each query."""
-    app, found = create_app(settings), {}
-    async with app.router.lifespan_context(app):
-        transport = httpx.ASGITransport(app=app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://usage", timeout=600) as client:
-            for name, parameters in QUERIES.items():
-                end = datetime.now(UTC)
-                span = {"start": (end - timedelta(days=DAYS)).isoformat(), "end": end.isoformat()}
-                found[name] = await _time(client, key, num_requests, {**span, **parameters})
+    found = {}
+    async with _client(settings) as client:
+        client.headers["authorization"] = f"Bearer {key}"
+        for name, parameters in QUERIES.items():
+            end = datetime.now(UTC)
+            span = {"start": (end - timedelta(days=DAYS)).isoformat(), "end": end.isoformat()}
+            found[name] = await _time(client, num_requests, "/v1/usage", {**span, **parameters})
     return found
 
 
-async def _time(client: httpx.AsyncClient, key: str, num_requests: int, params: dict[str, Any]) -> dict[str, float]:
-    spent_ms = []
+async def visit(settings: Settings, session: str, num_requests: int) -> dict[str, Any]:
+    """Milliseconds of each page."""
+    async with _client(settings) as client:
+        client.cookies.set(sessions.SESSION_COOKIE, session)
+        return {path: await _time(client, num_requests, path) for path in PAGES}
+
+
+@asynccontextmanager
+async def _client(settings: Settings) -> AsyncIterator[httpx.AsyncClient]:
+    app = create_app(settings)
+    async with app.router.lifespan_context(app):
+        transport = httpx.ASGITransport(app=app)
+        async with httpx.AsyncClient(transport=transport, base_url="http://usage", timeout=600) as client:
+            yield client
+
+
+async def _time(
+    client: httpx.AsyncClient, num_requests: int, path: str, params: dict[str, Any] | None = None
+) -> dict[str, float]:
+    spent_ms, size = [], 0
     for _ in range(num_requests + 3):
         started_s = time.perf_counter()
-        answer = await client.get("/v1/usage", params=params, headers={"authorization": f"Bearer {key}"})
+        answer = await client.get(path, params=params)
         spent_ms.append((time.perf_counter() - started_s) * 1000)
-        answer.raise_for_status()
+        assert answer.status_code == httpx.codes.OK, (path, answer.status_code)
+        size = len(answer.content)
     measured = sorted(spent_ms[3:])  # the first warm the pool and the plans
-    p95 = statistics.quantiles(measured, n=20)[-1]
-    return {"p50_ms": round(statistics.median(measured), 1), "p95_ms": round(p95, 1), "max_ms": round(measured[-1], 1)}
+    p95 = round(statistics.quantiles(measured, n=20)[-1], 1)
+    return {
+        "p50_ms": round(statistics.median(measured), 1),
+        "p95_ms": p95,
+        "max_ms": round(measured[-1], 1),
+        "bytes": size,
+    }
 
 
 async def settle(database: Database, settings: Settings, key: str) -> float:
@@ -191,6 +223,8 @@ async def measure(url: str, folder: Path, num_rows: int, num_requests: int) -> d
         async with database.begin() as connection:
             org_id = await create_org(connection, "Measured")
             key = (await keys.mint_key(connection, settings, org_id, keys.Terms("measuring"))).key
+            user_id = await create_user(connection, org_id, "owner@measured.example", "a long password")
+            session = await sessions.open_session(connection, user_id, datetime.now(UTC))
         settled_before = await settle(database, settings, key)
         written_s = await fill(database, org_id, num_rows)
         await vacuum(database, "usage_events")
@@ -201,6 +235,8 @@ async def measure(url: str, folder: Path, num_rows: int, num_requests: int) -> d
             size = (await connection.execute(text("SELECT pg_database_size(current_database())"))).scalar_one()
             rows = (await connection.execute(text("SELECT count(*) FROM usage_events"))).scalar_one()
             sums = (await connection.execute(text("SELECT count(*) FROM usage_rollup_hour"))).scalar_one()
+        # Before so many requests lie in the hour that is not summed yet.
+        pages = await visit(settings, session, num_requests)
         settled_after = await settle(database, settings, key)
     finally:
         await database.aclose()
@@ -213,6 +249,7 @@ async def measure(url: str, folder: Path, num_rows: int, num_requests: int) -> d
         "written_s": round(written_s, 1),
         "rolled_s": round(rolled_s, 1),
         "queries": await ask(settings, key, num_requests),
+        "pages": pages,
         "month_by_day_without_sums_ms": unsummed_ms,
     }
 

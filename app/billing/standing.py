@@ -18,9 +18,8 @@ from app.billing.prices import pico_usd
 from app.errors import BadRequest, NotFound
 from app.tables import OrgBudget
 
-RATE_SPAN = timedelta(days=7)
-"""The past that a forecast goes by."""
 _SHORTEST = timedelta(days=1)
+_MICROSECOND = timedelta(microseconds=1)
 
 _STANDING = text(
     "SELECT b.plan, b.restriction, b.month, b.tokens_used, b.cost_used, b.monthly_token_limit, b.max_concurrent,"
@@ -107,23 +106,21 @@ async def set_spend_cap(connection: AsyncConnection, org_id: UUID, usd: Decimal 
     return before
 
 
-def forecast(spent: Decimal, recent: Decimal, created_at: datetime, now: datetime) -> Decimal:
-    """What a month will have cost if it goes on as in the last days.
+def forecast(spent: Decimal, recent: Decimal, since: datetime, now: datetime) -> Decimal:
+    """What a month will have cost if it goes on as it did lately.
 
     Args:
         spent: Of the month so far.
-        recent: Of the last ``RATE_SPAN``, in the same unit.
-        created_at: Of the organisation: a younger one is judged by its own days, at least one.
+        recent: From ``since`` to ``now``, in the same unit.
+        since: Aware; less than a day counts as one, so that a first hour is not taken for a rule.
         now: Aware.
 
     Returns:
         In the same unit, rounded down.
     """
     now = now.astimezone(UTC)
-    span = min(RATE_SPAN, max(_SHORTEST, now - created_at))
     end = datetime(now.year + now.month // 12, now.month % 12 + 1, 1, tzinfo=UTC)
-    microsecond = timedelta(microseconds=1)
-    return spent + recent * ((end - now) // microsecond) // (span // microsecond)
+    return spent + recent * ((end - now) // _MICROSECOND) // (max(_SHORTEST, now - since) // _MICROSECOND)
 
 
 def _no_org(org_id: UUID) -> NotFound:

@@ -64,7 +64,7 @@ def stacked_bars(
         show_minor_x_labels=False,
         truncate_label=-1,
         # Places on the picture only: amounts are written from what they are.
-        y_labels=[float(mark) for mark in ticks(max(map(sum, zip(*(one.values for one in series), strict=True))))],
+        y_labels=[float(mark) for mark in ticks(_top(series))],
         value_formatter=lambda value: written(Decimal(str(value))),
     )
     for one in series:
@@ -107,6 +107,12 @@ def _patterns() -> str:
         for index, hatch in enumerate(_HATCHES)
     )
     return f"<defs>{tiles}</defs>"
+
+
+def _top(series: Sequence[Series]) -> Decimal:
+    """The height of the highest stack."""
+    stacks = zip(*(one.values for one in series), strict=True)
+    return max(sum(stack, Decimal(0)) for stack in stacks)
 
 
 def _unwritten(_: object) -> str:

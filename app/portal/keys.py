@@ -6,6 +6,7 @@ A key is shown in full by the answer of the form that made it, and never again.
 import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
+from decimal import Decimal
 from typing import Any
 from uuid import UUID
 
@@ -14,6 +15,7 @@ from fastapi.responses import RedirectResponse
 
 from app import keys as api_keys
 from app.accounts.sessions import PortalUser
+from app.auth import SCOPES
 from app.billing.statement import Query, read_lines
 from app.errors import AppError, BadRequest, Conflict, NotFound
 from app.keys import KeyListing, NewKey, Terms
@@ -151,13 +153,13 @@ async def _form_page(
     user: PortalUser = request.state.user
     now = datetime.now(UTC)
     cards = await asyncio.to_thread(published, settings_of(request).models_dir)
-    cost, successor = 0, None
+    cost, successor = Decimal(0), None
     if key is not None:
         async with database_of(request).begin() as connection:
             lines, _ = await read_lines(connection, _month_of(user, now, [key.id]))
             if key.replaced_by is not None:
                 successor = await api_keys.get_key(connection, key.replaced_by, user.org_id)
-        cost = sum(line.cost for line in lines)
+        cost = sum((line.cost for line in lines), Decimal(0))
     problems = {} if error is None else {error.param or "": language_of(request).gettext(error.message)}
     return render(
         request,
@@ -167,7 +169,7 @@ async def _form_page(
         fields=fields,
         problems=problems,
         models=_models(fields, [card.name for card in cards]),
-        scopes=api_keys.SCOPES,
+        scopes=SCOPES,
         overlaps=OVERLAPS_H,
         now=now,
         cost=cost,

@@ -8,15 +8,20 @@ from decimal import Decimal
 from fastapi import APIRouter, Request, Response
 
 from app import keys as api_keys
-from app.billing.standing import RATE_SPAN, forecast, read_standing
+from app.billing.standing import forecast, read_standing
 from app.billing.statement import Line, Query, read_lines
 from app.portal.chart import Series, stacked_bars
 from app.portal.examples import base_url, example_of, published
 from app.portal.i18n import language_of
 from app.portal.page import PageRoute, render
 from app.portal.session import database_of, require_user, settings_of
+from app.portal.usage_lines import sums_of
 
 DAYS = 30
+RATE_DAYS = 7
+"""The past that the forecast goes by, today included."""
+MAX_LINES = 10_000
+"""Models by day: more than there can be."""
 _DAY = timedelta(days=1)
 _NUM_MODELS = 5
 
@@ -32,38 +37,40 @@ async def overview(request: Request) -> Response:
     month = today.replace(day=1)
     async with database_of(request).begin() as connection:
         standing = await read_standing(connection, user.org_id, now)
-        days, _ = await read_lines(
-            connection, Query(user.org_id, min(month, today - (DAYS - 1) * _DAY), today + _DAY, "day", (), DAYS + 31)
-        )
-        models, _ = await read_lines(connection, Query(user.org_id, month, today + _DAY, "month", ("model",), 1000))
+        since = min(month, today - (DAYS - 1) * _DAY)
+        lines, _ = await read_lines(connection, Query(user.org_id, since, today + _DAY, "day", ("model",), MAX_LINES))
         keys = await api_keys.list_keys(connection, user.org_id, limit=1)
     cards = await asyncio.to_thread(published, settings_of(request).models_dir)
-    spent = sum((line.cost for line in models), Decimal(0))
-    recent = sum((line.cost for line in days if line.start > now - RATE_SPAN), Decimal(0))
-    models.sort(key=lambda line: -line.cost)
+    of_month = [line for line in lines if line.start >= month]
+    spent = sum((line.cost for line in of_month), Decimal(0))
+    week = today - (RATE_DAYS - 1) * _DAY
+    recent = sum((line.cost for line in lines if line.start >= week), Decimal(0))
     return render(
         request,
         "overview.html",
         now=now,
         standing=standing,
         spent=spent,
-        requests=sum(line.requests for line in models),
-        forecast=forecast(spent, recent, standing.created_at, now),
-        chart=_chart(request, days, today),
-        models=models[:_NUM_MODELS],
-        is_new=not days,
+        requests=sum(line.requests for line in of_month),
+        forecast=forecast(spent, recent, max(week, standing.created_at), now),
+        chart=_chart(request, lines, today),
+        models=sums_of(of_month, "model")[:_NUM_MODELS],
+        is_new=not lines,
         has_key=bool(keys),
         base_url=base_url(request),
         example=example_of(cards),
     )
 
 
-def _chart(request: Request, days: Sequence[Line], today: datetime) -> str:
+def _chart(request: Request, lines: Sequence[Line], today: datetime) -> str:
     """Cost by day; empty where there was none."""
     language = language_of(request)
     starts = [today - back * _DAY for back in reversed(range(DAYS))]
-    costs = {line.start: line.cost for line in days}
-    values = [costs.get(start, Decimal(0)) for start in starts]
+    costs = dict.fromkeys(starts, Decimal(0))
+    for line in lines:
+        if line.start in costs:
+            costs[line.start] += line.cost
+    values = list(costs.values())
     if not any(values):
         return ""
     series = Series(language.gettext("All models"), values)

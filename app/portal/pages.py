@@ -28,8 +28,9 @@ from app.portal.page import STATIC_DIR, Files
 
 router = APIRouter(include_in_schema=False)
 _PAGES = (
-    *(landing, guide, sign_up, sign_in, forgotten, invitation, overview, keys, usage, playground, billing, limits, alerts),
-    *(members, audit_log, organizations, security, settings, data, live),
+    *(landing, guide, sign_up, sign_in, forgotten, invitation),
+    *(overview, keys, usage, playground, live, billing, limits, alerts),
+    *(members, audit_log, organizations, security, data, settings),
 )
 for _page in _PAGES:
     router.include_router(_page.router)

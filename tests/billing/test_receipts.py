@@ -31,7 +31,7 @@ async def test_rows_come_newest_first_each_with_what_it_costs(database: Database
         {"input_tokens": 9, "org_id": OTHER_ORG},
     )
     rows, has_more = await read(database)
-    assert [(row.input_tokens, row.cost) for row in rows] == [(3, 3 * 150_000 + 600_000), (2, 2 * 150_000)]
+    assert [(row.input_tokens, int(row.cost)) for row in rows] == [(3, 3 * 150_000 + 600_000), (2, 2 * 150_000)]
     assert not has_more
 
 

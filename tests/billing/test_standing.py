@@ -82,16 +82,18 @@ async def test_an_organisation_that_is_not_there_has_neither(database: Database)
 
 
 @pytest.mark.parametrize(
-    ("now", "age_days", "expected"),
+    ("now", "hours", "expected"),
     [
-        # Half of November is left, 7 a week: 1 a day for 15 days more.
-        (datetime(2031, 11, 16, tzinfo=UTC), 400, 100 + 15),
-        # Two days old: what it spent in them, a day.
-        (datetime(2031, 11, 16, tzinfo=UTC), 2, 100 + 52),
-        # Not a day old: as if it were one.
+        # Half of November is left; 7 in a week is 1 a day, for 15 days more.
+        (datetime(2031, 11, 16, tzinfo=UTC), 7 * 24, 100 + 15),
+        # The same in two days is more a day, in 36 hours still more.
+        (datetime(2031, 11, 16, tzinfo=UTC), 48, 100 + 52),
+        (datetime(2031, 11, 16, tzinfo=UTC), 36, 100 + 70),
+        # What began a moment ago is taken for a day's.
         (datetime(2031, 11, 16, tzinfo=UTC), 0, 100 + 105),
-        (datetime(2031, 12, 31, tzinfo=UTC), 400, 101),
+        (datetime(2031, 12, 31, tzinfo=UTC), 7 * 24, 101),
+        (datetime(2031, 12, 31, 23, 59, 59, 999_999, tzinfo=UTC), 7 * 24, 100),
     ],
 )
-def test_a_forecast_goes_on_as_in_the_last_days(now: datetime, age_days: int, expected: int) -> None:
-    assert forecast(Decimal(100), Decimal(7), now - timedelta(days=age_days), now) == expected
+def test_a_forecast_goes_on_as_it_did_lately(now: datetime, hours: int, expected: int) -> None:
+    assert int(forecast(Decimal(100), Decimal(7), now - timedelta(hours=hours), now)) == expected

@@ -147,5 +147,5 @@ async def test_a_statement_may_be_limited_to_models_and_keys(database: Database)
         ({"models": []}, []),
         ({"models": ["'); DROP TABLE usage_events; --"]}, []),
     ):
-        lines, _ = await read(database, replace(QUERY, **limits))  # type: ignore[arg-type]
+        lines, _ = await read(database, replace(QUERY, **limits))
         assert [line.input_tokens for line in lines] == expected

@@ -19,8 +19,8 @@ from playwright.async_api import Browser, BrowserContext, Page, Response, async_
 
 from app import keys as api_keys
 from app.accounts import sessions
+from app.accounts.sessions import SESSION_COOKIE
 from app.portal import pages
-from app.portal.forms import SESSION_COOKIE
 from tests.api.world import World
 from tests.factories import make_key, make_user
 from tests.portal.test_usage_pages import bill
@@ -95,7 +95,9 @@ async def paths_of(world: World, acme: UUID) -> list[str]:
 def plain_paths() -> Iterator[str]:
     """Addresses of all pages that need nothing more than their address."""
     for route in (route for page in pages._PAGES for route in page.router.routes):
-        is_page = isinstance(route, APIRoute) and "GET" in route.methods and not route.path.startswith(NOT_PAGES)
+        is_page = (
+            isinstance(route, APIRoute) and "GET" in (route.methods or ()) and not route.path.startswith(NOT_PAGES)
+        )
         if is_page and "{" not in route.path:
             yield route.path
 

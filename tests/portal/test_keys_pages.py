@@ -86,7 +86,11 @@ async def test_a_form_that_is_sent_as_it_was_shown_changes_nothing(world: World,
     before = await only_key(world.database, acme)
     ends = before.terms.expires_at
     assert ends is not None
-    fields = {"name": before.name, "scopes": list(before.scopes), "expires_at": ends.strftime("%Y-%m-%dT%H:%M")}
+    fields: dict[str, Any] = {
+        "name": before.name,
+        "scopes": list(before.scopes),
+        "expires_at": ends.strftime("%Y-%m-%dT%H:%M"),
+    }
     page = f"/keys/{before.id}"
     answer = await owner.send_form(page, page, **fields)
     assert answer.headers["location"] == f"{page}?done=saved"

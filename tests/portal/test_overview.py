@@ -61,3 +61,19 @@ async def test_usage_of_long_ago_is_over_and_that_of_others_is_theirs(world: Wor
     assert "their-model" not in page
     assert "Globex" not in page
     assert "$0.000000" in page
+
+
+async def test_the_forecast_goes_by_the_last_seven_days(world: World, acme: UUID, owner: Browser) -> None:
+    midnight = NOW.replace(hour=0, minute=0, second=0, microsecond=0)
+    await bill(
+        world.database,
+        acme,
+        {"input_tokens": 10**9, "cached_tokens": 0, "output_tokens": 0, "billed_at": midnight - timedelta(days=7)},
+    )
+    async with world.database.begin() as connection:
+        await connection.exec_driver_sql("UPDATE orgs SET created_at = created_at - interval '1 year'")
+    page = await owner.page("/overview")
+    spent = page.split('id="spent">$')[1].split("<")[0]
+    forecast = page.split('Forecast for the month</h2><p class="value">$')[1].split("<")[0]
+    # What was a week ago has no bearing on the days to come.
+    assert float(forecast) == round(float(spent), 2)

@@ -16,7 +16,7 @@ NOW = datetime(2032, 3, 15, 13, 45, 10, tzinfo=UTC)
 KEY = new_id()
 
 
-def chosen(now: datetime = NOW, **parameters: str) -> UsageFilter:
+def chosen(parameters: dict[str, str], now: datetime = NOW) -> UsageFilter:
     return UsageFilter.parse(QueryParams(parameters), now)
 
 
@@ -44,11 +44,11 @@ def days(filter: UsageFilter) -> tuple[str, str, str]:
     ],
 )
 def test_a_span(parameters: dict[str, str], expected: tuple[str, str, str]) -> None:
-    assert days(chosen(**parameters)) == expected
+    assert days(chosen(parameters)) == expected
 
 
 def test_last_month_in_january_is_of_last_year() -> None:
-    assert days(chosen(datetime(2032, 1, 31, tzinfo=UTC), span="last-month"))[:2] == ("2031-12-01", "2031-12-31")
+    assert days(chosen({"span": "last-month"}, datetime(2032, 1, 31, tzinfo=UTC)))[:2] == ("2031-12-01", "2031-12-31")
 
 
 def test_a_link_means_the_same_but_for_its_changes() -> None:
@@ -57,11 +57,11 @@ def test_a_link_means_the_same_but_for_its_changes() -> None:
         {"span": "today", "bucket": "hour", "group": "key", "model": "a&b=c", "key": str(KEY)},
         {"span": "custom", "start": "2032-03-01", "end": "2032-03-03"},
     ):
-        before = chosen(**parameters)
+        before = chosen(parameters)
         link = urlsplit(before.address("/usage"))
-        assert chosen(**dict(parse_qsl(link.query))) == before
+        assert chosen(dict(parse_qsl(link.query))) == before
         changed = urlsplit(before.address("/usage", group="kind", key=None)).query
-        after = chosen(**dict(parse_qsl(changed)))
+        after = chosen(dict(parse_qsl(changed)))
         assert (after.group, after.key_id, after.start) == ("kind", None, before.start)
 
 
@@ -74,7 +74,8 @@ def test_any_address_means_a_span_that_has_passed_or_runs(
 ) -> None:
     now = now.replace(tzinfo=UTC)
     for one in (span, "custom"):
-        filter = chosen(now, span=one, start=start, end=end, bucket=bucket, model=model, key=key, group=key)
+        asked = {"span": one, "start": start, "end": end, "bucket": bucket, "model": model, "key": key, "group": key}
+        filter = chosen(asked, now)
         assert filter.start < filter.end
         assert filter.end - filter.start <= MAX_SPAN
 
@@ -83,7 +84,7 @@ def test_any_address_means_a_span_that_has_passed_or_runs(
 def test_lines_follow_each_other_from_start_to_end(first: datetime, bucket: str, length: int) -> None:
     last = min(first.toordinal() + length, NOW.toordinal())
     end = datetime.fromordinal(last).strftime("%Y-%m-%d")
-    filter = chosen(span="custom", start=first.strftime("%Y-%m-%d"), end=end, bucket=bucket)
+    filter = chosen({"span": "custom", "start": first.strftime("%Y-%m-%d"), "end": end, "bucket": bucket})
     starts = filter.buckets
     assert starts[0] <= filter.start
     assert starts[-1] < filter.end

@@ -135,7 +135,7 @@ async def test_very_many_keys_fit_on_a_page(world: World, acme: UUID, owner: Bro
 async def test_sums_of_more_lines_than_a_page_are_whole(
     world: World, acme: UUID, owner: Browser, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(usage, "CSV_LINES", 2)
+    monkeypatch.setattr(usage, "MAX_LINES", 2)
     await bill(world.database, acme, *({"model": f"m{n}", "input_tokens": 400 + n} for n in range(5)))
     total = sum(Decimal(n * 150_000 + 400 * 75_000 + 10 * 600_000) for n in range(5))
     assert f"${total / 10**12:.6f}" in await owner.page("/usage")

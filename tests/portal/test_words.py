@@ -91,7 +91,7 @@ def test_every_text_is_translated_with_the_same_placeholders(path: Path) -> None
         if not message.id:
             continue
         sources = [message.id] if isinstance(message.id, str) else [*message.id]
-        written = [message.string] if isinstance(message.string, str) else [*message.string]
+        written = [message.string] if isinstance(message.string, str) else list(message.string or ("",))
         assert all(written), f"{sources[0]!r} is not translated"
         assert not message.fuzzy, sources[0]
         if message.python_format:
