@@ -46,6 +46,9 @@ ROUTES = {
     "GET /metrics": "",
     "POST /webhooks/stripe": "what Stripe has signed; a customer cannot",
     "GET /docs": "",
+    "POST /playground/completions": "",
+    "POST /playground/chat/completions": "",
+    "POST /playground/classifications": "",
 }
 # What a page for people might be given, were it to take an organisation from outside.
 GUESSES = ("org", "org_id", "organisation", "user", "user_id", "key", "key_id", "id", "request_id", "after")
