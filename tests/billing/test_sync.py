@@ -184,6 +184,7 @@ async def test_a_version_that_was_sold_and_changed_in_the_code_is_drift(
     # In another account it is another price, with nobody who agreed to the old one.
     simulator.control("POST", "/reset")
     assert (await push(database, gateway)).drift == {}
+    assert await sync.check(database, gateway, NOW) == {}
 
 
 async def test_prices_that_are_no_longer_sold_are_forgotten(database: Database, gateway: Gateway) -> None:
