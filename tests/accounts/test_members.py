@@ -15,6 +15,7 @@ from app.db import Database
 from app.errors import BadRequest, Conflict, NotFound, PermissionDenied
 from app.tables import ROLES, Membership, Org, User
 from tests.factories import make_org, make_user
+from tests.fakes import until
 
 
 @pytest.fixture
@@ -114,13 +115,33 @@ async def test_members_of_others_are_not_there(database: Database, org_id: UUID)
 async def test_of_two_owners_who_leave_at_once_one_stays(database: Database, org_id: UUID) -> None:
     owners = [await member(database, org_id, email=f"{number}@acme.example") for number in range(2)]
 
-    async def leave(owner: PortalUser) -> None:
-        async with database.begin() as connection:
-            await members.remove_member(connection, owner, owner.user_id)
+    async def leave(connection: AsyncConnection, number: int) -> None:
+        await members.remove_member(connection, owners[number], owners[number].user_id)
 
-    results = await asyncio.gather(*map(leave, owners), return_exceptions=True)
-    assert sorted(type(result).__name__ for result in results) == ["Conflict", "NoneType"]
+    with pytest.raises(Conflict):
+        await in_the_middle(database, leave)
     assert len(await roles_of(database, org_id)) == 1
+
+
+async def in_the_middle(database: Database, change: Callable[[AsyncConnection, int], Awaitable[object]]) -> None:
+    """Makes the second change while the first waits to commit, and commits it as soon as the second waits for it."""
+
+    async def second() -> None:
+        async with database.begin() as connection:
+            await change(connection, 1)
+
+    async def is_waiting() -> bool:
+        statement = text(
+            "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+        )
+        async with database.begin() as connection:
+            return bool((await connection.execute(statement)).scalar_one()) or task.done()
+
+    async with database.begin() as first:
+        await change(first, 0)
+        task = asyncio.create_task(second())
+        await until(is_waiting)
+    await task
 
 
 Change = Callable[[AsyncConnection, UUID], Awaitable[object]]
@@ -142,15 +163,11 @@ async def _delete(connection: AsyncConnection, user_id: UUID) -> object:
 async def test_the_database_itself_keeps_an_owner(database: Database, org_id: UUID, change: Change) -> None:
     owners = [await member(database, org_id, email=f"{number}@acme.example") for number in range(2)]
 
-    async def attempt(owner: PortalUser) -> None:
-        async with database.begin() as connection:
-            await change(connection, owner.user_id)
+    async def attempt(connection: AsyncConnection, number: int) -> None:
+        await change(connection, owners[number].user_id)
 
-    results = await asyncio.gather(*map(attempt, owners), return_exceptions=True)
-    refused = [result for result in results if isinstance(result, BaseException)]
-    assert len(refused) == 1
-    assert isinstance(refused[0], IntegrityError)
-    assert "at least one owner" in str(refused[0])
+    with pytest.raises(IntegrityError, match="at least one owner"):
+        await in_the_middle(database, attempt)
     assert "owner" in (await roles_of(database, org_id)).values()
 
 
