@@ -57,7 +57,9 @@ async def test_rows_may_be_limited_to_models_and_keys(database: Database) -> Non
 
 
 @pytest.mark.parametrize(
-    "token", ["", "a", "é", "W10", "WzEsMl0", "bnVsbA", ReceiptCursor(START.replace(tzinfo=None), KEY).token]
+    "token",
+    ["", "a", "é", "W10", "WzEsMl0", "bnVsbA", ReceiptCursor(START.replace(tzinfo=None), KEY).token],
+    ids=["empty", "short", "odd", "no-fields", "numbers", "null", "naive-time"],
 )
 def test_a_made_up_cursor_is_refused(token: str) -> None:
     with pytest.raises(BadRequest) as refusal:
