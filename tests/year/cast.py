@@ -24,21 +24,21 @@ def customers() -> list[Customer]:
     """The twelve, before anything has happened."""
     return [
         # A trial, then little usage.
-        _one("ada", Habit(12, MILLION), (0, sign_up("starter"))),
+        _one("ada", Habit(7, MILLION), (0, sign_up("starter"))),
         # A trial, then more than is included.
-        _one("bell", Habit(20, 9 * MILLION), (1.3, sign_up("starter")), (95.2, come_late), (244, come_late)),
+        _one("bell", Habit(12, 9 * MILLION), (1.3, sign_up("starter")), (95.2, come_late), (244, come_late)),
         # Into the second tier.
-        _one("curie", Habit(20, 80 * MILLION), (2.71828, sign_up("growth")), (180.5, come_late)),
+        _one("curie", Habit(12, 80 * MILLION), (2.71828, sign_up("growth")), (180.5, come_late)),
         # Paid by the year, usage by the month; from the last day of a month on.
-        _one("dirac", Habit(15, 40 * MILLION), (27.66, sign_up("growth", "year"))),
+        _one("dirac", Habit(9, 40 * MILLION), (27.66, sign_up("growth", "year"))),
         # Every tier.
-        _one("euler", Habit(22, 900 * MILLION), (4.5, sign_up("scale"))),
+        _one("euler", Habit(13, 1_400 * MILLION), (4.5, sign_up("scale"))),
         # By the year, at half price.
-        _one("fermi", Habit(16, 200 * MILLION), (5.25, sign_up("scale", "year", "tollgate_startup"))),
+        _one("fermi", Habit(9, 200 * MILLION), (5.25, sign_up("scale", "year", "tollgate_startup"))),
         # Grows twice, in the middle of a period.
         _one(
             "gauss",
-            Habit(20, 30 * MILLION),
+            Habit(12, 30 * MILLION),
             (6.1, sign_up("starter")),
             (75.123456, change("growth")),
             (200.7654321, change("scale")),
@@ -46,7 +46,7 @@ def customers() -> list[Customer]:
         # Wants less at the period's end, later more again.
         _one(
             "hopper",
-            Habit(18, 30 * MILLION),
+            Habit(10, 30 * MILLION),
             (7.9, sign_up("growth", coupon="tollgate_welcome")),
             (130.4, change("starter")),
             (260.2, change("growth")),
@@ -54,7 +54,7 @@ def customers() -> list[Customer]:
         # Goes, and comes back.
         _one(
             "ito",
-            Habit(18, 12 * MILLION),
+            Habit(10, 12 * MILLION),
             (8.05, sign_up("starter")),
             (100, cancel),
             (101, keep),
@@ -64,7 +64,7 @@ def customers() -> list[Customer]:
         # The card is declined for three weeks: served in the days of grace, then not.
         _one(
             "joule",
-            Habit(20, 50 * MILLION),
+            Habit(12, 50 * MILLION),
             (9.6, sign_up("growth")),
             (95, lose_card),
             (102.5, is_status("active")),
@@ -75,16 +75,14 @@ def customers() -> list[Customer]:
         # Pays in advance, subscribes later.
         _one(
             "kepler",
-            Habit(15, 10 * MILLION),
+            Habit(9, 10 * MILLION),
             (10, buy_credit),
             (90, buy_credit),
             (180, buy_credit),
             (250.25, sign_up("starter")),
         ),
         # By the year, and up in the middle of it.
-        _one(
-            "lovelace", Habit(15, 25 * MILLION), (11.4, sign_up("starter", "year")), (150.6, change("growth", "year"))
-        ),
+        _one("lovelace", Habit(9, 25 * MILLION), (11.4, sign_up("starter", "year")), (150.6, change("growth", "year"))),
     ]
 
 

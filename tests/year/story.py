@@ -1,9 +1,9 @@
 """What twelve customers do in a year, and the time that passes meanwhile.
 
 Time stands still while anybody does something, and then goes to the next thing that
-happens: a step of the plot, the end of a period, the end of an invoice's draft, a new
-day. Everything at Stripe lives by test clocks, three customers each; the jobs of the
-worker are told the same time.
+happens: a step of the plot, the end of a period, a week that is over. Everything at
+Stripe lives by test clocks, three customers each; the jobs of the worker are told the
+same time.
 """
 
 import asyncio
@@ -17,6 +17,7 @@ from uuid import UUID
 from sqlalchemy import text
 
 from app.accounts.orgs import create_org
+from app.bench.progress import note
 from app.billing import changes, checkout
 from app.billing.changes import Desk
 from app.billing.checkout import Buyer
@@ -26,17 +27,26 @@ from tests.year.oracle import Life, later
 from tests.year.town import GRACE, Town
 from tests.year.usage import Habit
 
-START = datetime(2027, 1, 4, 8, tzinfo=UTC)
-END = START.replace(year=2028)
+START = datetime(2024, 1, 8, 8, tzinfo=UTC)
+END = START.replace(year=2025)
 CUSTOMERS_OF_A_CLOCK = 3
-STEP = timedelta(days=1)
-_DRAFT_OVER = timedelta(minutes=66)
+STEP = timedelta(days=7)
+DRAFT = timedelta(hours=1)
+"""For which the invoice of a renewal is open."""
 _JUST_AFTER = timedelta(minutes=4)
 _MICROSECOND = timedelta(microseconds=1)
-# Not every minute of a year: what only compares, once a week; what asks Stripe for lost events, never.
-_RARELY = {"audit_invoices": timedelta(days=7), "sweep_stripe_events": timedelta(days=1000)}
+_WEEK = timedelta(days=7)
+# What only compares, once a week; what asks Stripe for events that were lost, once.
+_RARELY = {
+    "audit_invoices": _WEEK,
+    "check_catalog": _WEEK,
+    "compare_usage": _WEEK,
+    "sweep_stripe_events": timedelta(days=1000),
+}
 _STATUS = text("SELECT status FROM org_budgets WHERE org_id = :org_id")
+_SERVED = text("SELECT org_id FROM org_budgets WHERE status = 'active'")
 _NEXT_END = text("SELECT min(period_end) FROM metering_periods WHERE period_end > :now")
+_WAITING = text("SELECT type, attempts, last_error FROM stripe_events WHERE processed_at IS NULL")
 _CURRENT = text(
     "SELECT stripe_subscription_id, plan, trial_end, started_at FROM subscriptions"
     " WHERE org_id = :org_id AND is_current"
@@ -83,46 +93,51 @@ class Year:
         self.customers = customers
         self.now = START
         self.late: dict[UUID, datetime] = {}
-        self.stops = 0
         self._seed = seed
         self._clocks: list[str] = []
         self._last: dict[str, datetime] = {}
         self._jobs: tuple[Job, ...] = (*billing_jobs(town.settings), *stripe_jobs(town.settings, town.gateway))
 
     async def live(self, until: datetime = END) -> None:
-        """From the start to ``until``, and the hours in which the last invoices become final."""
+        """From the start to ``until``."""
         await self._settle_in()
         plot = sorted(
             ((START + at, number, act) for number, one in enumerate(self.customers) for at, act in one.plot),
             key=lambda entry: entry[:2],
         )
         while self.now < until:
-            ahead = [at for at, _, _ in plot[:1]] + [await self._next_end(), self.now + STEP, until]
-            await self.go_to(min(ahead))
             while plot and plot[0][0] <= self.now:
                 _, number, act = plot.pop(0)
                 await act(self, self.customers[number])
                 await self.work()
+            ahead = [at for at, _, _ in plot[:1]] + [self.now + STEP, until]
+            await self.go_to(min(ahead))
 
     async def go_to(self, to: datetime) -> None:
-        """Lets time pass; at the end of periods it stops until their invoices are final."""
-        end = await self._next_end()
-        if end > to:
+        """Lets time pass; stops where periods end, while their invoices still take usage."""
+        while (end := await self._next_end()) <= to:
+            await self._write_brinks(end)
+            await self._pass(end + _JUST_AFTER)
+        if self.now < to:
             await self._pass(to)
-            return
-        await self._write_brinks(end)
-        await self._pass(end + _JUST_AFTER)
-        await self._pass(max(end + _DRAFT_OVER, to))
 
     async def work(self) -> None:
-        """Everything that the worker does, until no webhook is left."""
-        await self.town.deliver()
+        """Everything that the worker does, until nothing is left that Stripe has told us."""
+        is_more = True
+        while is_more:
+            await self.town.deliver()
+            await self._run_jobs()
+            await self.town.deliver()
+            async with self.town.database.begin() as connection:
+                waiting = (await connection.execute(_WAITING)).all()
+            assert not any(event.attempts for event in waiting), waiting
+            is_more = bool(waiting)
+
+    async def _run_jobs(self) -> None:
         for job in self._jobs:
             if self.now - self._last.get(job.name, START - timedelta(days=30)) >= _RARELY.get(job.name, timedelta(0)):
                 self._last[job.name] = self.now
                 await job.run(self.town.database, self.now)
-        if await self.town.deliver():
-            await self.work()
 
     def buyer(self, customer: Customer) -> Buyer:
         """As the portal has them."""
@@ -151,11 +166,16 @@ class Year:
             )
 
     async def _pass(self, to: datetime) -> None:
-        self.stops += 1
-        for customer in self.customers:
-            if await self._is_served(customer):
-                rows = list(usage.draw(customer.habit, customer.org_id, self.now, to, f"{self._seed} {customer.name}"))
-                await usage.write(self.town.database, rows)
+        if (to.year, to.month) != (self.now.year, self.now.month):
+            note(f"{to:%B %Y}")
+        served = await self._served()
+        rows = [
+            row
+            for customer in self.customers
+            if customer.org_id in served
+            for row in usage.draw(customer.habit, customer.org_id, self.now, to, f"{self._seed} {customer.name}")
+        ]
+        await usage.write(self.town.database, rows)
         await asyncio.gather(*(self._advance(clock, to) for clock in self._clocks))
         self.now = to
         await self.work()
@@ -170,15 +190,17 @@ class Year:
             found: datetime | None = await connection.scalar(_NEXT_END, {"now": self.now})
         return found or END + timedelta(days=1000)
 
-    async def _is_served(self, customer: Customer) -> bool:
+    async def _served(self) -> set[UUID]:
+        """Whose requests are not refused."""
         async with self.town.database.begin() as connection:
-            return bool(await connection.scalar(_STATUS, {"org_id": customer.org_id}) == "active")
+            return set(await connection.scalars(_SERVED))
 
     async def _write_brinks(self, end: datetime) -> None:
         """A row in the last microsecond of a period, and one in the first of the next."""
+        served = await self._served()
         for customer in self.customers:
             ends = {later(life.anchor, months) for life in customer.lives for months in range(14)}
-            if end in ends and await self._is_served(customer):
+            if end in ends and customer.org_id in served:
                 chance = random.Random(f"{self._seed} {customer.name} {end}")
                 rows = [usage.one(chance, customer.habit, customer.org_id, at) for at in (end - _MICROSECOND, end)]
                 await usage.write(self.town.database, rows)

@@ -2,12 +2,11 @@
 
 import asyncio
 import json
-import secrets
 import signal
 import socket
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Mapping
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from datetime import datetime, timedelta
@@ -18,7 +17,7 @@ import httpx
 import uvicorn
 from pydantic import SecretStr
 
-from app.billing import sync
+from app.billing import effects, sync
 from app.billing.gateway import Gateway
 from app.config import Settings
 from app.db import Database
@@ -29,7 +28,7 @@ from tests.api.world import Server
 ROOT = Path(__file__).parents[2]
 GOOD_CARD = "4242 4242 4242 4242"
 GRACE = timedelta(days=7)
-Job = Callable[[datetime], Awaitable[object]]
+_AUTH = {"authorization": "Bearer sk_test_year"}
 
 
 @dataclass
@@ -83,10 +82,9 @@ class Town:
 async def running(database_url: str, folder: Path) -> AsyncIterator[Town]:
     """The town, with the catalogue at Stripe; ends with every process and connection."""
     listener = socket.create_server(("127.0.0.1", 0))
-    own_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    secret = f"whsec_{secrets.token_hex(16)}"
-    simulator, stripe_url = _start_simulator(own_url, secret)
+    simulator, stripe_url = _start_simulator()
     try:
+        secret = await _enable_webhooks(stripe_url, f"http://127.0.0.1:{listener.getsockname()[1]}/webhooks/stripe")
         settings = Settings(
             database_url=database_url,
             data_dir=folder / "data",
@@ -113,8 +111,7 @@ async def running(database_url: str, folder: Path) -> AsyncIterator[Town]:
 async def _clients(settings: Settings, stripe_url: str) -> AsyncIterator[Town]:
     assert settings.database_url is not None
     database, gateway = Database.connect(settings.database_url), Gateway.of(settings)
-    auth = {"authorization": "Bearer sk_test_year"}
-    async with httpx.AsyncClient(base_url=stripe_url, headers=auth, timeout=60) as stripe:
+    async with httpx.AsyncClient(base_url=stripe_url, headers=_AUTH, timeout=60) as stripe:
         yield Town(settings, database, gateway, stripe)
     await gateway.aclose()
     await database.aclose()
@@ -133,10 +130,17 @@ async def _api(settings: Settings, listener: socket.socket) -> AsyncIterator[Non
         await task
 
 
-def _start_simulator(own_url: str, secret: str) -> tuple[subprocess.Popen[str], str]:
-    options = ["--port", "0", "--webhook-url", f"{own_url}/webhooks/stripe", "--webhook-secret", secret]
+async def _enable_webhooks(stripe_url: str, our_url: str) -> str:
+    """Makes the endpoint as the operator's guide says, with these events and no others; returns its secret."""
+    events = {f"enabled_events[{number}]": name for number, name in enumerate(effects.SUBJECTS)}
+    async with httpx.AsyncClient(base_url=stripe_url, headers=_AUTH) as stripe:
+        answer = await stripe.post("/v1/webhook_endpoints", data={"url": our_url, **events})
+    return str(answer.raise_for_status().json()["secret"])
+
+
+def _start_simulator() -> tuple[subprocess.Popen[str], str]:
     process = subprocess.Popen(
-        [sys.executable, "-m", "simulators.stripe", *options],
+        [sys.executable, "-m", "simulators.stripe", "--port", "0"],
         cwd=ROOT,
         stdout=subprocess.PIPE,
         text=True,

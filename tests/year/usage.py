@@ -19,10 +19,10 @@ MODELS = (("shakespeare", "generation", 1), ("tang-poetry", "generation", 2), ("
 _SPEND = text(
     "UPDATE org_budgets SET month = GREATEST(month, :month),"
     " cost_used = CASE WHEN month >= :month THEN cost_used ELSE 0 END"
-    " + CASE WHEN month <= :month THEN :cost ELSE 0 END,"
+    " + CASE WHEN month <= :month THEN CAST(:cost AS bigint) ELSE 0 END,"
     " tokens_used = CASE WHEN month >= :month THEN tokens_used ELSE 0 END"
-    " + CASE WHEN month <= :month THEN :tokens ELSE 0 END,"
-    " credit = credit - :cost WHERE org_id = :org_id RETURNING credit IS NOT NULL"
+    " + CASE WHEN month <= :month THEN CAST(:tokens AS bigint) ELSE 0 END,"
+    " credit = credit - CAST(:cost AS bigint) WHERE org_id = :org_id RETURNING credit IS NOT NULL"
 )
 
 
@@ -42,13 +42,13 @@ class Habit:
 def draw(habit: Habit, org_id: UUID, start: datetime, end: datetime, seed: str) -> Iterator[Row]:
     """What is used from ``start`` until before ``end``; the same for the same arguments.
 
-    Each day that something is used has one to three moments of one to three rows.
+    Each day that something is used has one or two moments of one to three rows.
     """
     day = start.replace(hour=0, minute=0, second=0, microsecond=0)
     while day < end:
         chance = random.Random(f"{seed} {day}")
         if chance.random() < habit.days / 30:
-            for _ in range(chance.randint(1, 2)):
+            for _ in range(chance.choice((1, 1, 2))):
                 moment = day + timedelta(microseconds=chance.randrange(86_400_000_000))
                 for at in (moment + timedelta(milliseconds=7 * number) for number in range(chance.randint(1, 3))):
                     row = one(chance, habit, org_id, at)
@@ -77,8 +77,7 @@ async def write(database: Database, rows: Sequence[Row], *, billed_at: datetime 
     if not rows:
         return
     async with database.begin() as connection:
-        await ensure_partitions(connection, (billed_at or rows[0].counts_at).date())
-    async with database.begin() as connection:
+        await ensure_partitions(connection, (billed_at or min(row.counts_at for row in rows)).date())
         written = []
         for row in rows:
             at = billed_at or row.counts_at
