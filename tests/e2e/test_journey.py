@@ -149,6 +149,8 @@ async def try_the_playground(ada: Customer, client: AsyncOpenAI, generator: Mode
     assert await page.locator("#output-tokens").inner_text() == str(receipt["output_tokens"])
     await ada.follow("Overview")
     await expect(page.locator("#spent")).to_have_text(cost)
+    await expect(ada.main.get_by_role("cell", name=generator.name)).to_be_visible()
+    await ada.see("overview")
 
 
 async def receipt_of(client: AsyncOpenAI, request_id: str) -> dict[str, Any]:
@@ -261,7 +263,7 @@ async def usage_by_model(client: AsyncOpenAI, start: datetime, end: datetime) ->
     return [
         [
             line["model"],
-            line["kind"],
+            line["kind"].capitalize(),
             *(f"{line[name]:,}" for name in ("requests", "input_tokens", "output_tokens")),
             f"${Decimal(line['cost']['value']):,.6f}",
         ]
@@ -274,7 +276,7 @@ async def rows_by_model(books: Books, start: datetime, end: datetime) -> dict[tu
     sums: dict[tuple[str, ...], Counter[str]] = {}
     for row in await books.rows(start, end):
         one = {"requests": 1, "input": row.input_tokens, "output": row.output_tokens}
-        sums.setdefault((row.model, row.kind), Counter()).update(one)
+        sums.setdefault((row.model, row.kind.capitalize()), Counter()).update(one)
     return {name: (found["requests"], found["input"], found["output"]) for name, found in sums.items()}
 
 
@@ -314,6 +316,7 @@ async def read_it_in_chinese(ada: Customer) -> None:
     for path in ("/overview", "/keys", "/usage", "/playground", "/billing", "/limits", "/members", "/audit"):
         await ada.page.goto(path)
         await ada.see(f"chinese-{path.strip('/')}")
+        assert await ada.main.get_by_text(re.compile(r"\bpaid\b|Growth")).count() == 0, path
 
 
 def dollars(cents: int) -> str:
