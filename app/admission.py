@@ -35,7 +35,8 @@ from app.auth import Key
 from app.db import Database
 from app.errors import AppError, AuthenticationFailed, PaymentRequired, PermissionDenied, QuotaExceeded, RateLimited
 from app.lane import BrokenOff, Lane
-from app.metering import Ledger, Price
+from app.metering import Ledger
+from app.settlements import Price
 from app.telemetry import REFUSALS
 
 _MINUTE_S = 60.0

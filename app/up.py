@@ -30,8 +30,8 @@ from app.banner import Account
 from app.config import Settings, child_environment, local_url, make_data_dir, make_private_dir
 from app.db import Database
 from app.errors import ConfigError
-from app.metering import ensure_partitions
 from app.modeling.registry import Registry
+from app.partitions import ensure_partitions
 from app.supervise import Child, Role, describe_exit, stop_all
 from app.telemetry import configure_logging, get_logger
 

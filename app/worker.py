@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from app import idempotency, keys, metering
+from app import idempotency, keys, partitions, recovery
 from app.accounts import invitations, passwords, sessions, sign_ups
 from app.alerts import notifications, thresholds
 from app.alerts.calls import Caller
@@ -61,7 +61,7 @@ def utc_now() -> datetime:
 async def make_partitions(database: Database, now: datetime) -> None:
     """Makes this month's partition of usage events and those of the next three."""
     async with database.begin() as connection:
-        await metering.ensure_partitions(connection, now.astimezone(UTC).date())
+        await partitions.ensure_partitions(connection, now.astimezone(UTC).date())
 
 
 async def delete_expired_sessions(database: Database, now: datetime) -> None:
@@ -168,7 +168,7 @@ def stripe_jobs(settings: Settings, gateway: Gateway) -> tuple[Job, ...]:
 
 async def release_expired_reservations(database: Database, _: datetime) -> None:
     """Frees what is held for requests that ended without a word."""
-    await metering.release_expired(database)
+    await recovery.release_expired(database)
 
 
 async def delete_expired_answers(database: Database, _: datetime) -> None:

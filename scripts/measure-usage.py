@@ -31,7 +31,7 @@ import httpx
 from pydantic import SecretStr
 from sqlalchemy import text
 
-from app import auth, keys, metering, migrate, postgres
+from app import auth, keys, metering, migrate, partitions, postgres
 from app.accounts import sessions
 from app.accounts.orgs import create_org
 from app.accounts.users import create_user
@@ -83,7 +83,7 @@ async def fill(database: Database, org_id: UUID, num_rows: int) -> float:
     per_day = num_rows // DAYS
     begin = datetime.now(UTC) - timedelta(days=DAYS)
     async with database.begin() as connection:
-        await metering.ensure_partitions(connection, begin.date())
+        await partitions.ensure_partitions(connection, begin.date())
     for day in range(DAYS):
         bind = {
             "org_id": org_id,
@@ -176,7 +176,7 @@ async def settle(database: Database, settings: Settings, key: str) -> float:
     """Requests a second that are admitted and settled; the best of some rounds."""
     async with database.begin() as connection:
         caller = await auth.find_key(connection, key, settings.key_pepper.get_secret_value())
-        await metering.ensure_partitions(connection, datetime.now(UTC).date())
+        await partitions.ensure_partitions(connection, datetime.now(UTC).date())
     ledger = metering.Ledger(database, Journal(settings.journal_dir))
     admission = Admission(database, ledger)
     limits = Limits(2**31 - 1, 2**31 - 1)

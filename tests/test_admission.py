@@ -27,7 +27,8 @@ from app.errors import (
     RateLimited,
 )
 from app.journal import Journal
-from app.metering import Ledger, Meter, Price
+from app.metering import Ledger, Meter
+from app.settlements import Price
 from app.tables import new_id
 from tests.conftest import PEPPER
 from tests.factories import cut_waiting, make_key
@@ -393,7 +394,7 @@ async def test_a_restricted_organisation_is_told_why_and_where_to_go_and_not_to_
 
 async def test_without_credit_the_way_to_more_is_shown(database: Database, door: Door) -> None:
     await change(database, "UPDATE org_budgets SET credit = 0")
-    with pytest.raises(PaymentRequired, match="https://pay.example/billing"):
+    with pytest.raises(PaymentRequired, match=r"https://pay\.example/billing"):
         await door.reserve()
 
 

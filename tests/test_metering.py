@@ -20,7 +20,10 @@ from app.db import Database
 from app.errors import DatabaseUnavailable, DataError
 from app.journal import Journal
 from app.lane import Lane
-from app.metering import Ledger, Meter, Price, ensure_partitions, release_expired, replay, settlement_lane
+from app.metering import Ledger, Meter
+from app.partitions import ensure_partitions
+from app.recovery import release_expired, replay
+from app.settlements import Price, settlement_lane
 from app.tables import UsageEvent, new_id
 from tests.conftest import PEPPER
 from tests.factories import cut_waiting, make_key, make_org

@@ -12,7 +12,7 @@ from app.accounts import invitations, passwords, sessions, sign_ups
 from app.config import Settings
 from app.db import Database
 from app.errors import ConfigError
-from app.metering import ensure_partitions
+from app.partitions import ensure_partitions
 from app.tables import Invitation, PasswordReset, SignUp, UsageEvent
 from app.telemetry import JOB_DONE_SECONDS, JOB_FAILURES
 from app.worker import Job

@@ -24,8 +24,9 @@ from app.api.middleware import record_of
 from app.api.schemas import PromptTokensDetails, Usage
 from app.api.stops import Token
 from app.errors import AppError, DeadlineExceeded
-from app.metering import BROKEN_OFF, Meter
+from app.metering import Meter
 from app.rpc import engine_pb2 as pb
+from app.settlements import BROKEN_OFF
 from app.telemetry import CLIENTS_GONE, FIRST_TOKEN_SECONDS, get_logger, labelled
 
 log = get_logger(__name__)

@@ -27,8 +27,9 @@ from app.billing.prices import PRICES, price_version
 from app.config import Settings
 from app.db import Database
 from app.errors import BadRequest
-from app.metering import Kind, Ledger, Meter
+from app.metering import Ledger, Meter
 from app.rpc.client import EngineClient
+from app.settlements import Kind
 
 BodyT = TypeVar("BodyT", bound=Body)
 TIMEOUT_HEADER = "x-request-timeout-ms"

@@ -12,9 +12,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from app.errors import BadRequest
-from app.metering import Kind
 from app.modeling.registry import ModelCard, Registry
 from app.modeling.tokenizer import Tokenizer
+from app.settlements import Kind
 
 _MAX_AGE_S = 10.0
 # Below this, encoding takes less than a hand-over to a thread.

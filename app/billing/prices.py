@@ -15,7 +15,7 @@ from decimal import ROUND_HALF_EVEN, Decimal
 from types import MappingProxyType
 
 from app.errors import BadRequest
-from app.metering import Price
+from app.settlements import Price
 
 CURRENCY = "usd"
 PRICE_VERSION = 1

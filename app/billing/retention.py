@@ -63,5 +63,5 @@ def _months_before(today: date, months: int) -> date:
 
 
 def _partition(month: date) -> str:
-    """As ``app.metering`` names them; names sort as their months do."""
+    """As ``app.partitions`` names them; names sort as their months do."""
     return f"{PARTITION_PREFIX}{month.year:04d}m{month.month:02d}"

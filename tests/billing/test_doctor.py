@@ -17,7 +17,8 @@ from app.billing.prices import PRICE_VERSION, PRICES
 from app.config import Settings
 from app.db import Database
 from app.journal import Journal
-from app.metering import Ledger, Meter, ensure_partitions
+from app.metering import Ledger, Meter
+from app.partitions import ensure_partitions
 from app.tables import UsageEvent, new_id
 from tests.billing.test_rollups import ORG, START, event, roll, some_events
 from tests.conftest import PEPPER

@@ -10,7 +10,7 @@ from sqlalchemy import insert, select, text, update
 from app.billing import catalog, credits, subscriptions
 from app.billing.entitlement import Entitlement, Standing, apply, apply_all, decide
 from app.db import Database
-from app.metering import ensure_partitions
+from app.partitions import ensure_partitions
 from app.tables import OrgBudget, Payment, UsageEvent
 from tests.billing.stripe_objects import END, MID, START, Object, make_customer, subscription
 from tests.billing.test_rollups import event

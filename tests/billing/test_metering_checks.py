@@ -8,7 +8,7 @@ from sqlalchemy import text
 
 from app.billing import burns, claims, metering_checks, reissues
 from app.db import Database
-from app.metering import ensure_partitions
+from app.partitions import ensure_partitions
 from tests.billing.metered import MINUTE, MONTH, Customer, make_customer, use
 from tests.billing.test_burns import make_prepaid, spend
 

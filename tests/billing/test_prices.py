@@ -5,7 +5,7 @@ from decimal import Decimal
 import pytest
 
 from app.billing.prices import OWN_VERSIONS, PRICE_VERSION, PRICES, check_prices, money, price_version
-from app.metering import Price
+from app.settlements import Price
 from app.tables import USAGE_KINDS
 
 

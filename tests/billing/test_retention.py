@@ -9,7 +9,7 @@ from sqlalchemy.exc import DBAPIError
 from app.billing.retention import drop_old_usage
 from app.billing.statement import Line, Query, read_lines
 from app.db import Database
-from app.metering import ensure_partitions
+from app.partitions import ensure_partitions
 from app.tables import UsageEvent
 from tests.billing.test_rollups import ORG, event, roll
 

@@ -13,7 +13,7 @@ from sqlalchemy import insert, text
 from app.billing import rollups
 from app.billing.statement import Bucket, Group, Line, Query, read_lines
 from app.db import Database
-from app.metering import ensure_partitions
+from app.partitions import ensure_partitions
 from app.tables import UsageEvent, new_id
 
 ORG, OTHER, KEYS = new_id(), new_id(), (new_id(), new_id())

@@ -9,7 +9,7 @@ from sqlalchemy import insert
 from app.billing import doctor
 from app.config import Settings
 from app.db import Database
-from app.metering import ensure_partitions
+from app.partitions import ensure_partitions
 from app.tables import UsageEvent
 from tests.billing.test_rollups import START, some_events
 from tests.cli.test_cli import call

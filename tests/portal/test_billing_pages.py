@@ -15,7 +15,7 @@ from sqlalchemy import insert
 from app.billing import account, claims, outbox
 from app.config import Settings
 from app.db import Database
-from app.metering import ensure_partitions
+from app.partitions import ensure_partitions
 from app.tables import MeterOutbox, new_id
 from tests.api.world import World, serving, write_model
 from tests.billing.conftest import gateway, simulator, stripe_world

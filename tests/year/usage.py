@@ -10,7 +10,7 @@ from uuid import UUID
 from sqlalchemy import insert, text
 
 from app.db import Database
-from app.metering import ensure_partitions
+from app.partitions import ensure_partitions
 from app.tables import UsageEvent, new_id
 from tests.year.oracle import Row
 
