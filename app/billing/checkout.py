@@ -12,7 +12,7 @@ which is always monthly, as soon as the subscription is known.
 from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, cast
+from typing import Any
 from uuid import UUID
 
 from sqlalchemy import select, update
@@ -230,7 +230,7 @@ def sold(plan_name: str, interval: str) -> tuple[Plan, Interval]:
     plan = catalog.PLANS.get(plan_name)
     if plan is None or not plan.is_listed or interval not in plan.intervals:
         raise BadRequest("There is no such plan to subscribe to.", param="plan")
-    return plan, cast("Interval", interval)
+    return plan, interval
 
 
 async def price_ids(connection: AsyncConnection, keys: list[str]) -> dict[str, str]:

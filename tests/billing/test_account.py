@@ -10,7 +10,7 @@ from app.billing.account import Account
 from app.billing.changes import Desk
 from app.db import Database
 from app.errors import NotFound
-from app.metering import ensure_partitions
+from app.partitions import ensure_partitions
 from app.tables import new_id
 from tests.billing.metered import use
 from tests.billing.stripe_world import GRACE, START, StripeWorld
@@ -79,7 +79,7 @@ async def test_what_a_change_has_billed_is_not_shown_as_due(stripe_world: Stripe
     running = (await read(stripe_world, org_id)).running
     assert running is not None
     assert (running.plan.name, running.value, running.billed) == ("growth", 5 * MILLION, 2 * MILLION)
-    assert (running.tokens, running.tokens_above, running.cents) == (3_000_000, 0, 0)
+    assert (running.tokens, running.tokens_above, running.cents) == (3_000_000, 0, Decimal(0))
 
 
 async def test_a_trial_costs_nothing(stripe_world: StripeWorld) -> None:
@@ -89,7 +89,7 @@ async def test_a_trial_costs_nothing(stripe_world: StripeWorld) -> None:
     seen = await read(stripe_world, org_id)
     assert seen.running is not None
     assert seen.held is not None
-    assert (seen.running.is_trial, seen.running.cents) == (True, 0)
+    assert (seen.running.is_trial, seen.running.cents) == (True, Decimal(0))
     assert seen.held.trial_end == START + timedelta(days=14)
 
 

@@ -1,5 +1,6 @@
 """Changes of a subscription: when they begin, what they cost, and that nothing used is lost."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
@@ -9,7 +10,7 @@ import pytest
 from app.billing import changes, claims, outbox
 from app.billing.changes import Desk
 from app.errors import BadRequest, Conflict, NotFound, StripeRefused, StripeUnavailable
-from app.metering import ensure_partitions
+from app.partitions import ensure_partitions
 from tests.billing.metered import use
 from tests.billing.stripe_world import GRACE, START, StripeWorld
 
@@ -274,16 +275,18 @@ async def test_nothing_changes_while_usage_cannot_be_reported(stripe_world: Stri
     assert price.lookup_key == "tollgate_starter_v1_flat_month"
 
 
-async def test_a_change_that_cannot_be_read_back_is_made_all_the_same(stripe_world: StripeWorld) -> None:
+async def test_a_change_that_cannot_be_read_back_is_made_all_the_same(
+    stripe_world: StripeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
     org_id, subscription = await subscribed(stripe_world, "growth")
     original = stripe_world.gateway.update_subscription
 
-    async def update_then_fall(*arguments: Any) -> Any:
-        answer = await original(*arguments)
+    async def update_then_fall(subscription_id: str, terms: Mapping[str, Any]) -> dict[str, Any]:
+        answer = await original(subscription_id, terms)
         stripe_world.simulator.hazard("outage")
         return answer
 
-    stripe_world.gateway.update_subscription = update_then_fall  # type: ignore[method-assign]
+    monkeypatch.setattr(stripe_world.gateway, "update_subscription", update_then_fall)
     await changes.cancel(desk(stripe_world, org_id))
     assert (await held(stripe_world, org_id)).cancel_at is None
     stripe_world.simulator.control("DELETE", "/hazards")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from app.billing import smoke
+from app.billing import catalog, smoke
 from app.billing.gateway import Gateway
 from app.db import Database
 from app.errors import ConfigError, StripeUnavailable
@@ -44,7 +44,7 @@ async def test_what_stripe_counts_otherwise_is_found(stripe_world: StripeWorld) 
 
 
 async def test_what_costs_something_else_is_found(stripe_world: StripeWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(smoke.catalog, "cost_of_usage", lambda plan, value: Decimal(1))
+    monkeypatch.setattr(catalog, "cost_of_usage", lambda plan, value: Decimal(1))
     with pytest.raises(ConfigError, match="its usage costs"):
         await steps(stripe_world)
 
