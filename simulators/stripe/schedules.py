@@ -144,7 +144,9 @@ def _adopted(world: World, params: Params) -> Object:
         {"price": item["price"]["id"], "quantity": item["quantity"], "metadata": item["metadata"]}
         for item in subscription["items"]["data"]
     ]
-    phase = {"items": entries, "start_date": period.start, "end_date": period.end}
+    phase: Object = {"items": entries, "start_date": period.start, "end_date": period.end}
+    if subscription["status"] == "trialing":
+        phase["trial_end"] = subscription["trial_end"]
     schedule = world.new(KIND, "sub_sched", _fields(customer, params, subscription["billing_mode"]), owner=customer)
     schedule["phases"] = _phases(world, [phase], period.start, period.start)
     schedule.update(status="active", subscription=subscription["id"])
@@ -219,7 +221,7 @@ def _phase(world: World, phase: Mapping[str, Any], begin: int, end: int) -> Obje
         "metadata": dict(phase.get("metadata") or {}),
         "proration_behavior": phase.get("proration_behavior", "create_prorations"),
         "start_date": begin,
-        "trial_end": None,
+        "trial_end": phase.get("trial_end"),
     }
 
 

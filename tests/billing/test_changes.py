@@ -210,6 +210,8 @@ async def test_a_trial_goes_on_over_a_planned_change(stripe_world: StripeWorld) 
     await stripe_world.settle()
     made = await changes.change_plan(desk(stripe_world, org_id), "starter", "month")
     assert made.at == START + timedelta(days=10)
+    (schedule,) = stripe_world.v1.subscription_schedules.list({"customer": customer}).data
+    assert [phase.trial_end for phase in schedule.phases] == [int(made.at.timestamp()), None]
     stripe_world.go(START + timedelta(days=9))
     await stripe_world.settle()
     assert (await held(stripe_world, org_id)).status == "trialing"
