@@ -61,7 +61,7 @@ async def orgs_of(connection: AsyncConnection, user_id: UUID) -> list[Belonging]
     statement = (
         select(Org.id, Org.name, Membership.role)
         .join_from(Membership, Org, Org.id == Membership.org_id)
-        .where(Membership.user_id == user_id)
+        .where(Membership.user_id == user_id, Org.delete_at.is_(None))
         .order_by(Membership.created_at, Org.id)
     )
     return [Belonging(row.id, row.name, row.role) for row in await connection.execute(statement)]

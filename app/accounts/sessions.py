@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, Select, delete, insert, select, update
+from sqlalchemy import Row, Select, and_, delete, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.accounts.tokens import hash_token, new_token
@@ -137,7 +137,11 @@ async def choose_org(connection: AsyncConnection, person: Person, org_id: UUID) 
     Raises:
         NotFound: The person does not belong to it, or it does not exist.
     """
-    belongs = select(Membership.org_id).where(Membership.org_id == org_id, Membership.user_id == person.user_id)
+    belongs = (
+        select(Membership.org_id)
+        .join(Org, Org.id == Membership.org_id)
+        .where(Membership.org_id == org_id, Membership.user_id == person.user_id, Org.delete_at.is_(None))
+    )
     if (await connection.execute(belongs)).one_or_none() is None:
         raise NotFound("You do not belong to this organisation.", code="organization_not_found")
     chosen = update(PortalSession).where(PortalSession.id == person.session_id).values(org_id=org_id)
@@ -215,9 +219,10 @@ def _found() -> Select[*tuple[Any, ...]]:
         )
         .join_from(PortalSession, User, User.id == PortalSession.user_id)
         .outerjoin(Membership, Membership.user_id == User.id)
-        .outerjoin(Org, Org.id == Membership.org_id)
+        # One that is being deleted is nobody's any more.
+        .outerjoin(Org, and_(Org.id == Membership.org_id, Org.delete_at.is_(None)))
         .where(~PortalSession.awaits_code)
-        .order_by((Org.id == PortalSession.org_id).desc().nulls_last(), Membership.created_at, Org.id)
+        .order_by(Org.id.is_(None), (Org.id == PortalSession.org_id).desc().nulls_last(), Membership.created_at, Org.id)
         .limit(1)
     )
 

@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import text
 
 from tests.api.world import World
-from tests.factories import make_key
+from tests.factories import make_key, make_org
 from tests.portal.visiting import Browser, visiting
 
 BODY = {"model": "bytes", "prompt": "a secret text"}
@@ -71,6 +71,21 @@ async def test_an_organisation_is_deleted_by_its_name(world: World, acme: UUID, 
         actions = (await connection.execute(text("SELECT action FROM audit_log"))).scalars().all()
     assert [tuple(row) for row in state] == [("suspended", True)]
     assert actions == ["org.delete"]
+
+
+async def test_an_organisation_that_is_deleted_is_nobodys_any_more(world: World, acme: UUID, owner: Browser) -> None:
+    other = await make_org(world.database, "Other")
+    async with world.database.begin() as connection:
+        everywhere = (
+            "INSERT INTO memberships (org_id, user_id, role) SELECT :org_id, user_id, 'viewer' FROM memberships"
+        )
+        await connection.execute(text(everywhere), {"org_id": other})
+    await owner.send_form("/data/delete", "/data", name="Acme")
+    # What the person looks at is what is left.
+    assert "Other" in await owner.page("/overview")
+    page = await owner.page("/organizations")
+    assert "Acme" not in page
+    assert (await owner.send_form("/organizations/switch", "/organizations", org=str(acme))).status_code in {404, 405}
 
 
 @pytest.mark.parametrize("role", ["admin", "billing", "developer", "viewer"])
