@@ -20,7 +20,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -77,9 +77,9 @@ FROM (SELECT n, CAST(:start AS timestamptz) + n * CAST(:step AS interval) AS at
 )
 
 
-async def fill(database: Database, org_id: UUID, num_rows: int) -> float:
-    """Writes the rows day by day; seconds."""
-    started_s, key_ids = time.perf_counter(), [new_id() for _ in range(NUM_KEYS)]
+async def fill(database: Database, org_id: UUID, num_rows: int, key_ids: Sequence[UUID] = ()) -> float:
+    """Writes the rows day by day; seconds. Without ``key_ids`` they are of keys that there are not."""
+    started_s, key_ids = time.perf_counter(), key_ids or [new_id() for _ in range(NUM_KEYS)]
     per_day = num_rows // DAYS
     begin = datetime.now(UTC) - timedelta(days=DAYS)
     async with database.begin() as connection:
@@ -88,7 +88,7 @@ async def fill(database: Database, org_id: UUID, num_rows: int) -> float:
         bind = {
             "org_id": org_id,
             "key_ids": key_ids,
-            "num_keys": NUM_KEYS,
+            "num_keys": len(key_ids),
             "num_models": NUM_MODELS,
             "start": begin + timedelta(days=day),
             "step": timedelta(days=1) / per_day,
