@@ -17,17 +17,23 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.billing import catalog
 from app.billing.catalog import NANO_USD_PER_STANDARD_TOKEN, PLANS, Interval, Plan
 from app.billing.prices import PICO_USD_PER_NANO_USD
-from app.billing.statement import COST, PRICED
+from app.billing.statement import COST, PRICED, Query, read_lines
 from app.errors import NotFound
 from app.tables import Invoice, MeteringPeriod, OrgBudget, Subscription
 
 REPORT_DELAY = timedelta(minutes=30)
 """Usage that waits longer for Stripe says that Stripe is away."""
 MAX_INVOICES = 100
+_MAX_LINES = 10_000
+"""Models and kinds of work by month: more than there can be."""
 
+# What was claimed is summed already, so what is left to be read is that of the last minutes. One statement, so that
+# no claim comes between the two.
 _USED = text(
-    f"SELECT COALESCE(SUM({COST}), 0) AS cost FROM usage_events u {PRICED}"  # noqa: S608 - constants
-    " WHERE u.org_id = :org_id AND u.billed_at >= :start AND u.billed_at < :end AND NOT u.is_prepaid"
+    "SELECT (SELECT COALESCE(SUM(value), 0) FROM stripe_meter_outbox WHERE subscription_id = :subscription_id"  # noqa: S608 - constants
+    f" AND event_ts >= :start AND event_ts < :end AND state <> 'replaced') * {PICO_USD_PER_NANO_USD}"
+    f" + (SELECT COALESCE(SUM({COST}), 0) FROM usage_events u {PRICED} WHERE u.org_id = :org_id"
+    " AND u.billed_at >= :start AND u.billed_at < :end AND u.claim_id IS NULL AND NOT u.is_prepaid)"
 )
 # A change of the plan has billed a part of the period already.
 _BILLED = text(
@@ -40,6 +46,10 @@ _BILLED = text(
 _WAITING = text(
     "SELECT min(created_at) FROM stripe_meter_outbox WHERE org_id = :org_id"
     " AND state IN ('pending', 'sending', 'reconcile') AND created_at < :before"
+)
+_CLAIMED_VALUE = text(
+    "SELECT COALESCE(SUM(value), 0) FROM stripe_meter_outbox"
+    " WHERE org_id = :org_id AND event_ts >= :start AND event_ts < :end AND replaces IS NULL"
 )
 # By what claimed them: late rows are on the invoice of the period that claimed them.
 _CLAIMED = text(
@@ -88,7 +98,7 @@ class Running:
     """A period of usage that is not over.
 
     Attributes:
-        value: List price of what was used so far, in nano-USD.
+        value: List price of what was used so far, in nano-USD; 0 in a trial, in which nothing is metered.
         billed: How much of it has been billed already, by a change of the plan.
     """
 
@@ -204,7 +214,13 @@ async def read_used(connection: AsyncConnection, org_id: UUID, start: datetime, 
         start: Of the period, inclusive.
         end: Exclusive.
     """
-    rows = await connection.execute(_CLAIMED, {"org_id": org_id, "start": start, "end": end})
+    bind = {"org_id": org_id, "start": start, "end": end}
+    # Where no row was late or prepaid, what was claimed for the period is what was billed in it, which is summed.
+    billed = await _read_billed(connection, org_id, start, end)
+    claimed = await connection.scalar(_CLAIMED_VALUE, bind)
+    if sum(one.cost for one in billed) == int(claimed or 0) * PICO_USD_PER_NANO_USD:
+        return billed
+    rows = await connection.execute(_CLAIMED, bind)
     return [Used(row.model, row.kind, row.requests, row.input_tokens, row.output_tokens, row.cost) for row in rows]
 
 
@@ -215,6 +231,24 @@ def metered_period(lines: Sequence[Mapping[str, Any]]) -> tuple[datetime, dateti
         return None
     start, end = min(one["start"] for one in periods), max(one["end"] for one in periods)
     return datetime.fromtimestamp(start, UTC), datetime.fromtimestamp(end, UTC)
+
+
+async def _read_billed(connection: AsyncConnection, org_id: UUID, start: datetime, end: datetime) -> list[Used]:
+    """What was billed in a period, by model and kind of work."""
+    query = Query(org_id, start, end, "month", ("model", "kind"), _MAX_LINES)
+    lines, _ = await read_lines(connection, query)
+    sums: dict[tuple[str, str], Used] = {}
+    for line in lines:
+        key = (line.model or "", line.kind or "")
+        one = sums.get(key, Used(*key, 0, 0, 0, Decimal(0)))
+        sums[key] = Used(
+            *key,
+            one.requests + line.requests,
+            one.input_tokens + line.input_tokens,
+            one.output_tokens + line.output_tokens,
+            one.cost + line.cost,
+        )
+    return [sums[key] for key in sorted(sums)]
 
 
 def _held(row: Any) -> Held:  # noqa: ANN401 - a row of subscriptions
@@ -244,7 +278,7 @@ async def _running(
     if period is None:
         return None
     span = {"org_id": org_id, "start": period.period_start, "end": period.period_end}
-    cost = await connection.scalar(_USED, span)
+    cost = 0 if period.is_trial else await connection.scalar(_USED, {**span, "subscription_id": subscription_id})
     told = {"subscription": held.stripe_subscription_id, "start": period.period_start, "now": now}
     billed = await connection.scalar(_BILLED, told)
     value = int(cost or 0) // PICO_USD_PER_NANO_USD

@@ -1,11 +1,12 @@
 """What an organisation is shown of its plan, its running period and its invoices."""
 
-from datetime import timedelta
+from datetime import UTC, datetime, timedelta
 from decimal import Decimal
+from uuid import UUID
 
 import pytest
 
-from app.billing import account, changes
+from app.billing import account, changes, claims
 from app.billing.account import Account
 from app.billing.changes import Desk
 from app.db import Database
@@ -115,3 +116,30 @@ async def test_an_end_that_was_planned_at_stripe_is_shown(stripe_world: StripeWo
 
 def test_an_invoice_without_usage_has_no_period_of_it() -> None:
     assert account.metered_period([{"is_metered": False, "period": {"start": 1, "end": 2}}]) is None
+
+
+async def test_an_invoice_has_what_was_claimed_for_it_and_late_rows_are_on_the_next(stripe_world: StripeWorld) -> None:
+    database = stripe_world.database
+    async with database.begin() as connection:
+        await ensure_partitions(connection, START.date())
+    org_id, customer = await stripe_world.customer()
+    stripe_world.subscribe(customer, "starter")
+    await stripe_world.settle()
+    turn, end = datetime(2027, 2, 28, 12, tzinfo=UTC), datetime(2027, 3, 31, 12, tzinfo=UTC)
+    await use(database, org_id, START + timedelta(days=1), tokens=1_000)
+    stripe_world.go(turn + timedelta(minutes=5))
+    await stripe_world.settle()
+    await claims.claim_due(database, stripe_world.now)
+    assert await used(stripe_world, org_id, START, turn) == [1_000]
+    await use(database, org_id, START + timedelta(days=2), tokens=500)
+    stripe_world.go(turn + timedelta(hours=2))
+    await stripe_world.settle()
+    await claims.claim_due(database, stripe_world.now)
+    assert await used(stripe_world, org_id, START, turn) == [1_000]
+    assert await used(stripe_world, org_id, turn, end) == [500]
+
+
+async def used(stripe_world: StripeWorld, org_id: UUID, start: datetime, end: datetime) -> list[int]:
+    """Input tokens of each line behind the invoice of a period."""
+    async with stripe_world.database.begin() as connection:
+        return [one.input_tokens for one in await account.read_used(connection, org_id, start, end)]
