@@ -1,6 +1,7 @@
 """Somebody at a browser, and in front of a mailbox, who keeps pictures of everything they see."""
 
 import re
+import shutil
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from email import message_from_bytes, policy
@@ -37,6 +38,8 @@ class Customer:
         self.email = email
         self._mail_dir = mail_dir
         self._folder = PICTURES / name
+        # Steps change: pictures of an older way would mislead.
+        shutil.rmtree(self._folder, ignore_errors=True)
         self._numbers = count(1)
         self._watch = Watch(page)
         self._too_wide: list[str] = []
