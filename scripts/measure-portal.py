@@ -34,6 +34,7 @@ from app.accounts import sessions
 from app.accounts.orgs import create_org
 from app.accounts.users import create_user
 from app.billing import claims
+from app.billing.catalog import METER
 from app.billing.prices import PICO_USD_PER_NANO_USD
 from app.config import Settings
 from app.db import Database
@@ -81,12 +82,12 @@ async def claim_all(database: Database, org_id: UUID, subscription_id: UUID, sta
                 "org_id": org_id,
                 "subscription_id": subscription_id,
                 "stripe_customer_id": "cus_measured",
-                "meter": claims.METER,
+                "meter": METER,
                 "window_start": at,
                 "window_end": until,
                 "value": cost // PICO_USD_PER_NANO_USD,
                 "event_ts": until - timedelta(seconds=1),
-                "identifier": claims.identifier(org_id, claims.METER, at, 0),
+                "identifier": claims.identifier(org_id, METER, at, 0),
                 "state": "acked",
                 "acked_at": until,
             }
@@ -188,7 +189,9 @@ async def weigh(client: httpx.AsyncClient, page: str, kept: dict[str, int]) -> i
 
 async def visit(filler: Any, settings: Settings, session: str, key_id: UUID, num_requests: int) -> dict[str, Any]:  # noqa: ANN401
     """Milliseconds and bytes of each page; those that do not answer 200 are named with their status."""
-    app, found, kept = create_app(settings), {}, {}
+    app = create_app(settings)
+    found: dict[str, Any] = {}
+    kept: dict[str, int] = {}
     async with app.router.lifespan_context(app):
         transport = httpx.ASGITransport(app=app)
         async with httpx.AsyncClient(transport=transport, base_url="http://portal", timeout=600) as client:
