@@ -36,7 +36,7 @@ async def playground(request: Request) -> Response:
     """The models that may be tried, and the form."""
     await require_user(request, "playground.use")
     cards = await asyncio.to_thread(published, settings_of(request).models_dir)
-    models = [_tried(card) for card in cards if card.kind in KINDS]
+    models = sorted((_tried(card) for card in cards if card.kind in KINDS), key=lambda model: KINDS.index(model.kind))
     return render(
         request,
         "playground.html",
