@@ -99,6 +99,11 @@ class KeyListing:
         return self.terms.name
 
     @property
+    def label(self) -> str:
+        """The name and the end of the key; the playground's, which nobody is shown, has a name only."""
+        return f"{self.name} …{self.last4}" if self.last4 else self.name
+
+    @property
     def scopes(self) -> tuple[str, ...]:
         """What it may be used for."""
         return self.terms.scopes

@@ -53,7 +53,7 @@ async def show_usage(request: Request) -> Response:
     sums = sums_of(lines, chosen.group)
     page, has_more = page_of(lines, place, PAGE_LINES)
     language = language_of(request)
-    names = {str(key.id): f"{key.name} …{key.last4}" for key in keys}
+    names = {str(key.id): key.label for key in keys}
     return render(
         request,
         "usage.html",
@@ -90,7 +90,7 @@ async def show_rows(request: Request) -> Response:
         "usage_rows.html",
         chosen=chosen,
         rows=rows,
-        names={key.id: f"{key.name} …{key.last4}" for key in keys},
+        names={key.id: key.label for key in keys},
         first_page=chosen.address("/usage/rows") if after else "",
         next_page=chosen.address("/usage/rows", after=cursor_of(rows[-1]).token) if has_more else "",
     )

@@ -34,6 +34,9 @@ async def test_a_request_is_billed_to_the_playground_of_the_organisation(
         assert (answer.status_code, answer.json()["choices"][0]["text"]) == (200, "Hello")
     assert await rows(world) == [(acme, "Playground", True, "generation")] * 2
     assert "Playground" in await owner.page("/keys")
+    page = await owner.page("/usage/rows")
+    assert "Playground" in page
+    assert "Playground …" not in page  # there is no key of which to show the end
 
 
 async def test_it_streams(owner: Browser) -> None:
