@@ -246,7 +246,7 @@ CHECKS = (
 
 async def _compare_month(connection: AsyncConnection, org_id: UUID, start: datetime, end: datetime) -> list[str]:
     rows = (await connection.execute(_ROWS_OF_MONTH, {"org_id": org_id, "start": start, "end": end})).all()
-    expected = _total_ofread(rows)
+    expected = _total_of_rows(rows)
     query = Query(org_id, start, end, "month", ("model", "key", "kind"), _PAGE)
     problems = []
     for bucket in ("month", "day", "hour"):
@@ -264,7 +264,7 @@ async def _all_lines(connection: AsyncConnection, query: Query) -> list[Line]:
     return lines
 
 
-def _total_ofread(rows: Sequence[Row[Any]]) -> tuple[int, ...]:
+def _total_of_rows(rows: Sequence[Row[Any]]) -> tuple[int, ...]:
     """Requests, tokens in, cached, out, and 10^-12 USD; a row without a price costs nothing here."""
     counts = (sum(int(getattr(row, name)) for row in rows) for name in _COUNTS)
     return (*counts, sum(map(cost_of, rows)))
