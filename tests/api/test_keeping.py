@@ -63,6 +63,7 @@ async def test_an_answer_that_is_too_long_is_not_kept_in_part(world: World, monk
 async def test_turning_it_off_is_heard_of(world: World) -> None:
     await let(world, 7)
     await world.post("/v1/completions", BODY)
+    assert len(await kept(world)) == 1
     await let(world, None)
     await world.post("/v1/completions", BODY)
     assert len(await kept(world)) == 1
