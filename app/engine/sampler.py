@@ -206,7 +206,9 @@ def _rotate_left(x: tf.Tensor, distance: tf.Tensor) -> tf.Tensor:
 def _logprobs(logits: tf.Tensor, tokens: tf.Tensor) -> tf.Tensor:
     """`[B, 1 + 2 A]` int32: the tokens' log-probabilities, the best tokens, theirs."""
     shifted = logits - tf.reduce_max(logits, axis=-1, keepdims=True)
-    logprobs = shifted - tf.math.log(_sum(tf.exp(shifted)))
+    # In float64: the logarithm of one number and of several take different ways to the last bit.
+    total = tf.cast(_sum(tf.exp(shifted)), tf.float64)
+    logprobs = shifted - tf.cast(tf.math.log(total), shifted.dtype)
     chosen = tf.gather(logprobs, tokens, axis=1, batch_dims=1)[:, tf.newaxis]
     best, ids = tf.math.top_k(logprobs, _num_alternatives(logits))
     return tf.concat([tf.bitcast(chosen, tf.int32), ids, tf.bitcast(best, tf.int32)], axis=1)
