@@ -229,5 +229,5 @@ def _quieten_libraries() -> None:
         logger = logging.getLogger(name)
         logger.handlers.clear()
         logger.propagate = True
-    for name in ("uvicorn.access", "httpx", "stripe", "asyncio", "alembic", "absl", "tensorflow", "h5py"):
+    for name in ("uvicorn.access", "httpx", "httpcore", "stripe", "asyncio", "alembic", "absl", "tensorflow", "h5py"):
         logging.getLogger(name).setLevel(logging.WARNING)

@@ -6,6 +6,7 @@ worker clones it, and each test that asks for ``database`` finds every table emp
 """
 
 import asyncio
+import logging
 import shutil
 import tempfile
 from collections.abc import AsyncIterator, Iterator
@@ -60,6 +61,16 @@ def _server(config: pytest.Config) -> TestServer:
     if SERVER not in config.stash:
         config.stash[SERVER] = TestServer()
     return config.stash[SERVER]
+
+
+@pytest.fixture(autouse=True)
+def restored_logging() -> Iterator[None]:
+    """Whatever a test does to the logs, the next one finds them as they were."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    root.handlers[:] = handlers
+    root.setLevel(level)
 
 
 @pytest.fixture(scope="session")

@@ -3,7 +3,6 @@ import logging
 import socket
 import subprocess
 import sys
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Literal
 
@@ -16,15 +15,6 @@ from app.telemetry import TOKENS, configure_logging, get_logger, render_metrics,
 
 COUNT_IN_A_PROCESS = "from app.telemetry import TOKENS; TOKENS.labels('m', 'output').inc(2)"
 RENDER = "import sys; from app.telemetry import render_metrics; sys.stdout.buffer.write(render_metrics())"
-
-
-@pytest.fixture(autouse=True)
-def restored_logging() -> Iterator[None]:
-    root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
-    yield
-    root.handlers[:] = handlers
-    root.setLevel(level)
 
 
 def test_a_json_line_has_the_event_its_fields_and_the_request(capsys: pytest.CaptureFixture[str]) -> None:
