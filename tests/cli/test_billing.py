@@ -10,7 +10,7 @@ from app.billing import doctor
 from app.config import Settings
 from app.db import Database
 from app.partitions import ensure_partitions
-from app.tables import UsageEvent
+from app.tables import Base, UsageEvent
 from tests.billing.test_rollups import START, some_events
 from tests.cli.test_cli import call
 from tests.simulators.stripe.simulator import API_KEY, Simulator, running
@@ -27,7 +27,8 @@ def books(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     async def fill() -> None:
         database = Database.connect(url)
         async with database.begin() as connection:
-            await connection.exec_driver_sql("TRUNCATE usage_events, usage_rollup_hour, rolled_hours, orgs CASCADE")
+            tables = ", ".join(table.name for table in Base.metadata.sorted_tables)
+            await connection.exec_driver_sql(f"TRUNCATE {tables}")
             await ensure_partitions(connection, START.date())
             rows = [row | {"started_at": row["billed_at"]} for row in some_events(40)]
             await connection.execute(insert(UsageEvent), rows)
