@@ -128,9 +128,7 @@ async def subscribe(
     if any(status in LIVE for status in past):
         raise Conflict("There is a subscription already; change its plan instead.", code="already_subscribed")
     customer = await ensure_customer(database, gateway, buyer, now)
-    for session in await gateway.list_open_checkouts(customer):
-        if session["mode"] == "subscription":
-            await gateway.expire_checkout(session["id"])
+    await _end_older_checkouts(gateway, customer)
     days = 0 if past else plan.trial_days
     session = {
         **_session(buyer, customer, "subscription"),
@@ -246,6 +244,13 @@ async def price_ids(connection: AsyncConnection, keys: list[str]) -> dict[str, s
     if len(found) < len(keys):
         raise StripeUnavailable("Plans cannot be bought here yet: the catalogue has not been pushed to Stripe.")
     return found
+
+
+async def _end_older_checkouts(gateway: Gateway, customer: str) -> None:
+    """So that nobody pays for two plans from two open pages."""
+    for session in await gateway.list_open_checkouts(customer):
+        if session["mode"] == "subscription":
+            await gateway.expire_checkout(session["id"])
 
 
 def _session(buyer: Buyer, customer: str, purpose: str) -> Object:

@@ -48,27 +48,7 @@ async def project(connection: AsyncConnection, snapshot: Mapping[str, Any], sync
     if org_id is None:
         return None
     metered = await _metered_prices(connection)
-    lines = [_line(line, metered) for line in snapshot["lines"]["data"]]
-    counted = [line["quantity"] or 0 for line in lines if line["is_metered"]]
-    values = {
-        "org_id": org_id,
-        "stripe_subscription_id": details.get("subscription"),
-        "number": snapshot["number"],
-        "status": snapshot["status"],
-        "subtotal": snapshot["subtotal"],
-        "total": snapshot["total"],
-        "amount_due": snapshot["amount_due"],
-        "amount_paid": snapshot["amount_paid"],
-        "period_start": moment(snapshot["period_start"]),
-        "period_end": moment(snapshot["period_end"]),
-        "created": moment(snapshot["created"]),
-        "finalized_at": moment(snapshot["status_transitions"]["finalized_at"]),
-        "hosted_invoice_url": snapshot["hosted_invoice_url"],
-        "invoice_pdf": snapshot["invoice_pdf"],
-        "lines": lines,
-        "metered_value": sum(counted) if counted else None,
-        "synced_at": synced_at,
-    }
+    values = {"org_id": org_id, "synced_at": synced_at, **_row(snapshot, details.get("subscription"), metered)}
     statement = insert(Invoice).values(id=snapshot["id"], **values)
     upsert = statement.on_conflict_do_update(
         index_elements=[Invoice.id],
@@ -172,6 +152,31 @@ async def _metered_prices(connection: AsyncConnection) -> set[str]:
     rows = await connection.execute(select(CatalogPrice.stripe_price_id, CatalogPrice.lookup_key))
     found = ((row.stripe_price_id, catalog.plan_of_lookup_key(row.lookup_key)) for row in rows)
     return {price_id for price_id, named in found if named is not None and named[1] == "usage"}
+
+
+def _row(snapshot: Mapping[str, Any], subscription_id: str | None, metered: Container[str]) -> dict[str, Any]:
+    """What the invoice itself says, by column."""
+    lines = [_line(line, metered) for line in snapshot["lines"]["data"]]
+    counted = [line["quantity"] or 0 for line in lines if line["is_metered"]]
+    as_they_are = (
+        "number",
+        "status",
+        "subtotal",
+        "total",
+        "amount_due",
+        "amount_paid",
+        "hosted_invoice_url",
+        "invoice_pdf",
+    )
+    times = ("period_start", "period_end", "created")
+    return {
+        "stripe_subscription_id": subscription_id,
+        **{name: snapshot[name] for name in as_they_are},
+        **{name: moment(snapshot[name]) for name in times},
+        "finalized_at": moment(snapshot["status_transitions"]["finalized_at"]),
+        "lines": lines,
+        "metered_value": sum(counted) if counted else None,
+    }
 
 
 def _line(line: Mapping[str, Any], metered: Container[str]) -> dict[str, Any]:
