@@ -55,7 +55,8 @@ def checked_email(email: str) -> str:
         BadRequest: It is no address.
     """
     address = email.strip().lower()
-    if len(address) > MAX_EMAIL_LENGTH or not _EMAIL.fullmatch(address):
+    # RFC 2047: where a header says "=?", mail programs decode, and the mail would go to another address.
+    if len(address) > MAX_EMAIL_LENGTH or not _EMAIL.fullmatch(address) or "=?" in address:
         raise BadRequest("This is not an e-mail address.", param="email")
     return address
 

@@ -75,6 +75,7 @@ async def test_a_user_needs_an_address_a_password_and_a_role(
         '"a"@b.example',
         "ä@b.example",
         "a@b.example\0",
+        "=?utf-8?q?victim=40b.example=3e?=@c.example",
         f"{'a' * 250}@b.example",
     ],
 )
