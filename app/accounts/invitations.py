@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import Select, delete, exists, func, select
+from sqlalchemy import Select, delete, exists, func, select, true
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.accounts.members import checked_role, require_hand_over
+from app.accounts.members import OWNER, checked_role, require_hand_over
+from app.accounts.permissions import allows, role_not_allowed
 from app.accounts.sessions import PortalUser
 from app.accounts.tokens import Token, hash_token, new_token
 from app.accounts.users import checked_email
@@ -44,7 +45,7 @@ async def invite(
     """Invites an address into ``by``'s organisation for 7 days; a second time replaces the first.
 
     Raises:
-        PermissionDenied: ``by`` may not give this role.
+        PermissionDenied: ``by`` may not give this role, or not take the one that waits there.
         BadRequest: It is no address or no role.
         Conflict: The person is a member already, or too many invitations are open.
     """
@@ -64,8 +65,11 @@ async def invite(
     }
     made = insert(Invitation).values(values)
     renewed = {name: made.excluded[name] for name in values if name not in {"id", "org_id", "email"}}
-    made = made.on_conflict_do_update(index_elements=["org_id", "email"], set_=renewed)
-    id = (await connection.execute(made.returning(Invitation.id))).scalar_one()
+    is_theirs_to_take = true() if allows(by.role, "owners.write") else Invitation.role != OWNER
+    made = made.on_conflict_do_update(index_elements=["org_id", "email"], set_=renewed, where=is_theirs_to_take)
+    id = (await connection.execute(made.returning(Invitation.id))).scalar_one_or_none()
+    if id is None:
+        raise role_not_allowed()
     return Invited(id, by.org_id, by.org_name, address, role, now + INVITATION_LIFETIME), token
 
 
@@ -147,7 +151,9 @@ def _invited() -> _Select:
 
 
 def _of_token(token: str, now: datetime) -> _Select:
-    return _invited().where(Invitation.token_hash == hash_token(token), Invitation.expires_at > now)
+    # Nobody joins what is being deleted.
+    found = _invited().where(Invitation.token_hash == hash_token(token), Invitation.expires_at > now)
+    return found.where(Org.delete_at.is_(None))
 
 
 async def _read(connection: AsyncConnection, statement: _Select) -> Invited:

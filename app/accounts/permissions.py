@@ -49,4 +49,9 @@ def require(member: Member, permission: str) -> None:
         PermissionDenied: It has not.
     """
     if not allows(member.role, permission):
-        raise PermissionDenied("Your role in this organisation does not allow this.", code="role_not_allowed")
+        raise role_not_allowed()
+
+
+def role_not_allowed() -> PermissionDenied:
+    """What somebody is told whose role lacks a permission."""
+    return PermissionDenied("Your role in this organisation does not allow this.", code="role_not_allowed")

@@ -14,6 +14,7 @@ from app.accounts.sessions import PortalUser
 from app.accounts.tokens import new_token
 from app.db import Database
 from app.errors import BadRequest, Conflict, NotFound, PermissionDenied
+from app.privacy.deletion import request_deletion
 from app.tables import ROLES, Invitation, Membership
 from tests.factories import make_org, make_user
 
@@ -115,6 +116,28 @@ async def test_an_admin_cannot_withdraw_an_owners_invitation(database: Database,
             await invitations.withdraw(connection, owner, invited.id)
         with pytest.raises(NotFound):
             await invitations.find_invitation(connection, token, NOW)
+
+
+async def test_an_admin_cannot_replace_an_owners_invitation(database: Database, owner: PortalUser) -> None:
+    admin = await member(database, owner.org_id, "admin")
+    invited, token = await invite(database, owner, "owner")
+    with pytest.raises(PermissionDenied):
+        await invite(database, admin, "viewer")
+    async with database.begin() as connection:
+        assert await invitations.find_invitation(connection, token, NOW) == invited
+    assert (await invite(database, owner, "viewer"))[0].role == "viewer"
+    assert (await invite(database, admin, "billing"))[0].role == "billing"
+
+
+async def test_nobody_joins_an_organisation_that_is_being_deleted(database: Database, owner: PortalUser) -> None:
+    _, token = await invite(database, owner)
+    user_id = await guest(database)
+    async with database.begin() as connection:
+        await request_deletion(connection, owner.org_id, NOW)
+        with pytest.raises(NotFound):
+            await invitations.find_invitation(connection, token, NOW)
+        with pytest.raises(NotFound):
+            await invitations.accept(connection, user_id, EMAIL, token, NOW)
 
 
 async def test_an_invitation_of_others_is_not_there(database: Database, owner: PortalUser) -> None:
