@@ -255,9 +255,11 @@ VERSIONS: Mapping[tuple[str, int], Plan] = MappingProxyType({(one.name, one.vers
 """Everything that was ever sold, by name and version; a version that was sold stays."""
 _NEWEST = {one.name: one for one in sorted(VERSIONS.values(), key=lambda one: one.version)}
 PLANS: Mapping[str, Plan] = MappingProxyType(
-    _NEWEST | {trial.name: trial for one in _NEWEST.values() if one.trial_days for trial in (trial_of(one),)}
+    _NEWEST | {trial.name: trial for one in _NEWEST.values() if one.intervals for trial in (trial_of(one),)}
 )
-"""What ``org_budgets.plan`` may say: the newest of each, and those with a trial as they are in it."""
+"""What ``org_budgets.plan`` may say: the newest of each, and of subscriptions as they are in a trial.
+
+A trial of a plan that is sold without one is an operator's gift, made at Stripe."""
 LISTED: tuple[Plan, ...] = tuple(one for one in PLANS.values() if one.is_listed)
 """What customers choose from, cheapest first, prepaid last."""
 CREDIT_CENTS = (10_00, 25_00, 100_00, 500_00)

@@ -1,9 +1,10 @@
 """Changes of a subscription that its owner asks for: another plan, the end, and back.
 
 What costs more begins at once and is paid at once, less what was paid for and not
-used. What costs less, or binds for a shorter time, waits for the end of what is paid:
-nothing is ever paid back. Stripe bills usage up to a change at the old price, as far as
-it has been reported by then, so everything is reported first.
+used; a trial ends with it, unless the dearer plan has one itself. What costs less, or binds
+for a shorter time, waits for the end of what is paid: nothing is ever paid back. Stripe
+bills usage up to a change at the old price, as far as it has been reported by then, so
+everything is reported first.
 
 Each function changes Stripe and then reads back what became of it, so that the page that
 follows shows it; the webhooks that come of it say the same.
@@ -93,11 +94,8 @@ async def preview(desk: Desk, plan_name: str, interval: str) -> Preview:
     change = _decide(subscription, plan_name, interval)
     if change.at is not None:
         return Preview(change, (), 0)
-    details = {
-        "items": await _items(desk.database, subscription, change),
-        "proration_behavior": "always_invoice",
-        "proration_date": int(desk.now.timestamp()),
-    }
+    items = await _items(desk.database, subscription, change)
+    details = {**_at_once(subscription, change, items), "proration_date": int(desk.now.timestamp())}
     invoice = await desk.gateway.preview_invoice({"subscription": subscription["id"], "subscription_details": details})
     lines = tuple((str(line["description"]), int(line["amount"])) for line in invoice["lines"]["data"])
     return Preview(change, lines, int(invoice["total"]))
@@ -120,7 +118,7 @@ async def change_plan(desk: Desk, plan_name: str, interval: str) -> Change:
     change = _decide(subscription, plan_name, interval)
     items = await _items(desk.database, subscription, change)
     if change.at is None:
-        await _change_now(desk, subscription, items)
+        await _change_now(desk, subscription, _at_once(subscription, change, items))
     else:
         await _change_later(desk.gateway, subscription, items, change.at)
     await _read_back(desk, subscription["id"])
@@ -195,18 +193,22 @@ async def _items(database: Database, subscription: Mapping[str, Any], change: Ch
     return items + [{"id": item["id"], "price": prices[usage_key]} for item in others]
 
 
-async def _change_now(desk: Desk, subscription: Object, items: list[Object]) -> None:
+def _at_once(subscription: Mapping[str, Any], change: Change, items: list[Object]) -> Object:
+    """A change that begins now, in words that a subscription's update and a preview have in common."""
+    terms: Object = {"items": items, "proration_behavior": "always_invoice"}
+    if subscription["status"] == "trialing" and not change.plan.trial_days:
+        # Stripe would let the trial of the cheaper plan go on, in which nothing is metered.
+        terms["trial_end"] = "now"
+    return terms
+
+
+async def _change_now(desk: Desk, subscription: Object, terms: Object) -> None:
     await claims.flush(desk.database, desk.org_id, desk.now)
     await outbox.drain(desk.database, desk.gateway, org_id=desk.org_id, now=desk.now)
     await _withdraw_schedule(desk.gateway, subscription)
-    changes: Object = {
-        "items": items,
-        "proration_behavior": "always_invoice",
-        "payment_behavior": "error_if_incomplete",
-    }
     if _is_ending(subscription):
-        changes |= _unending(subscription)
-    await desk.gateway.update_subscription(subscription["id"], changes)
+        terms = {**terms, **_unending(subscription)}
+    await desk.gateway.update_subscription(subscription["id"], {**terms, "payment_behavior": "error_if_incomplete"})
 
 
 async def _change_later(gateway: Gateway, subscription: Object, items: list[Object], at: datetime) -> None:

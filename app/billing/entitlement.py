@@ -177,8 +177,7 @@ async def _exact_standing(connection: AsyncConnection, row: Row[tuple[object, ..
 
 def _plan(standing: Standing) -> str:
     if standing.plan is not None:
-        trial = standing.plan + catalog.TRIAL
-        return trial if standing.status == "trialing" and trial in catalog.PLANS else standing.plan
+        return standing.plan + catalog.TRIAL if standing.status == "trialing" else standing.plan
     return "prepaid" if standing.has_credit else "free"
 
 

@@ -70,11 +70,12 @@ def test_free_and_internal_cost_nothing_and_free_ends() -> None:
     assert not PLANS["internal"].is_listed
 
 
-def test_a_trial_has_what_the_plan_includes_as_its_limit() -> None:
-    starter, trial = PLANS["starter"], PLANS["starter" + catalog.TRIAL]
-    assert trial.monthly_token_limit == starter.included_tokens
-    assert starter.monthly_token_limit is None
-    assert trial.requests_per_minute == starter.requests_per_minute
+@pytest.mark.parametrize("plan", SOLD, ids=lambda plan: plan.name)
+def test_a_trial_has_what_the_plan_includes_as_its_limit(plan: Plan) -> None:
+    trial = PLANS[plan.name + catalog.TRIAL]
+    assert trial.monthly_token_limit == plan.included_tokens
+    assert plan.monthly_token_limit is None
+    assert trial.requests_per_minute == plan.requests_per_minute
     assert not trial.is_listed
 
 

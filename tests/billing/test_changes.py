@@ -221,6 +221,44 @@ async def test_a_trial_goes_on_over_a_planned_change(stripe_world: StripeWorld) 
     assert (row.status, row.plan) == ("active", "starter")
 
 
+async def test_a_trial_ends_where_a_plan_without_one_begins(stripe_world: StripeWorld) -> None:
+    org_id, customer = await stripe_world.customer()
+    stripe_world.subscribe(customer, "starter", trial_period_days=14)
+    stripe_world.go(START + timedelta(days=3))
+    await stripe_world.settle()
+    seen = await changes.preview(desk(stripe_world, org_id), "scale", "month")
+    assert seen.cents == 499_00
+    await changes.change_plan(desk(stripe_world, org_id), "scale", "month")
+    invoice = latest_invoice(stripe_world)
+    assert (invoice.status, invoice.total) == ("paid", 499_00)
+    row = await held(stripe_world, org_id)
+    assert (row.status, row.plan, row.period_start) == ("active", "scale", START + timedelta(days=3))
+    # What is used from now on is metered.
+    periods = await stripe_world.rows("SELECT is_trial FROM metering_periods ORDER BY period_start")
+    assert [period.is_trial for period in periods] == [True, False]
+
+
+async def test_a_trial_goes_on_where_only_the_interval_changes(stripe_world: StripeWorld) -> None:
+    org_id, customer = await stripe_world.customer()
+    stripe_world.subscribe(customer, "starter", trial_period_days=14)
+    await stripe_world.settle()
+    await changes.change_plan(desk(stripe_world, org_id), "starter", "year")
+    row = await held(stripe_world, org_id)
+    assert (row.status, row.billing_interval, row.trial_end) == ("trialing", "year", START + timedelta(days=14))
+    assert await stripe_world.budget(org_id) == ("starter-trial", "active", None)
+
+
+async def test_a_trial_that_cannot_be_paid_goes_on(stripe_world: StripeWorld) -> None:
+    org_id, customer = await stripe_world.customer()
+    subscription = stripe_world.subscribe(customer, "starter", trial_period_days=14)
+    await stripe_world.settle()
+    decline(stripe_world, subscription)
+    with pytest.raises(StripeRefused):
+        await changes.change_plan(desk(stripe_world, org_id), "growth", "month")
+    await stripe_world.settle()
+    assert await stripe_world.budget(org_id) == ("starter-trial", "active", None)
+
+
 async def test_a_declined_card_changes_nothing(stripe_world: StripeWorld) -> None:
     org_id, subscription = await subscribed(stripe_world)
     decline(stripe_world, subscription)

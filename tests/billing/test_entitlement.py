@@ -27,7 +27,7 @@ USD = 10**12
         (Standing("free", "growth", "active"), Entitlement("growth")),
         (Standing("growth"), Entitlement("free")),
         (Standing("free", "starter", "trialing"), Entitlement("starter-trial")),
-        (Standing("free", "growth", "trialing"), Entitlement("growth")),  # has no plan of its own for a trial
+        (Standing("free", "growth", "trialing"), Entitlement("growth-trial")),  # an operator's gift
         (Standing("growth", "growth", "past_due", MID), Entitlement("growth")),
         (Standing("growth", "growth", "past_due", MID - GRACE + timedelta(seconds=1)), Entitlement("growth")),
         (Standing("growth", "growth", "past_due", MID - GRACE), Entitlement("growth", "past_due")),
