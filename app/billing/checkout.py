@@ -186,13 +186,18 @@ async def open_portal(database: Database, gateway: Gateway, buyer: Buyer, now: d
     return str((await gateway.create_portal_session(session))["url"])
 
 
-async def complete_items(database: Database, gateway: Gateway, subscription: Mapping[str, Any]) -> bool:
+async def complete_items(database: Database, gateway: Gateway, subscription: Mapping[str, Any], now: datetime) -> bool:
     """Adds the metered price to a subscription that was bought without; safe to repeat.
+
+    Two calls at once add one, as Stripe refuses a price that a subscription has. A call that
+    was answered with a failure is asked anew a minute later, because Stripe repeats what it
+    stored for a key.
 
     Args:
         database: For the ids of prices.
         gateway: To Stripe.
         subscription: Stripe's object.
+        now: The present.
 
     Returns:
         Whether one was added, so that the object is out of date.
@@ -210,7 +215,7 @@ async def complete_items(database: Database, gateway: Gateway, subscription: Map
     async with database.begin() as connection:
         prices = await price_ids(connection, [key])
     item = {"subscription": subscription["id"], "price": prices[key], "proration_behavior": "none"}
-    await gateway.create_subscription_item(item, f"metered-{subscription['id']}-{prices[key]}")
+    await gateway.create_subscription_item(item, f"metered-{subscription['id']}-{prices[key]}-{now:%Y%m%d%H%M}")
     return True
 
 

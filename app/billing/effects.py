@@ -215,11 +215,18 @@ async def refresh(database: Database, gateway: Gateway, subscription_id: str, no
 
 async def _subscription(work: Work, id: str) -> None:
     snapshot, open_since = await subscriptions.read(work.gateway, id)
-    if await checkout.complete_items(work.database, work.gateway, snapshot):
-        snapshot, open_since = await subscriptions.read(work.gateway, id)
+    refusal = None
+    try:
+        if await checkout.complete_items(work.database, work.gateway, snapshot, work.now):
+            snapshot, open_since = await subscriptions.read(work.gateway, id)
+    except StripeRefused as error:
+        # Somebody has to look, but what was bought counts meanwhile.
+        refusal = error
     async with work.database.begin() as connection:
         org_id = await subscriptions.project(connection, snapshot, work.synced_at, open_since=open_since)
         await _entitle(connection, work, org_id, "subscription", id)
+    if refusal is not None:
+        raise refusal
 
 
 async def _invoice(work: Work, id: str) -> None:

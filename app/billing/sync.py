@@ -94,7 +94,7 @@ async def push(database: Database, gateway: Gateway, now: datetime) -> Report:
     meter_id = await _push_meter(gateway, report)
     prices = catalog.prices(meter_id)
     await _push_products(gateway, report)
-    await _push_prices(gateway, prices, report)
+    await _push_prices(gateway, prices, report, now)
     await _push_coupons(gateway, report)
     await _push_portal(gateway, report)
     listed = await gateway.list_prices([price.lookup_key for price in prices])
@@ -198,13 +198,13 @@ async def _push_products(gateway: Gateway, report: Report) -> None:
             report.repaired.append(product_id)
 
 
-async def _push_prices(gateway: Gateway, prices: Sequence[PlanPrice], report: Report) -> None:
+async def _push_prices(gateway: Gateway, prices: Sequence[PlanPrice], report: Report, now: datetime) -> None:
     there = {price["lookup_key"] for price in await gateway.list_prices([price.lookup_key for price in prices])}
     for price in prices:
         if price.lookup_key not in there:
             names = {"product": price.product, "lookup_key": price.lookup_key, "nickname": price.nickname}
-            # Two that push at once make one.
-            key = f"{price.lookup_key}-{fingerprint(price).hex()[:16]}"
+            # Two that push at once make one; a failure, which Stripe repeats for its key, is over in a minute.
+            key = f"{price.lookup_key}-{fingerprint(price).hex()[:16]}-{now:%Y%m%d%H%M}"
             await gateway.create_price({**names, **price.terms}, idempotency_key=key)
             report.made.append(price.lookup_key)
 

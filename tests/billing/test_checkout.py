@@ -115,6 +115,34 @@ async def test_a_plan_by_the_year_gets_its_price_of_usage(stripe_world: StripeWo
     assert len(stripe_world.v1.subscription_items.list({"subscription": subscription.id}).data) == 2
 
 
+async def test_a_price_of_usage_that_could_not_be_added_is_added_a_minute_later(stripe_world: StripeWorld) -> None:
+    _, customer = await stripe_world.customer()
+    flat = {"price": stripe_world.price("growth", "flat", "year")}
+    terms = {"customer": customer, "items": [flat], "billing_mode": {"type": "flexible"}}
+    subscription = stripe_world.v1.subscriptions.create(terms).id
+    stripe_world.simulator.hazard("error_500", path="/v1/subscription_items", times=1)
+    # Stripe answers what failed with the same failure for a day.
+    for _ in range(2):
+        await stripe_world.settle()
+        await stripe_world.run("UPDATE stripe_events SET due_at = now()")
+        assert len(stripe_world.v1.subscriptions.retrieve(subscription)["items"].data) == 1
+    stripe_world.now += timedelta(minutes=1)
+    await stripe_world.work_off()
+    assert len(stripe_world.v1.subscriptions.retrieve(subscription)["items"].data) == 2
+
+
+async def test_a_plan_by_the_year_counts_where_stripe_takes_no_price_of_usage(stripe_world: StripeWorld) -> None:
+    org_id, customer = await stripe_world.customer()
+    flat = {"price": stripe_world.price("growth", "flat", "year")}
+    # Made by hand, say.
+    terms = {"customer": customer, "items": [flat], "billing_mode": {"type": "classic"}}
+    stripe_world.v1.subscriptions.create(terms)
+    await stripe_world.settle()
+    assert await stripe_world.budget(org_id) == ("growth", "active", None)
+    errors = await stripe_world.rows("SELECT last_error FROM stripe_events WHERE last_error LIKE '%mix intervals%'")
+    assert errors
+
+
 async def test_who_has_had_one_gets_no_second_trial(stripe_world: StripeWorld, settings: Settings) -> None:
     buyer = await make_buyer(stripe_world)
     await pay(await subscribe(stripe_world, settings, buyer))
@@ -227,4 +255,4 @@ async def test_what_needs_no_price_of_usage_gets_none(stripe_world: StripeWorld)
     stripe_world.v1.subscriptions.cancel(ended)
     for id in (complete, foreign, ended):
         found = await stripe_world.gateway.retrieve_subscription(id)
-        assert not await checkout.complete_items(stripe_world.database, stripe_world.gateway, found)
+        assert not await checkout.complete_items(stripe_world.database, stripe_world.gateway, found, START)

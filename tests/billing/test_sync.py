@@ -1,7 +1,8 @@
 """The catalogue at Stripe: made once, found again, and told apart where it is another."""
 
 import asyncio
-from datetime import UTC, datetime
+from collections.abc import Mapping
+from datetime import UTC, datetime, timedelta
 from typing import Any
 
 import pytest
@@ -71,6 +72,23 @@ async def test_a_push_that_broke_off_is_finished_by_the_next(
     assert {row.lookup_key for row in await rows(database)} == NAMES
     assert len(simulator.v1.prices.list({"limit": 100}).data) == len(NAMES)
     assert len(simulator.v1.billing.meters.list().data) == 1
+
+
+async def test_a_failure_that_stripe_repeats_is_over_after_a_minute(
+    database: Database, gateway: Gateway, simulator: Simulator, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    create, failures = gateway.create_price, iter([1])
+
+    async def fail_first(price: Mapping[str, Any], idempotency_key: str) -> dict[str, Any]:
+        simulator.hazard("error_500", path="/v1/prices", times=next(failures, 0))
+        return await create(price, idempotency_key)
+
+    monkeypatch.setattr(gateway, "create_price", fail_first)
+    for _ in range(2):
+        with pytest.raises(StripeUnavailable):
+            await push(database, gateway)
+    await sync.push(database, gateway, NOW + timedelta(minutes=1))
+    assert {row.lookup_key for row in await rows(database)} == NAMES
 
 
 async def test_two_that_push_at_once_make_one_catalogue(
