@@ -21,8 +21,9 @@ from sqlalchemy import select
 
 from app.billing import catalog, claims, effects, outbox
 from app.billing.catalog import Interval, Plan
-from app.billing.checkout import LIVE, lookup_keys, price_ids, sold
+from app.billing.checkout import lookup_keys, price_ids, sold
 from app.billing.gateway import Gateway, Object
+from app.billing.subscriptions import LIVE
 from app.db import Database
 from app.errors import BadRequest, Conflict, NotFound, StripeUnavailable
 from app.tables import Subscription

@@ -9,7 +9,8 @@ therefore bought with its flat price alone, and ``complete_items`` adds the mete
 which is always monthly, as soon as the subscription is known.
 """
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
@@ -21,14 +22,12 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.billing import catalog
 from app.billing.catalog import Interval, Plan
 from app.billing.gateway import Gateway, Object
+from app.billing.subscriptions import LIVE
 from app.billing.sync import PORTAL_MARK
 from app.config import Settings
 from app.db import Database
-from app.errors import BadRequest, Conflict, NotFound, StripeUnavailable
+from app.errors import BadRequest, Conflict, NotFound, StripeRefused, StripeUnavailable
 from app.tables import CatalogPrice, Org, Subscription
-
-LIVE = ("trialing", "active", "past_due", "unpaid", "paused")
-"""A subscription in one of these states is there, paid or not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,10 +124,11 @@ async def subscribe(
     async with database.begin() as connection:
         past = list(await connection.scalars(select(Subscription.status).where(Subscription.org_id == buyer.org_id)))
         prices = await price_ids(connection, [flat, usage])
-    if any(status in LIVE for status in past):
-        raise Conflict("There is a subscription already; change its plan instead.", code="already_subscribed")
+    _require_none(past)
     customer = await ensure_customer(database, gateway, buyer, now)
     await _end_older_checkouts(gateway, customer)
+    # One that was paid for a moment ago, of which we have not been told yet; no older checkout can add to it now.
+    _require_none(await _statuses(gateway, customer))
     days = 0 if past else plan.trial_days
     session = {
         **_session(buyer, customer, "subscription"),
@@ -251,11 +251,27 @@ async def price_ids(connection: AsyncConnection, keys: list[str]) -> dict[str, s
     return found
 
 
+def _require_none(statuses: Iterable[str]) -> None:
+    if any(status in LIVE for status in statuses):
+        raise Conflict("There is a subscription already; change its plan instead.", code="already_subscribed")
+
+
+async def _statuses(gateway: Gateway, customer: str) -> list[str]:
+    """Of a customer's subscriptions to plans, as Stripe has them."""
+    return [
+        subscription["status"]
+        for subscription in await gateway.list_subscriptions(customer)
+        if any(catalog.plan_of_lookup_key(item["price"]["lookup_key"]) for item in subscription["items"]["data"])
+    ]
+
+
 async def _end_older_checkouts(gateway: Gateway, customer: str) -> None:
     """So that nobody pays for two plans from two open pages."""
     for session in await gateway.list_open_checkouts(customer):
         if session["mode"] == "subscription":
-            await gateway.expire_checkout(session["id"])
+            # It was paid, or somebody else's click has ended it.
+            with suppress(StripeRefused):
+                await gateway.expire_checkout(session["id"])
 
 
 def _session(buyer: Buyer, customer: str, purpose: str) -> Object:

@@ -270,6 +270,10 @@ class Gateway:
         """Ends an open checkout."""
         return await self._ask(self._client.v1.checkout.sessions.expire_async(session_id))
 
+    async def list_subscriptions(self, customer: str) -> list[Object]:
+        """A customer's subscriptions that have not ended."""
+        return await self._all(self._client.v1.subscriptions, {"customer": customer})
+
     async def create_portal_session(self, session: Mapping[str, Any]) -> Object:
         """Opens Stripe's billing portal, at ``url``, for a customer."""
         return await self._ask(self._client.v1.billing_portal.sessions.create_async(cast("Any", session)))

@@ -166,6 +166,43 @@ async def test_a_new_checkout_ends_the_older_one(stripe_world: StripeWorld, sett
     assert found == [("subscription", "open"), ("subscription", "expired"), ("payment", "open")]
 
 
+async def test_clicks_at_once_all_lead_to_a_checkout(
+    stripe_world: StripeWorld, settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buyer = await make_buyer(stripe_world)
+    await subscribe(stripe_world, settings, buyer)
+    expire, arrived = stripe_world.gateway.expire_checkout, asyncio.Barrier(2)
+
+    async def meet_and_expire(session_id: str) -> dict[str, Any]:
+        await arrived.wait()
+        return await expire(session_id)
+
+    monkeypatch.setattr(stripe_world.gateway, "expire_checkout", meet_and_expire)
+    urls = await asyncio.gather(*(subscribe(stripe_world, settings, buyer) for _ in range(2)))
+    assert len(set(urls)) == 2
+
+
+async def test_what_was_paid_a_moment_ago_is_not_sold_again(stripe_world: StripeWorld, settings: Settings) -> None:
+    buyer = await make_buyer(stripe_world)
+    await pay(await subscribe(stripe_world, settings, buyer))
+    # No webhook has come in.
+    with pytest.raises(Conflict):
+        await subscribe(stripe_world, settings, buyer, "growth")
+    assert [session.status for session in sessions(stripe_world)] == ["complete"]
+
+
+async def test_what_else_the_account_sells_is_in_nobodys_way(stripe_world: StripeWorld, settings: Settings) -> None:
+    buyer = await make_buyer(stripe_world)
+    customer = await checkout.ensure_customer(stripe_world.database, stripe_world.gateway, buyer, START)
+    card = stripe_world.v1.payment_methods.attach("pm_card_visa", {"customer": customer}).id
+    recurring = {"currency": "usd", "unit_amount": 5, "recurring": {"interval": "month"}}
+    price = stripe_world.v1.prices.create({**recurring, "product_data": {"name": "Other"}})
+    stripe_world.v1.subscriptions.create(
+        {"customer": customer, "items": [{"price": price.id}], "default_payment_method": card}
+    )
+    assert await subscribe(stripe_world, settings, buyer)
+
+
 async def test_a_coupon_takes_the_place_of_codes(stripe_world: StripeWorld, settings: Settings) -> None:
     buyer = await make_buyer(stripe_world)
     await pay(await subscribe(stripe_world, settings, buyer, "growth", coupon="tollgate_startup"))
