@@ -25,7 +25,7 @@ from app.billing.checkout import lookup_keys, price_ids, sold
 from app.billing.gateway import Gateway, Object
 from app.billing.subscriptions import LIVE
 from app.db import Database
-from app.errors import BadRequest, Conflict, NotFound, StripeUnavailable
+from app.errors import BadRequest, Conflict, NotFound, StripeRefused, StripeUnavailable
 from app.tables import Subscription
 
 # By Stripe's documentation, `cancel_at_period_end` would mean the earliest end of any
@@ -106,7 +106,7 @@ async def change_plan(desk: Desk, plan_name: str, interval: str) -> Change:
     """Changes the plan, at once or at the end of what is paid.
 
     A change or an end that was planned before is withdrawn. Where a card is declined
-    the plan stays as it is.
+    everything stays as it is, what was planned too.
 
     Raises:
         BadRequest: No such plan, or it is the present one.
@@ -206,10 +206,30 @@ def _at_once(subscription: Mapping[str, Any], change: Change, items: list[Object
 async def _change_now(desk: Desk, subscription: Object, terms: Object) -> None:
     await claims.flush(desk.database, desk.org_id, desk.now)
     await outbox.drain(desk.database, desk.gateway, org_id=desk.org_id, now=desk.now)
+    planned = _planned(subscription)
     await _withdraw_schedule(desk.gateway, subscription)
     if _is_ending(subscription):
         terms = {**terms, **_unending(subscription)}
-    await desk.gateway.update_subscription(subscription["id"], {**terms, "payment_behavior": "error_if_incomplete"})
+    terms = {**terms, "payment_behavior": "error_if_incomplete"}
+    try:
+        await desk.gateway.update_subscription(subscription["id"], terms)
+    except StripeRefused:
+        if planned is not None:
+            await _change_later(desk.gateway, {**subscription, "schedule": None}, *planned)
+        raise
+
+
+def _planned(subscription: Mapping[str, Any]) -> tuple[list[Object], datetime] | None:
+    """The items that a subscription's schedule has in store, and from when on; None: it plans nothing."""
+    schedule = subscription["schedule"]
+    if schedule is None:
+        return None
+    began = schedule["current_phase"]["start_date"]
+    for phase in schedule["phases"]:
+        if phase["start_date"] > began:
+            items = [{name: item[name] for name in ("price", "quantity") if item.get(name)} for item in phase["items"]]
+            return items, datetime.fromtimestamp(phase["start_date"], UTC)
+    return None
 
 
 async def _change_later(gateway: Gateway, subscription: Object, items: list[Object], at: datetime) -> None:

@@ -270,6 +270,31 @@ async def test_a_declined_card_changes_nothing(stripe_world: StripeWorld) -> Non
     assert stripe_world.v1.subscriptions.retrieve(subscription).status == "active"
 
 
+async def test_a_declined_card_leaves_the_change_that_was_planned(stripe_world: StripeWorld) -> None:
+    org_id, subscription = await subscribed(stripe_world, "growth")
+    await changes.change_plan(desk(stripe_world, org_id), "starter", "month")
+    decline(stripe_world, subscription)
+    with pytest.raises(StripeRefused):
+        await changes.change_plan(desk(stripe_world, org_id), "scale", "month")
+    await stripe_world.settle()
+    row = await held(stripe_world, org_id)
+    assert (row.plan, row.pending_plan) == ("growth", "starter")
+    stripe_world.go(MONTH_END)
+    items = stripe_world.v1.subscriptions.retrieve(subscription)["items"].data
+    keys = sorted(item.price.lookup_key for item in items)
+    assert keys == ["tollgate_starter_v1_flat_month", "tollgate_starter_v1_usage_month"]
+
+
+async def test_a_declined_card_leaves_a_schedule_that_plans_nothing_released(stripe_world: StripeWorld) -> None:
+    org_id, subscription = await subscribed(stripe_world, "growth")
+    # As a planned change is before it is written into the schedule.
+    await stripe_world.gateway.create_schedule({"from_subscription": subscription})
+    decline(stripe_world, subscription)
+    with pytest.raises(StripeRefused):
+        await changes.change_plan(desk(stripe_world, org_id), "scale", "month")
+    assert stripe_world.v1.subscriptions.retrieve(subscription).schedule is None
+
+
 async def test_who_owes_money_pays_first(stripe_world: StripeWorld) -> None:
     org_id, subscription = await subscribed(stripe_world)
     decline(stripe_world, subscription)
