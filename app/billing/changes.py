@@ -72,11 +72,14 @@ class Preview:
 
     Attributes:
         lines: Description and cents of each, in Stripe's order; none for a change that waits.
-        cents: To be paid at once, tax included; below 0 it stays as credit for later invoices.
+        total: Cents, after discounts and with tax.
+        cents: To be paid at once: the total less what the customer has as credit at Stripe; below 0 it
+            stays there for later invoices.
     """
 
     change: Change
     lines: tuple[tuple[str, int], ...]
+    total: int
     cents: int
 
 
@@ -94,12 +97,13 @@ async def preview(desk: Desk, plan_name: str, interval: str) -> Preview:
     subscription = await _read(desk)
     change = _decide(subscription, plan_name, interval)
     if change.at is not None:
-        return Preview(change, (), 0)
+        return Preview(change, (), 0, 0)
     items = await _items(desk.database, subscription, change)
     details = {**_at_once(subscription, change, items), "proration_date": int(desk.now.timestamp())}
     invoice = await desk.gateway.preview_invoice({"subscription": subscription["id"], "subscription_details": details})
     lines = tuple((str(line["description"]), int(line["amount"])) for line in invoice["lines"]["data"])
-    return Preview(change, lines, int(invoice["total"]))
+    total = int(invoice["total"])
+    return Preview(change, lines, total, total if total < 0 else int(invoice["amount_due"]))
 
 
 async def change_plan(desk: Desk, plan_name: str, interval: str) -> Change:

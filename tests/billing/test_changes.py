@@ -73,6 +73,27 @@ async def test_what_costs_more_begins_at_once_and_costs_what_was_shown(stripe_wo
     assert await stripe_world.budget(org_id) == ("growth", "active", None)
 
 
+async def test_credit_at_stripe_pays_for_a_change_as_shown(stripe_world: StripeWorld) -> None:
+    org_id, subscription = await subscribed(stripe_world)
+    customer = stripe_world.v1.subscriptions.retrieve(subscription).customer
+    stripe_world.v1.customers.update(customer, {"balance": -30_00})
+    seen = await changes.preview(desk(stripe_world, org_id), "growth", "month")
+    assert (seen.total, seen.cents) == (80_00, 50_00)
+    await changes.change_plan(desk(stripe_world, org_id), "growth", "month")
+    assert latest_invoice(stripe_world).amount_paid == seen.cents
+
+
+async def test_what_a_change_leaves_over_stays_as_credit_as_shown(stripe_world: StripeWorld) -> None:
+    org_id, subscription = await subscribed(stripe_world, "starter", "year")
+    coupon = stripe_world.v1.coupons.create({"percent_off": 90, "duration": "forever"})
+    stripe_world.v1.subscriptions.update(subscription, {"discounts": [{"coupon": coupon.id}]})
+    seen = await changes.preview(desk(stripe_world, org_id), "growth", "year")
+    assert seen.total == seen.cents == 99_00 - 190_00
+    await changes.change_plan(desk(stripe_world, org_id), "growth", "year")
+    customer = stripe_world.v1.subscriptions.retrieve(subscription).customer
+    assert stripe_world.v1.customers.retrieve(customer).balance == seen.cents
+
+
 async def test_usage_up_to_a_change_is_billed_at_the_old_price(stripe_world: StripeWorld) -> None:
     org_id, _ = await subscribed(stripe_world)
     now = START + timedelta(days=14)
