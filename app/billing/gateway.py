@@ -10,6 +10,7 @@ Nothing on the path of a request for inference calls this.
 """
 
 import asyncio
+import re
 from collections.abc import Awaitable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
 from typing import Any, Self, cast
@@ -35,6 +36,8 @@ MAX_EVENT_TYPES = 20
 SIGNATURE_TOLERANCE_S = 300
 """How old a webhook may be."""
 _UNCLEAR = frozenset({401, 409, 429})
+_FORBIDDEN = 403
+_PERMISSION = re.compile(r"\brak_\w+")
 _NOT_REACHABLE = "Stripe is not reachable at the moment. Please try again in a few minutes."
 
 
@@ -425,10 +428,17 @@ def _translated(error: stripe.StripeError) -> StripeRefused | StripeUnavailable:
         log.warning("stripe.unavailable", status=status, error=type(error).__name__, stripe_request=error.request_id)
         return StripeUnavailable(_NOT_REACHABLE)
     details = error.error
+    message = error.user_message or "Stripe refused."
     return StripeRefused(
-        error.user_message or "Stripe refused.",
+        _lacking(message) if status == _FORBIDDEN else message,
         stripe_status=status,
         stripe_code=error.code or getattr(details, "code", None),
         param=getattr(error, "param", None),
         decline_code=getattr(details, "decline_code", None),
     )
+
+
+def _lacking(message: str) -> str:
+    """Which permission the key lacks, without the part of the key that Stripe's message shows to whoever reads it."""
+    names = ", ".join(dict.fromkeys(_PERMISSION.findall(message)))
+    return f"Billing is not set up fully here: the key of Stripe lacks {names or 'a permission'}."

@@ -181,6 +181,23 @@ async def test_other_refusals_are_clear_too(status: int, fields: dict[str, objec
     assert (raised.value.stripe_status, raised.value.stripe_code) == (status, None)
 
 
+@pytest.mark.parametrize(
+    ("told", "lacking"),
+    [
+        (
+            "The key 'rk_test_****abc' lacks it. Having the 'rak_plan_write' permission would allow it.",
+            "rak_plan_write",
+        ),
+        ("The key 'rk_test_****abc' does not have access.", "a permission"),
+    ],
+)
+async def test_a_key_that_may_not_is_not_shown_to_customers(told: str, lacking: str) -> None:
+    async with facing(refusal(403, message=told)) as (gateway, _):
+        with pytest.raises(StripeRefused, match=rf"the key of Stripe lacks {lacking}\.$") as raised:
+            await gateway.list_coupons()
+    assert "rk_test" not in raised.value.message
+
+
 async def test_a_declined_card_is_a_402_with_the_banks_reason() -> None:
     declined = refusal(402, type="card_error", code="card_declined", decline_code="insufficient_funds")
     async with facing(declined) as (gateway, _):
