@@ -185,7 +185,7 @@ async def test_other_refusals_are_clear_too(status: int, fields: dict[str, objec
     ("told", "lacking"),
     [
         (
-            "The key 'rk_test_****abc' lacks it. Having the 'rak_plan_write' permission would allow it.",
+            "Key 'rk_test_****abc' lacks it. Having the 'rak_plan_write' permission would allow it.",
             "rak_plan_write",
         ),
         ("The key 'rk_test_****abc' does not have access.", "a permission"),
