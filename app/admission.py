@@ -3,8 +3,9 @@
 The statement locks the budget of the organisation, then the row of the key, and looks
 at everything that limits the request: its key and organisation are valid, the plan
 entitles it, so many run at once, requests and tokens per minute, the tokens of the
-month, the organisation's spend cap, its prepaid credit, the key's own cap. If all
-allow it, both rates are drawn and the most it can cost is held until it is settled.
+month, the organisation's spend cap (an operator's or its own, whichever is lower), its
+prepaid credit, the key's own cap. If all allow it, both rates are drawn and the most it
+can cost is held until it is settled.
 A key that was rotated shares its rates and its cap with its successor (``bucket_id``).
 The row locks make it exact across requests and processes; the clock is the database's,
 which all of them share. Admissions of a process that come together share a round trip
@@ -57,7 +58,8 @@ WITH org AS MATERIALIZED (
         GREATEST(b.month, {_MONTH}) AS month,
         COALESCE(b.monthly_token_limit, $17::bigint) - b.tokens_held
             - CASE WHEN b.month >= {_MONTH} THEN b.tokens_used ELSE 0 END AS tokens,
-        b.spend_cap - b.cost_held - CASE WHEN b.month >= {_MONTH} THEN b.cost_used ELSE 0 END AS cap,
+        LEAST(b.spend_cap, b.own_spend_cap) - b.cost_held
+            - CASE WHEN b.month >= {_MONTH} THEN b.cost_used ELSE 0 END AS cap,
         b.credit - b.cost_held AS credit
     FROM org_budgets b JOIN orgs o ON o.id = b.org_id WHERE b.org_id = $2::uuid FOR UPDATE OF b
 ), key AS MATERIALIZED (

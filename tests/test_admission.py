@@ -310,11 +310,12 @@ LIMITED = pytest.mark.parametrize(
     ("statement", "expected", "said"),
     [
         (f"UPDATE org_budgets SET spend_cap = {COST}", QuotaExceeded, "spend cap"),
+        (f"UPDATE org_budgets SET own_spend_cap = {COST}", QuotaExceeded, "spend cap"),
         (f"UPDATE org_budgets SET credit = {COST}", PaymentRequired, "credit"),
         (f"UPDATE api_keys SET monthly_cap = {COST}", QuotaExceeded, "this API key's"),
         ("UPDATE org_budgets SET monthly_token_limit = 7", QuotaExceeded, "tokens of this month"),
     ],
-    ids=["cap of the organisation", "credit", "cap of the key", "tokens of the month"],
+    ids=["operator's cap", "organisation's own cap", "credit", "cap of the key", "tokens of the month"],
 )
 
 
@@ -361,6 +362,13 @@ async def test_what_is_left_pays_for_a_part_of_the_output(
     await door.reserve()
     assert door.permit.output_tokens == granted
     assert (await budget(database))[1] == 40 + 20 * granted
+
+
+@pytest.mark.parametrize(("operator_s", "own"), [(60, 99), (99, 60)])
+async def test_the_lower_of_both_caps_counts(database: Database, door: Door, operator_s: int, own: int) -> None:
+    await change(database, f"UPDATE org_budgets SET spend_cap = {operator_s}, own_spend_cap = {own}")
+    await door.reserve()
+    assert (await budget(database))[1] == 60
 
 
 async def test_less_than_the_least_output_is_refused(database: Database, door: Door) -> None:

@@ -113,6 +113,47 @@ async def test_rows_from_before_parameters_were_kept_have_none(empty_database_ur
     await database.aclose()
 
 
+async def test_a_cap_stays_whose_it_was(empty_database_url: str) -> None:
+    histories = {
+        "never changed": (),
+        "its own": ("operator", "customer"),
+        "an operator's": ("customer", "operator"),
+        "an operator changed something else": ("customer", "credit"),
+    }
+    entries = {
+        "operator": ("budget.set", '{"spend_cap": 7}'),
+        "customer": ("cap.set", '{"spend_cap": 7}'),
+        "credit": ("budget.set", '{"credit_added": 1}'),
+    }
+    await migrate.upgrade(empty_database_url, "0011")
+    database = Database.connect(empty_database_url)
+    async with database.begin() as connection:
+        for name, history in histories.items():
+            insert = "INSERT INTO orgs (id, name) VALUES (gen_random_uuid(), :name) RETURNING id"
+            org_id = (await connection.execute(text(insert), {"name": name})).scalar_one()
+            budget = text("INSERT INTO org_budgets (org_id, spend_cap) VALUES (:org_id, 7)")
+            await connection.execute(budget, {"org_id": org_id})
+            for action, after in (entries[word] for word in history):
+                entry = text(
+                    "INSERT INTO audit_log (at, org_id, actor, action, target, after, previous_hash, hash) VALUES"
+                    " (now(), :org_id, 'a', :action, 't', CAST(:after AS jsonb), sha256('a'), sha256('b'))"
+                )
+                await connection.execute(entry, {"org_id": org_id, "action": action, "after": after})
+    await database.aclose()
+    await migrate.upgrade(empty_database_url)
+    database = Database.connect(empty_database_url)
+    caps = "SELECT o.name, b.spend_cap, b.own_spend_cap FROM org_budgets b JOIN orgs o ON o.id = b.org_id"
+    async with database.begin() as connection:
+        found = {name: (operator, own) for name, operator, own in await connection.execute(text(caps))}
+    await database.aclose()
+    assert found == {
+        "never changed": (7, None),
+        "its own": (None, 7),
+        "an operator's": (7, None),
+        "an operator changed something else": (None, 7),
+    }
+
+
 async def test_a_table_lock_is_not_waited_for_long(empty_database_url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(migrate, "WAIT_FOR_TABLE", "1ms")
     seen: list[str] = []

@@ -23,7 +23,8 @@ _MICROSECOND = timedelta(microseconds=1)
 
 _STANDING = text(
     "SELECT b.plan, b.restriction, b.month, b.tokens_used, b.cost_used, b.monthly_token_limit, b.max_concurrent,"
-    " b.spend_cap, b.credit, o.created_at FROM org_budgets b JOIN orgs o ON o.id = b.org_id WHERE b.org_id = :org_id"
+    " b.spend_cap, b.own_spend_cap, b.credit, o.created_at"
+    " FROM org_budgets b JOIN orgs o ON o.id = b.org_id WHERE b.org_id = :org_id"
 )
 
 
@@ -38,7 +39,8 @@ class Standing:
         token_limit: Of the same; None: no limit.
         max_concurrent: Requests at once.
         cost_used: Of this month, at list price.
-        spend_cap: Of a month; None: no cap.
+        operator_spend_cap: Of a month, as an operator set it; None: no cap.
+        own_spend_cap: Likewise, as the organisation set it itself.
         credit: Prepaid balance; None: not prepaid.
         created_at: When the organisation was.
     """
@@ -49,9 +51,15 @@ class Standing:
     token_limit: int | None
     max_concurrent: int
     cost_used: int
-    spend_cap: int | None
+    operator_spend_cap: int | None
+    own_spend_cap: int | None
     credit: int | None
     created_at: datetime
+
+    @property
+    def spend_cap(self) -> int | None:
+        """Of a month, the lower of both, which admission judges by; None: no cap."""
+        return min((cap for cap in (self.operator_spend_cap, self.own_spend_cap) if cap is not None), default=None)
 
 
 async def read_standing(connection: AsyncConnection, org_id: UUID, now: datetime) -> Standing:
@@ -73,14 +81,17 @@ async def read_standing(connection: AsyncConnection, org_id: UUID, now: datetime
         token_limit=plan.monthly_token_limit if row.monthly_token_limit is None else row.monthly_token_limit,
         max_concurrent=row.max_concurrent or plan.max_concurrent,
         cost_used=row.cost_used if is_current else 0,
-        spend_cap=row.spend_cap,
+        operator_spend_cap=row.spend_cap,
+        own_spend_cap=row.own_spend_cap,
         credit=row.credit,
         created_at=row.created_at,
     )
 
 
-async def set_spend_cap(connection: AsyncConnection, org_id: UUID, usd: Decimal | None) -> int | None:
-    """Sets the cap of a month, or takes it away; the next admission sees it.
+async def set_own_spend_cap(connection: AsyncConnection, org_id: UUID, usd: Decimal | None) -> int | None:
+    """Sets the organisation's own cap of a month, or takes it away; the next admission sees it.
+
+    An operator's cap stays beside it.
 
     Args:
         connection: An open transaction; the organisation's row is locked until it ends.
@@ -97,12 +108,12 @@ async def set_spend_cap(connection: AsyncConnection, org_id: UUID, usd: Decimal 
     if usd is not None and (usd.is_nan() or usd < 0):
         raise BadRequest("A cap is an amount from 0 on.", param="spend_cap")
     cap = None if usd is None else pico_usd(usd)
-    statement = select(OrgBudget.spend_cap).where(OrgBudget.org_id == org_id).with_for_update()
+    statement = select(OrgBudget.own_spend_cap).where(OrgBudget.org_id == org_id).with_for_update()
     row = (await connection.execute(statement)).one_or_none()
     if row is None:
         raise _no_org(org_id)
-    await connection.execute(update(OrgBudget).where(OrgBudget.org_id == org_id).values(spend_cap=cap))
-    before: int | None = row.spend_cap
+    await connection.execute(update(OrgBudget).where(OrgBudget.org_id == org_id).values(own_spend_cap=cap))
+    before: int | None = row.own_spend_cap
     return before
 
 

@@ -48,7 +48,9 @@ def create(
 def set_limits(
     org: Annotated[UUID, typer.Argument(help="Id of the organisation.", show_default=False)],
     monthly_token_limit: Annotated[int | None, typer.Option(help="Input and output tokens of a month.")] = None,
-    spend_cap: Annotated[str | None, typer.Option(help="USD of a month.")] = None,
+    spend_cap: Annotated[
+        str | None, typer.Option(help="USD of a month; the customer may set itself a lower one.")
+    ] = None,
     credit: Annotated[str | None, typer.Option(help="USD to give to the prepaid balance; below 0: to take.")] = None,
     max_concurrent: Annotated[int | None, typer.Option(help="Requests that run at once.")] = None,
     plan: Annotated[str | None, typer.Option(help="free or internal; other plans come with what is paid.")] = None,

@@ -6,7 +6,7 @@ from decimal import Decimal
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
-from app.billing.standing import read_standing, set_spend_cap
+from app.billing.standing import read_standing, set_own_spend_cap
 from app.errors import BadRequest
 from app.portal.forms import read_form, text_of, usd_of
 from app.portal.i18n import language_of
@@ -33,7 +33,7 @@ async def save_cap(request: Request) -> Response:
     try:
         cap = usd_of(form, "spend_cap")
         async with database_of(request).begin() as connection:
-            before = await set_spend_cap(connection, user.org_id, cap)
+            before = await set_own_spend_cap(connection, user.org_id, cap)
             told = {"spend_cap": None if cap is None else int(cap * _PICO_USD)}
             target = f"org:{user.org_id}"
             await note(request, connection, user, "cap.set", target, before={"spend_cap": before}, after=told)
@@ -45,7 +45,7 @@ async def save_cap(request: Request) -> Response:
 async def _page(request: Request, typed: str | None = None, problem: str = "") -> Response:
     async with database_of(request).begin() as connection:
         standing = await read_standing(connection, request.state.user.org_id, datetime.now(UTC))
-    cap = "" if standing.spend_cap is None else f"{(Decimal(standing.spend_cap) / _PICO_USD).normalize():f}"
+    cap = "" if standing.own_spend_cap is None else f"{(Decimal(standing.own_spend_cap) / _PICO_USD).normalize():f}"
     return render(
         request,
         "limits.html",

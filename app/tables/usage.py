@@ -39,7 +39,8 @@ class OrgBudget(Base):
         restriction: Why, where it is restricted; a word of ``RESTRICTIONS``.
         max_concurrent: Requests that run at once; None: the plan's.
         monthly_token_limit: Input and output of a month; None: the plan's, which may be none.
-        spend_cap: Of a month; None: no limit.
+        spend_cap: Of a month, as an operator set it; None: no limit.
+        own_spend_cap: Likewise, as the organisation set it itself; the lower one counts.
         credit: Prepaid balance, reduced by each usage row; None: not prepaid.
     """
 
@@ -47,6 +48,7 @@ class OrgBudget(Base):
     __table_args__ = (
         one_of("status", BUDGET_STATUSES),
         CheckConstraint("max_concurrent > 0 AND monthly_token_limit >= 0 AND spend_cap >= 0", name="limits_in_range"),
+        CheckConstraint("own_spend_cap >= 0", name="own_spend_cap_not_negative"),
         CheckConstraint(
             "restriction IN ('past_due', 'disputed') AND (restriction IS NULL OR status = 'restricted')",
             name="restriction",
@@ -64,6 +66,7 @@ class OrgBudget(Base):
     max_concurrent: Mapped[int | None] = mapped_column(Integer())
     monthly_token_limit: Mapped[int | None]
     spend_cap: Mapped[int | None]
+    own_spend_cap: Mapped[int | None]
     credit: Mapped[int | None]
     month: Mapped[date] = mapped_column(server_default=THIS_MONTH)
     tokens_used: Mapped[int] = mapped_column(server_default="0")

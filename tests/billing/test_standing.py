@@ -8,7 +8,7 @@ import pytest
 from sqlalchemy import update
 
 from app.billing.catalog import PLANS
-from app.billing.standing import Standing, forecast, read_standing, set_spend_cap
+from app.billing.standing import Standing, forecast, read_standing, set_own_spend_cap
 from app.db import Database
 from app.errors import BadRequest, NotFound
 from app.tables import OrgBudget, new_id
@@ -60,8 +60,17 @@ async def test_a_cap_is_set_changed_and_taken_away(database: Database) -> None:
         (None, 0, None),
     ):
         async with database.begin() as connection:
-            assert await set_spend_cap(connection, org_id, usd) == before
+            assert await set_own_spend_cap(connection, org_id, usd) == before
         assert (await read(database, org_id)).spend_cap == after
+
+
+@pytest.mark.parametrize(("operator_s", "own", "lower"), [(7, None, 7), (None, 5, 5), (7, 9, 7), (7, 0, 0)])
+async def test_the_lower_of_both_caps_counts(
+    database: Database, operator_s: int | None, own: int | None, lower: int
+) -> None:
+    org_id = await make_org(database)
+    await set_budget(database, org_id, spend_cap=operator_s, own_spend_cap=own)
+    assert (await read(database, org_id)).spend_cap == lower
 
 
 @pytest.mark.parametrize("usd", ["-0.01", "NaN", "Infinity", "1E+9", "0.0000000000001"])
@@ -69,7 +78,7 @@ async def test_a_cap_that_cannot_be_is_refused(database: Database, usd: str) -> 
     org_id = await make_org(database)
     async with database.begin() as connection:
         with pytest.raises(BadRequest):
-            await set_spend_cap(connection, org_id, Decimal(usd))
+            await set_own_spend_cap(connection, org_id, Decimal(usd))
     assert (await read(database, org_id)).spend_cap is None
 
 
@@ -78,7 +87,7 @@ async def test_an_organisation_that_is_not_there_has_neither(database: Database)
         with pytest.raises(NotFound):
             await read_standing(connection, new_id(), NOW)
         with pytest.raises(NotFound):
-            await set_spend_cap(connection, new_id(), Decimal(1))
+            await set_own_spend_cap(connection, new_id(), Decimal(1))
 
 
 @pytest.mark.parametrize(

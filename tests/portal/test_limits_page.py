@@ -37,6 +37,19 @@ async def test_a_cap_holds_from_the_next_request_on(world: World, acme: UUID, ow
     assert "no cap is set" in await owner.page("/limits")
 
 
+async def test_an_operator_s_cap_is_shown_and_cannot_be_lifted(world: World, acme: UUID, owner: Browser) -> None:
+    assert "set by the operator" not in await owner.page("/limits")
+    await set_budget(world, acme, spend_cap=5 * 10**12)
+    page = await owner.page("/limits")
+    assert "A cap of $5.00 is set by the operator" in page
+    assert 'name="spend_cap" type="text" value=""' in page
+    for amount in ("7", ""):
+        await owner.send_form("/limits", "/limits", spend_cap=amount)
+        assert await cap_of(world, acme) == 5 * 10**12
+    await owner.send_form("/limits", "/limits", spend_cap="3")
+    assert await cap_of(world, acme) == 3 * 10**12
+
+
 @pytest.mark.parametrize("amount", ["-1", "much", "1.0000001", "9000000000"])
 async def test_what_is_no_amount_changes_nothing(world: World, acme: UUID, owner: Browser, amount: str) -> None:
     await owner.send_form("/limits", "/limits", spend_cap="5")
