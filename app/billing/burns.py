@@ -12,12 +12,9 @@ from sqlalchemy import insert, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.billing import claims
+from app.billing.turns import Turns
 from app.db import Database
-from app.errors import DataError
 from app.tables import CreditEntry, new_id
-from app.telemetry import get_logger
-
-log = get_logger(__name__)
 
 HOUR = timedelta(hours=1)
 _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
@@ -35,22 +32,18 @@ async def burn_due(database: Database, now: datetime) -> None:
         now: As rows are billed by.
 
     Raises:
-        DataError: An organisation's rows have no price; those of the others are burnt.
+        DataError: An organisation's rows have no price; those of the others are burnt. Likewise ``DBAPIError``.
     """
     async with database.begin() as connection:
         until = await claims.horizon(connection, now)
         end = until - (until - _EPOCH) % HOUR
         org_ids = (await connection.execute(_ORGS, {"end": end})).scalars().all()
-    failure = None
+    turns = Turns("burn.failed")
     for org_id in org_ids:
-        try:
+        with turns.of(org_id=str(org_id)):
             async with database.begin() as connection:
                 await burn(connection, org_id, end)
-        except DataError as error:
-            log.error("burn.failed", org_id=str(org_id), problem=error.message)
-            failure = error
-    if failure is not None:
-        raise failure
+    turns.end()
 
 
 async def burn(connection: AsyncConnection, org_id: UUID, end: datetime) -> None:

@@ -7,6 +7,7 @@ every row is claimed once, by whichever window is closed first after it appeared
 late ones too, which then belong to the period that runs. Windows end where periods
 end, and bear the time of their last second, so that no window lies in two periods.
 Time in which nothing was used is passed over without a transaction for each window.
+What costs more than one meter event can say becomes several of the same window.
 
 Nothing here talks to Stripe: what is claimed, ``app.billing.outbox`` sends.
 """
@@ -21,21 +22,22 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.billing.catalog import METER
 from app.billing.prices import PICO_USD_PER_NANO_USD, PRICES
+from app.billing.turns import Turns
 from app.db import Database
 from app.errors import DataError
 from app.tables import MeterOutbox, new_id
-from app.telemetry import get_logger
-
-log = get_logger(__name__)
 
 WINDOW = timedelta(minutes=15)
 """Aligned to the hour; sums at Stripe are by the hour."""
 DRAFT = timedelta(minutes=55)
 """After the end of a period for which its usage still reaches its invoice; Stripe keeps that open for an hour."""
+MAX_VALUE = 10**15 - 1
+"""Of a meter event, in 10^-9 USD: Stripe takes 15 digits. A million USD."""
 NAMESPACE = UUID("5d3a6c1e-7f0b-4f0e-9d5e-0b8f3a1c7e42")
 """Of the identifiers of meter events. It never changes: they make that sending twice counts once."""
 
 _SECOND = timedelta(seconds=1)
+_MICROSECOND = timedelta(microseconds=1)
 # A row is billed at the beginning of its transaction. Those that have begun and are not in the server's view yet get a
 # minute; one that takes longer than ten is no settlement, which the server ends within seconds, and what it writes
 # after all is late.
@@ -139,22 +141,18 @@ async def claim_due(database: Database, now: datetime) -> None:
         now: By Stripe's clock, which periods are told by.
 
     Raises:
-        DataError: An organisation's rows have no price; those of the others are claimed.
+        DataError: An organisation's rows have no price; those of the others are claimed. Likewise ``DBAPIError``.
     """
     async with database.begin() as connection:
         until = await horizon(connection, now)
         periods = (await connection.execute(_OPEN_OF_ALL, {"now": until})).all()
-    failure = None
+    turns = Turns("claim.failed")
     for period in periods:
         if window_end(period.claimed_until, period.period_end) > until:
             continue
-        try:
+        with turns.of(org_id=str(period.org_id)):
             await _claim_all(database, period, now, until)
-        except DataError as error:
-            log.error("claim.failed", org_id=str(period.org_id), problem=error.message)
-            failure = error
-    if failure is not None:
-        raise failure
+    turns.end()
 
 
 async def flush(database: Database, org_id: UUID, now: datetime) -> None:
@@ -269,18 +267,44 @@ async def _claim_next(
     if window.end > end:
         await connection.execute(_MOVE, {**key, "until": start})
         return False
-    await _claim(connection, period, window, span)
-    await connection.execute(_MOVE, {**key, "until": window.end})
+    if await _claim(connection, period, window, span):
+        await connection.execute(_MOVE, {**key, "until": window.end})
     return True
 
 
-async def _claim(connection: AsyncConnection, period: Row[Any], window: Window, span: Window) -> None:
-    claim_id, until = new_id(), min(window.end, span.end)
-    cost = await mark(connection, claim_id, period.org_id, span.start, until, is_prepaid=False)
+async def _claim(connection: AsyncConnection, period: Row[Any], window: Window, span: Window) -> bool:
+    """Makes a meter event of what a window has, or of as much as one can say; whether that was all."""
+    claim_id = new_id()
+    wanted = Window(span.start, min(window.end, span.end))
+    cost, until = await _mark_most(connection, claim_id, period.org_id, wanted)
     value, rest = divmod(cost, PICO_USD_PER_NANO_USD)
     assert rest == 0, "the list of prices has multiples of 1,000 only"
-    if not value:
-        return
+    if value:
+        await _put_out(connection, period, window, claim_id, value)
+    return until == wanted.end
+
+
+async def _mark_most(connection: AsyncConnection, claim_id: UUID, org_id: UUID, wanted: Window) -> tuple[int, datetime]:
+    """Claims the rows of ``wanted``, or the first of them if all would be too much for one meter event.
+
+    Returns:
+        What they cost, in 10^-12 USD, and the end of what is claimed.
+    """
+    end = wanted.end
+    while True:
+        async with connection.begin_nested() as attempt:
+            cost = await mark(connection, claim_id, org_id, wanted.start, end, is_prepaid=False)
+            if cost <= MAX_VALUE * PICO_USD_PER_NANO_USD:
+                return cost, end
+            await attempt.rollback()
+        bind = {"org_id": org_id, "start": wanted.start, "end": end}
+        first: datetime = (await connection.execute(_FIRST, bind)).scalar_one()
+        if end - first <= _MICROSECOND:
+            raise DataError(f"rows billed at {first} cost more than a meter event can say")
+        end = first + (end - first) / 2
+
+
+async def _put_out(connection: AsyncConnection, period: Row[Any], window: Window, claim_id: UUID, value: int) -> None:
     bind = {"org_id": period.org_id, "meter": METER, "window_start": window.start}
     seq = int((await connection.execute(_SEQ, bind)).scalar_one())
     row = {

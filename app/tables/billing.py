@@ -159,7 +159,7 @@ class MeterOutbox(Base):
 
     Attributes:
         window_start: Of the rows by time of billing; late ones may be from before.
-        seq: 0, or one more than that of the row it ``replaces``.
+        seq: Counts those of the window, from 0: what takes another's place, and where one cannot say it all.
         value: 10^-9 USD at list price, > 0.
         event_ts: The last whole second of the window; says to Stripe which period it is of.
         identifier: uuid5 of organisation, meter, window_start and seq; what makes sending twice count once.

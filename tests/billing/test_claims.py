@@ -17,9 +17,10 @@ from sqlalchemy.exc import DBAPIError
 from app.billing import claims
 from app.billing.catalog import METER
 from app.billing.claims import DRAFT, WINDOW, Window
+from app.billing.metering_checks import find_unlike_claims
 from app.db import Database
 from app.errors import DataError
-from app.tables import Invoice
+from app.tables import Invoice, MeterOutbox
 from tests.billing.metered import (
     MICROSECOND,
     MINUTE,
@@ -38,6 +39,8 @@ from tests.billing.metered import (
 )
 
 END = START + MONTH
+MOST_TOKENS = claims.MAX_VALUE // TOKEN_VALUE
+"""Of input, in one meter event."""
 
 
 async def values(database: Database, customer: Customer) -> list[int]:
@@ -387,6 +390,61 @@ async def test_rows_without_a_price_stop_nobody_else(database: Database) -> None
         await claims.claim_due(database, START + 20 * MINUTE)
     assert await values(database, customer) == [1]
     assert await unclaimed(database, broken.org_id) == [START]
+
+
+async def test_what_the_database_refuses_of_one_stops_nobody_else(database: Database) -> None:
+    broken, customer = await make_customer(database), await make_customer(database)
+    for one in (broken, customer):
+        await use(database, one.org_id, START)
+    async with database.begin() as connection:
+        taken = {
+            "org_id": customer.org_id,
+            "subscription_id": customer.subscription_id,
+            "identifier": claims.identifier(broken.org_id, METER, START, 0),
+            "window_start": START - WINDOW,
+            "window_end": START,
+            "event_ts": START - SECOND,
+        }
+        await connection.execute(insert(MeterOutbox).values(**taken, stripe_customer_id="cus", meter=METER, value=1))
+    with pytest.raises(DBAPIError, match="identifier"):
+        await claims.claim_due(database, START + 20 * MINUTE)
+    assert await values(database, customer) == [0, 1]
+    assert await unclaimed(database, broken.org_id) == [START]
+
+
+async def test_more_than_one_event_can_say_becomes_several(database: Database) -> None:
+    customer, other = await make_customer(database), await make_customer(database)
+    moments = [START, START + MICROSECOND, START + 14 * MINUTE, START + WINDOW]
+    await use(database, customer.org_id, *moments, tokens=MOST_TOKENS)
+    await use(database, other.org_id, START)
+    await claims.claim_due(database, START + 20 * MINUTE)
+    rows = await outbox_of(database, customer.org_id)
+    assert [(row.value, row.seq, row.window_start) for row in rows] == [
+        (MOST_TOKENS * TOKEN_VALUE, seq, START) for seq in range(3)
+    ]
+    assert len({row.identifier for row in rows}) == 3
+    assert await values(database, other) == [1]
+    assert await unclaimed(database, customer.org_id) == [START + WINDOW]
+    assert [period.claimed_until for period in await periods_of(database, customer)] == [START + WINDOW]
+    assert await find_unlike_claims(database) == []
+
+
+async def test_an_event_says_as_much_as_it_can(database: Database) -> None:
+    customer = await make_customer(database)
+    await use(database, customer.org_id, START, tokens=MOST_TOKENS - 1)
+    await use(database, customer.org_id, START + MINUTE)
+    await claims.claim_due(database, START + 20 * MINUTE)
+    assert await values(database, customer) == [MOST_TOKENS]
+
+
+async def test_what_cannot_be_said_at_all_stops_nobody_else(database: Database) -> None:
+    broken, customer = await make_customer(database), await make_customer(database)
+    await use(database, broken.org_id, START, START, tokens=MOST_TOKENS)
+    await use(database, customer.org_id, START)
+    with pytest.raises(DataError, match="more than a meter event can say"):
+        await claims.claim_due(database, START + 20 * MINUTE)
+    assert await values(database, customer) == [1]
+    assert len(await unclaimed(database, broken.org_id)) == 2
 
 
 async def test_what_an_event_says_cannot_be_changed(database: Database) -> None:
