@@ -14,6 +14,7 @@ record. A file that has grown is left for a new one, and deleted when the last s
 in it has ended.
 """
 
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -84,10 +85,26 @@ class _File:
     size: int = 0
     num_open: int = 0
     is_left: bool = False
+    is_torn: bool = False
+
+    def write(self, line: bytes) -> None:
+        """Adds a line.
+
+        Raises:
+            OSError: Nothing of it was written, or not all: a disk that fills up takes what it can.
+        """
+        if self.is_torn:
+            # What comes next is a line of its own, not the end of the one that was cut short.
+            line = b"\n" + line
+        written = os.write(self.fd, line)
+        self.size += written
+        self.is_torn = written < len(line)
+        if self.is_torn:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     def append(self, line: bytes) -> None:
         try:
-            self.size += os.write(self.fd, line)
+            self.write(line)
         except OSError as error:
             # Worth less than the answer that is under way: it is billed when it ends.
             log.error("journal.write_failed", error=error.strerror)
@@ -147,7 +164,7 @@ class Journal:
         """
         file = self._current()
         line = _KEPT + request_id.hex.encode() + b" " + to_json(settlement) + b"\n"
-        file.size += os.write(file.fd, line)
+        file.write(line)
         os.fdatasync(file.fd)
         return Entry(file, request_id)
 

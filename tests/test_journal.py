@@ -1,9 +1,13 @@
 """What a process has delivered, read by the next one."""
 
 import os
+import resource
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
+from structlog.testing import capture_logs
 
 from app.journal import Journal, Remnant, orphans
 from app.tables import new_id
@@ -132,3 +136,33 @@ def test_a_disk_that_takes_nothing_breaks_no_stream(tmp_path: Path) -> None:
     with pytest.raises(OSError, match="descriptor"):
         journal.keep(new_id(), OPENING)
     os.close(read_only)
+
+
+@contextmanager
+def disk_of(num_bytes: int) -> Iterator[None]:
+    """Files of this process can have so many bytes; a write beyond takes what fits, as on a disk that fills up."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (num_bytes, before[1]))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+
+
+def test_what_fits_on_the_disk_in_part_is_not_kept(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    with disk_of(40), pytest.raises(OSError, match="No space left"):
+        journal.keep(new_id(), OPENING)
+    abandon(journal)
+    assert remnants(tmp_path) == []
+
+
+def test_a_line_that_was_cut_short_takes_no_other_with_it(tmp_path: Path) -> None:
+    journal = Journal(tmp_path)
+    with capture_logs() as logs, disk_of(40):
+        journal.open(new_id(), OPENING).deliver(1, 0, 0.0)
+    assert [entry["event"] for entry in logs] == ["journal.write_failed"] * 2
+    journal.keep(new_id(), {"model": "kept"})
+    journal.open(new_id(), OPENING).deliver(2, 0, 0.0)
+    abandon(journal)
+    assert remnants(tmp_path) == [Remnant({"model": "kept"}, is_whole=True), Remnant(OPENING, output_tokens=2)]
