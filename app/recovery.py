@@ -25,7 +25,9 @@ from app.telemetry import USAGE_ROWS, get_logger, labelled
 log = get_logger(__name__)
 
 _RESERVED = "SELECT request_id, org_id, key_id FROM reservations"
-_SOME = "ORDER BY org_id, key_id LIMIT 500"
+_MOST_AT_ONCE = 500
+"""Settlements: a lane refuses who comes when thousands wait."""
+_SOME = f"ORDER BY org_id, key_id LIMIT {_MOST_AT_ONCE}"
 
 
 async def replay(database: Database, lane: Lane, folder: Path) -> int:
@@ -48,7 +50,8 @@ async def replay(database: Database, lane: Lane, folder: Path) -> int:
     for orphan in orphans(folder):
         try:
             rows = [row for remnant in orphan.remnants().values() if (row := _row_of(remnant)) is not None]
-            await asyncio.gather(*(write(lane, row) for row in rows))
+            for start in range(0, len(rows), _MOST_AT_ONCE):
+                await asyncio.gather(*(write(lane, row) for row in rows[start : start + _MOST_AT_ONCE]))
             await _release_of(database, lane, orphan)
         except (TollgateError, asyncpg.PostgresError) as error:
             # One that cannot be replayed keeps nobody from the others.

@@ -13,7 +13,8 @@ import pytest
 from sqlalchemy import select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app import auth
+from app import auth, recovery
+from app import lane as lanes
 from app.auth import Key
 from app.config import Settings
 from app.db import Database
@@ -361,6 +362,25 @@ async def test_a_journal_of_another_version_keeps_nobody_from_the_others(databas
     assert len(await rows(database)) == 1
     # For whoever can read it.
     assert [path.stem for path in (tmp_path / "journals").glob("*.lock")] == [strange.holder.hex]
+
+
+async def test_more_is_replayed_than_a_lane_lets_wait(
+    database: Database, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(lanes, "_MAX_WAITING", 2)
+    monkeypatch.setattr(recovery, "_MOST_AT_ONCE", 2)
+    journal = Journal(tmp_path / "journals")
+    dead = Ledger(database, journal)
+    for _ in range(5):
+        meter = make_meter(dead)
+        meter.begin_stream()
+        meter.deliver(1)
+    os.close(journal._lock)
+    lane = settlement_lane(database)
+    assert await replay(database, lane, tmp_path / "journals") == 5
+    await lane.aclose()
+    await dead._lane.aclose()
+    assert len(await rows(database)) == 5
 
 
 class Gate:
