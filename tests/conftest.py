@@ -20,11 +20,38 @@ from pydantic import SecretStr
 from app import migrate, postgres
 from app.config import Settings
 from app.db import Database
-from app.tables import Base
 
 TEMPLATE = postgres.DATABASE
 SERVER = pytest.StashKey["TestServer"]()
 PEPPER = "pepper-of-the-tests"
+# TRUNCATE makes every table's and index's files anew, ten times what a test's few rows take to
+# delete; only what has grown is cut back, so that no test reads through another's dead rows.
+# As a replica the session fires no trigger: those that refuse, that tell other processes, and those
+# of foreign keys. The locks wait for whoever still writes, as TRUNCATE does.
+EMPTY_TABLES = """
+DO $$
+DECLARE
+    leaf regclass;
+    grown text[] := '{}';
+BEGIN
+    SET LOCAL session_replication_role = replica;
+    FOR leaf IN
+        SELECT oid FROM pg_class WHERE relkind = 'r' AND relnamespace = 'public'::regnamespace
+        AND relname <> 'alembic_version' AND pg_relation_size(oid) > 0 ORDER BY oid
+    LOOP
+        IF pg_relation_size(leaf) > 262144 THEN
+            grown := grown || leaf::text;
+        ELSE
+            EXECUTE format('LOCK TABLE %s IN SHARE ROW EXCLUSIVE MODE', leaf);
+            EXECUTE format('DELETE FROM %s', leaf);
+        END IF;
+    END LOOP;
+    IF grown <> '{}' THEN
+        EXECUTE format('TRUNCATE %s CASCADE', array_to_string(grown, ', '));
+    END IF;
+END
+$$
+"""
 
 
 class TestServer:
@@ -101,9 +128,8 @@ def empty_database_url(server_url: str, worker_id: str) -> Iterator[str]:
 async def database(database_url: str) -> AsyncIterator[Database]:
     """This worker's database with every table empty."""
     database = Database.connect(database_url)
-    tables = ", ".join(table.name for table in Base.metadata.sorted_tables)
     async with database.begin() as connection:
-        await connection.exec_driver_sql(f"TRUNCATE {tables}")
+        await connection.exec_driver_sql(EMPTY_TABLES)
     yield database
     await database.aclose()
 
