@@ -15,7 +15,7 @@ from urllib.parse import quote
 from fastapi import Request, Response
 from fastapi.responses import HTMLResponse, RedirectResponse
 from fastapi.routing import APIRoute
-from jinja2 import Environment, PackageLoader
+from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.staticfiles import StaticFiles
 from starlette.types import Scope
 
@@ -149,6 +149,7 @@ def templates(language: Language) -> Environment:
     for filter_name in (
         "number", "compact", "percent", "money", "dollars", "rounded", "cents", "month", "day", "minute", "ago",
     ):  # fmt: skip
+        undefined=StrictUndefined,  # a name that is misspelt is a fault, not an empty space
         environment.filters[filter_name] = getattr(language, filter_name)
     return environment
 

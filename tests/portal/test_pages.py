@@ -5,8 +5,11 @@ from collections.abc import AsyncIterator
 
 import httpx
 import pytest
+from jinja2 import UndefinedError
 
 from app.accounts.sessions import SESSION_COOKIE
+from app.portal.i18n import LANGUAGES
+from app.portal.page import templates
 from tests.api.conftest import world  # noqa: F401 - the fixture
 from tests.api.world import World
 from tests.factories import PASSWORD, make_key, make_org, make_user
@@ -134,3 +137,37 @@ async def test_another_site_cannot_sign_out(browser: httpx.AsyncClient) -> None:
 async def test_what_customers_enter_is_escaped(world: World, browser: httpx.AsyncClient) -> None:  # noqa: F811
     answer = await sign_in(browser, email='"><b>@x.example')
     assert "<b>" not in answer.text
+
+
+def test_a_name_that_nobody_gives_a_template_is_a_fault() -> None:
+    template = templates(LANGUAGES["en"]).from_string("{{ nobody }}")
+    with pytest.raises(UndefinedError):
+        template.render()
+
+
+async def test_a_fault_of_ours_is_a_page_to_a_person(
+    world: World,  # noqa: F811
+    browser: httpx.AsyncClient,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def broken(*_: object) -> None:
+        raise RuntimeError("secret detail")
+
+    await sign_in(browser)
+    monkeypatch.setattr("app.portal.overview.sums_of", broken)
+    person = {"accept": "text/html", "accept-language": "zh"}
+    answer = await browser.get("/overview", headers=person)
+    assert answer.status_code == 500
+    assert answer.headers["content-type"].startswith("text/html")
+    assert "default-src 'none'" in answer.headers["content-security-policy"]
+    assert "目前无法使用" in answer.text
+    assert answer.headers["x-request-id"] in answer.text
+    assert "secret detail" not in answer.text
+    assert (await browser.get("/overview")).json()["error"]["code"] == "internal_error"
+
+
+async def test_a_form_that_cannot_be_read_is_refused_in_words(browser: httpx.AsyncClient) -> None:
+    headers = {"accept": "text/html", "content-type": "multipart/form-data; boundary=x"}
+    answer = await browser.post("/login", content=b"nonsense", headers=headers)
+    assert answer.status_code == 400
+    assert "The form could not be read." in answer.text
