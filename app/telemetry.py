@@ -35,9 +35,9 @@ from app.config import Settings, metrics_dir
 
 METRICS_CONTENT_TYPE = CONTENT_TYPE_LATEST
 
-# The prefix of app.auth, which is above this module, and those of Stripe's keys and webhook
-# secrets; what follows is the secret.
-_KEY = re.compile(r"(tg_live_|[sr]k_(?:live|test)_|whsec_)[0-9A-Za-z]+")
+# The prefix of app.auth, which is above this module, and those of Stripe's keys and of webhook
+# secrets, Stripe's and ours, which are base64; what follows is the secret.
+_KEY = re.compile(r"(tg_live_|[sr]k_(?:live|test)_|whsec_)[0-9A-Za-z+/=]+")
 
 M = TypeVar("M", Counter, Histogram)
 

@@ -78,12 +78,11 @@ def test_a_stack_shows_neither_a_variable_nor_a_key(
 
 
 @pytest.mark.parametrize("prefix", ["sk_live_", "sk_test_", "rk_live_", "whsec_"])
-def test_a_secret_of_stripe_is_blotted_out(prefix: str, capsys: pytest.CaptureFixture[str]) -> None:
+def test_a_secret_is_blotted_out(prefix: str, capsys: pytest.CaptureFixture[str]) -> None:
     configure_logging(Settings(log_format="json"))
-    get_logger("test").warning("stripe.said", message=f"Invalid key: {prefix}0aB1cD2eF3")
+    get_logger("test").warning("somebody.said", message=f"Invalid key: {prefix}0aB1cD2eF3+gH4/iJ5=.")
     line = capsys.readouterr().err
-    assert f"{prefix}…" in line
-    assert "0aB1cD2eF3" not in line
+    assert f"Invalid key: {prefix}…." in line
 
 
 @pytest.mark.parametrize("library", ["stripe", "httpx"])
