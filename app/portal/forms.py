@@ -1,7 +1,8 @@
 """What protects the portal's forms: signed tokens, cookies, addresses that stay here.
 
 A form carries an HMAC of the cookie it was rendered for; another site can neither
-read the cookie nor make the HMAC. Guessing passwords is slowed by ``app.throttle``.
+read the cookie nor make the HMAC. One that can plant a cookie, on another host of the same
+domain, is refused by what browsers say of where a form comes from.
 """
 
 import hmac
@@ -46,7 +47,11 @@ async def read_form(request: Request, cookie_name: str = SESSION_COOKIE) -> Form
         PermissionDenied: Another site made it, or it was open for too long; code ``stale_form``.
     """
     form = await request.form()
-    if not is_genuine(request.app.state.settings, request.cookies.get(cookie_name), form.get(TOKEN_FIELD)):
+    # Pages cannot forge it (Fetch Metadata); browsers leave it out where there is no TLS.
+    is_foreign = request.headers.get("sec-fetch-site") in {"cross-site", "same-site"}
+    if is_foreign or not is_genuine(
+        request.app.state.settings, request.cookies.get(cookie_name), form.get(TOKEN_FIELD)
+    ):
         raise PermissionDenied("The form was open for too long. Please try again.", code="stale_form")
     return form
 
