@@ -38,7 +38,7 @@ from app.api import (
     webhooks,
 )
 from app.api.direct import DirectRoutes
-from app.api.failures import answer_app_error, answer_http_exception, answer_query_error
+from app.api.failures import answer_app_error, answer_http_exception, answer_query_error, error_response
 from app.api.idempotent import IdempotencyLayer
 from app.api.middleware import RequestMiddleware
 from app.api.running import RunningRequests
@@ -52,11 +52,10 @@ from app.key_cache import KeyCache
 from app.metering import Ledger
 from app.portal import pages
 from app.portal.headers import SecurityHeaders
-from app.portal.page import missing_page, wants_page
+from app.portal.page import error_page, refused_page, wants_page
 from app.privacy.prompts import PromptStore
 from app.rpc.client import EngineClient
 from app.telemetry import configure_logging
-from app.throttle import Throttle
 
 # Longer than the idle timeout of common load balancers, so that they close first.
 _KEEP_ALIVE_S = 75
@@ -64,10 +63,6 @@ _KEEP_ALIVE_S = 75
 # its imports, which on a busy machine take longer than uvicorn's 5 s.
 _WORKER_SILENCE_S = 60
 _BACKLOG = 2048
-# From one address, in each process; scanners report what they find in one go.
-LEAK_REPORTS_PER_MINUTE = 60
-# To one address at somebody's wish, in each process.
-MAILS_PER_HOUR = 5
 _PR_SET_PDEATHSIG = 1  # linux/prctl.h
 
 
@@ -104,8 +99,8 @@ def create_app(settings: Settings) -> FastAPI:
     # The last one added is the outermost.
     app.add_middleware(DirectRoutes, routers=work)
     app.add_middleware(IdempotencyLayer)
+    app.add_middleware(RequestMiddleware, requests=app.state.requests, failed=_answer_failure)
     app.add_middleware(SecurityHeaders, is_https=settings.env == "production")
-    app.add_middleware(RequestMiddleware, requests=app.state.requests)
     for router in (*work, catalog.router, usage.router, keys.router, keys.public_router):
         app.include_router(router)
     for router in (health.router, docs.router, webhooks.router, playground.router, pages.router):
@@ -181,9 +176,6 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     # Of the portal alone: no request of the API waits for Stripe.
     app.state.gateway = Gateway.of(settings) if settings.stripe_api_key is not None else None
     app.state.prompts = PromptStore(app.state.database)
-    app.state.throttle = Throttle()
-    app.state.mail_throttle = Throttle(limit=MAILS_PER_HOUR, window_s=3600.0)
-    app.state.leak_reports = Throttle(limit=LEAK_REPORTS_PER_MINUTE, window_s=60.0)
     async with _key_news(app, settings.database_url, settings.database_timeout_s):
         yield
     # Those that were cut off after the time to drain still write their usage rows.
@@ -215,8 +207,13 @@ async def _answer_http_exception(request: Request, error: Exception) -> Response
     """A page for a person, the API's error for a program."""
     assert isinstance(error, HTTPException)
     if wants_page(request):
-        return await missing_page(request, error.status_code)
+        return await refused_page(request, error.status_code)
     return await answer_http_exception(request, error)
+
+
+def _answer_failure(request: Request, error: AppError) -> Response:
+    """Likewise, where nothing below could answer."""
+    return error_page(request, error) if wants_page(request) else error_response(error)
 
 
 def _worker_app(settings: Settings) -> FastAPI:

@@ -11,7 +11,7 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 
-from app import idempotency, keys, partitions, recovery
+from app import idempotency, keys, partitions, recovery, throttle
 from app.accounts import invitations, passwords, sessions, sign_ups
 from app.alerts import notifications, thresholds
 from app.alerts.calls import Caller
@@ -71,6 +71,12 @@ async def delete_expired_sessions(database: Database, now: datetime) -> None:
         await sign_ups.delete_expired_sign_ups(connection, now)
         await passwords.delete_expired_resets(connection, now)
         await invitations.delete_expired_invitations(connection, now)
+
+
+async def forget_attempts(database: Database, now: datetime) -> None:
+    """Removes counts of attempts that are over."""
+    async with database.begin() as connection:
+        await throttle.sweep(connection, now)
 
 
 async def touch_used_keys(database: Database, _: datetime) -> None:
@@ -209,6 +215,7 @@ def send_notifications(settings: Settings) -> Job:
 JOBS = (
     Job("make_partitions", 3600.0, make_partitions),
     Job("delete_expired_sessions", 600.0, delete_expired_sessions),
+    Job("forget_attempts", 600.0, forget_attempts),
     Job("delete_expired_answers", 600.0, delete_expired_answers),
     Job("release_expired_reservations", 30.0, release_expired_reservations),
     Job("touch_used_keys", 30.0, touch_used_keys),

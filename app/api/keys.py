@@ -8,7 +8,7 @@ from uuid import UUID
 from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
 
-from app import keys
+from app import keys, throttle
 from app.api.answers import json_response
 from app.api.call import Call, RequiredCall, Services, parse_body
 from app.api.key_schemas import (
@@ -27,15 +27,18 @@ from app.api.openapi import body_of, public_responses, read_responses, write_res
 from app.api.usage_schemas import Money
 from app.auth import is_well_formed
 from app.billing.prices import money
+from app.db import Database
 from app.errors import BadRequest, NotFound, RateLimited
 from app.keys import KeyListing, NewKey, Terms
 from app.telemetry import get_logger
-from app.throttle import Throttle
+from app.throttle import Attempt, Limit
 
 log = get_logger(__name__)
 
 OVERLAP = timedelta(hours=24)
 """How long a rotated key goes on working where nobody says otherwise."""
+LEAK_REPORTS = Limit(60, timedelta(minutes=1))
+"""From one address; scanners report what they find in one go."""
 _PICO_USD = 10**12
 _MINUTE_S = 60.0
 
@@ -162,12 +165,12 @@ async def report_leaked_key(request: Request) -> Response:
     The answer is the same whether the key exists or not; what is not a key at all, by its form and checksum, is
     refused.
     """
-    services, throttle = Services.of(request.app.state), request.app.state.leak_reports
-    _slow_down(throttle, request)
+    services = Services.of(request.app.state)
     body = await parse_body(request, LeakBody)
     key = body.key.strip()
     if not is_well_formed(key):
         raise BadRequest("This is not one of our keys: its form or its checksum is wrong.", param="key")
+    await _slow_down(services.database, request)
     async with services.database.begin() as connection:
         key_id = await keys.report_leak(connection, services.settings, key)
     log.warning("key.reported_as_leaked", key_id=None if key_id is None else str(key_id))
@@ -179,8 +182,11 @@ async def _enter(call: Call) -> None:
     await call.admit()
 
 
-def _slow_down(throttle: Throttle, request: Request) -> None:
-    if not throttle.allows(request.client.host if request.client else ""):
+async def _slow_down(database: Database, request: Request) -> None:
+    attempt = Attempt(f"leak report from {request.client.host if request.client else ''}", LEAK_REPORTS)
+    async with database.begin() as connection:
+        is_allowed = await throttle.take(connection, [attempt], datetime.now(UTC))
+    if not is_allowed:
         raise RateLimited("Too many reports from this address; try again in a minute.", retry_after_s=_MINUTE_S)
 
 

@@ -1,41 +1,80 @@
 """How often something may be tried that costs us, or that somebody could guess at.
 
-Counted in each process by itself (``app.throttle``): guessing becomes useless, counting
-need not be exact. Whoever is refused is told to wait, whether the next guess was right or not.
+Counted in the database (``app.throttle``), so that it is the same with one process and with
+twenty. Whoever is refused is told to wait, whether the next guess was right or not. A place
+is an address of the fourth version, or a network of the sixth of which a household has one.
+What is tried on somebody is limited more loosely than what comes from one place: whoever
+knows an address must not be able to lock its owner out from a single machine.
 """
+
+from datetime import UTC, datetime, timedelta
+from ipaddress import IPv4Address, ip_address, ip_network
 
 from fastapi import Request
 
+from app import throttle
 from app.errors import RateLimited
-from app.portal.session import host_of
-from app.throttle import Throttle
+from app.portal.session import database_of, ip_of
+from app.throttle import Attempt, Limit
 
-_WAIT_S = 900.0
-_MAIL_WAIT_S = 3600.0
+_QUARTER = timedelta(minutes=15)
+_HOUR = timedelta(hours=1)
+FROM_ONE_PLACE = Limit(10, _QUARTER)
+ON_ONE_NAME = Limit(30, _QUARTER)
+MAILS = Limit(5, _HOUR)
+_HOME_NETWORK_BITS = 64  # RFC 6177: a site gets at least one such network
 
 
-def require_attempt(request: Request, what: str, *names: str) -> None:
-    """Counts one attempt for the caller's address and for each name.
+async def require_attempt(request: Request, what: str, *names: str) -> None:
+    """Counts one attempt from the caller's place and on each name.
 
     Args:
-        request: Whose address counts.
+        request: Whose place counts.
         what: Is tried; each kind of attempt has a count of its own.
         names: Whom it is tried on.
 
     Raises:
         RateLimited: There were too many within a quarter of an hour.
     """
-    throttle: Throttle = request.app.state.throttle
-    if not throttle.allows(f"{what} host {host_of(request)}", *(f"{what} {name}" for name in names)):
-        raise RateLimited("Too many attempts. Please wait a quarter of an hour.", retry_after_s=_WAIT_S)
+    if not await _take(request, *_attempts(request, what, *names)):
+        wait_s = _QUARTER.total_seconds()
+        raise RateLimited("Too many attempts. Please wait a quarter of an hour.", retry_after_s=wait_s)
 
 
-def require_mail(request: Request, address: str) -> None:
+async def forgive_attempt(request: Request, what: str, *names: str) -> None:
+    """Counts an attempt as not made: it was right, and nobody guesses who knows."""
+    async with database_of(request).begin() as connection:
+        await throttle.give_back(connection, _attempts(request, what, *names))
+
+
+async def require_mail(request: Request, address: str) -> None:
     """Counts one mail to an address, sent because somebody asked for it.
 
     Raises:
         RateLimited: There were too many within an hour.
     """
-    throttle: Throttle = request.app.state.mail_throttle
-    if not throttle.allows(f"mail {address}"):
-        raise RateLimited("Enough mails went to this address. Please wait an hour.", retry_after_s=_MAIL_WAIT_S)
+    if not await _take(request, Attempt(f"mail {address}", MAILS)):
+        wait_s = _HOUR.total_seconds()
+        raise RateLimited("Enough mails went to this address. Please wait an hour.", retry_after_s=wait_s)
+
+
+def place_of(ip: str | None) -> str:
+    """What counts as one place; all of whom nothing is known are one."""
+    if ip is None:
+        return "unknown"
+    address = ip_address(ip)
+    if isinstance(address, IPv4Address):
+        return str(address)
+    if address.ipv4_mapped is not None:
+        return str(address.ipv4_mapped)
+    return str(ip_network((address.packed, _HOME_NETWORK_BITS), strict=False))
+
+
+async def _take(request: Request, *attempts: Attempt) -> bool:
+    async with database_of(request).begin() as connection:
+        return await throttle.take(connection, attempts, datetime.now(UTC))
+
+
+def _attempts(request: Request, what: str, *names: str) -> tuple[Attempt, ...]:
+    place = Attempt(f"{what} from {place_of(ip_of(request))}", FROM_ONE_PLACE)
+    return place, *(Attempt(f"{what} on {name}", ON_ONE_NAME) for name in names)

@@ -42,13 +42,13 @@ async def forgot(request: Request) -> Response:
         RateLimited: Too many were asked for from here, or for this address.
     """
     form = await read_form(request, FORM_COOKIE)
-    require_attempt(request, "forgot")
+    await require_attempt(request, "forgot")
     try:
         email = users.checked_email(text_of(form, "email"))
     except BadRequest as error:
         problem = language_of(request).gettext(error.message)
         return render(request, "forgot.html", error.status, email=text_of(form, "email"), problem=problem)
-    require_mail(request, email)
+    await require_mail(request, email)
     response = render(request, "forgot_sent.html", email=email)
     response.background = BackgroundTask(
         _send_link, settings_of(request), database_of(request), email, language_of(request)
@@ -79,7 +79,7 @@ async def reset_password(request: Request) -> Response:
         NotFound: The link was used or is too old.
     """
     form = await read_form(request, FORM_COOKIE)
-    require_attempt(request, "reset")
+    await require_attempt(request, "reset")
     link, now = text_of(form, "link"), datetime.now(UTC)
     async with database_of(request).begin() as connection:
         reset = await passwords.find_reset(connection, link, now)

@@ -69,7 +69,7 @@ async def join(request: Request) -> Response:
         RateLimited: Too many were tried.
     """
     form = await read_form(request, FORM_COOKIE)
-    require_attempt(request, "join")
+    await require_attempt(request, "join")
     link = text_of(form, "link")
     try:
         password_hash = await asyncio.to_thread(users.hash_password, str(form.get("password", "")))

@@ -10,6 +10,7 @@ from starlette.background import BackgroundTask
 from app.accounts import invitations, members
 from app.accounts.permissions import PERMISSIONS, allows
 from app.accounts.sessions import PortalUser
+from app.accounts.users import checked_email
 from app.errors import AppError, BadRequest, Conflict, NotFound
 from app.mail import send_or_log
 from app.portal import mails
@@ -40,11 +41,11 @@ async def invite(request: Request) -> Response:
     user = await require_user(request, "members.write")
     form = await read_form(request)
     email, role = text_of(form, "email"), text_of(form, "role")
-    require_attempt(request, "invite", str(user.org_id))
+    await require_attempt(request, "invite", str(user.org_id))
     try:
+        await require_mail(request, checked_email(email))
         async with database_of(request).begin() as connection:
             invited, token = await invitations.invite(connection, user, email, role, datetime.now(UTC))
-            require_mail(request, invited.email)
             after = {"email": invited.email, "role": role}
             await note(request, connection, user, "member.invite", f"invitation:{invited.id}", after=after)
     except (BadRequest, Conflict) as error:

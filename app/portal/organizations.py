@@ -38,7 +38,7 @@ async def found_organization(request: Request) -> Response:
     """
     person = await require_person(request)
     form = await read_form_of(request, person)
-    require_attempt(request, "organization", str(person.user_id))
+    await require_attempt(request, "organization", str(person.user_id))
     name = text_of(form, "name")
     try:
         async with database_of(request).begin() as connection:

@@ -124,7 +124,7 @@ async def confirm_second_factor(request: Request) -> Response:
     """
     person = await require_person(request)
     form = await read_form_of(request, person)
-    require_attempt(request, "code", str(person.user_id))
+    await require_attempt(request, "code", str(person.user_id))
     now = datetime.now(UTC)
     async with database_of(request).begin() as connection:
         code = text_of(form, "code")
@@ -210,7 +210,7 @@ async def _require_password(request: Request, person: Person, password: str, par
         PermissionDenied: It is wrong; ``param`` names the field.
         RateLimited: Too many wrong ones.
     """
-    require_attempt(request, "password", str(person.user_id))
+    await require_attempt(request, "password", str(person.user_id))
     async with database_of(request).begin() as connection:
         login = await users.login_of(connection, person.user_id)
     if not await asyncio.to_thread(users.check_password, login.password_hash, password):
@@ -224,7 +224,7 @@ async def _require_code(request: Request, person: Person, code: str, param: str 
         PermissionDenied: It is wrong; ``param`` names the field.
         RateLimited: Too many wrong ones.
     """
-    require_attempt(request, "code", str(person.user_id))
+    await require_attempt(request, "code", str(person.user_id))
     async with database_of(request).begin() as connection:
         now = datetime.now(UTC)
         is_right = await second_factor.accepts(connection, settings_of(request), person.user_id, code, now)

@@ -17,7 +17,7 @@ from starlette.datastructures import FormData
 from app.accounts import second_factor, sessions, users
 from app.accounts.sessions import SESSION_COOKIE, PortalUser
 from app.errors import PermissionDenied, RateLimited
-from app.portal.attempts import require_attempt
+from app.portal.attempts import forgive_attempt, require_attempt
 from app.portal.forms import (
     FORM_COOKIE,
     TOKEN_FIELD,
@@ -61,13 +61,15 @@ async def login(request: Request) -> Response:
         return _refused(request, error.message, error.status)
     email, following = text_of(form, "email"), local_path(form.get("next"))
     try:
-        require_attempt(request, "login", email.lower())
+        await require_attempt(request, "login", email.lower())
     except RateLimited as error:
         return _refused(request, error.message, error.status, email, following)
     found = await _checked_login(request, email, form)
     if found is None:
         log.info("login.refused")
         return _refused(request, "The e-mail address or the password is wrong.", 401, email, following)
+    # A whole office signs in from one address every morning.
+    await forgive_attempt(request, "login", email.lower())
     now = datetime.now(UTC)
     async with database_of(request).begin() as connection:
         if not found.has_second_factor:
@@ -100,7 +102,7 @@ async def enter_code(request: Request) -> Response:
     user_id = await _awaiting(request)
     if user_id is None:
         return RedirectResponse("/login", SEE_OTHER)
-    require_attempt(request, "code", str(user_id))
+    await require_attempt(request, "code", str(user_id))
     now = datetime.now(UTC)
     async with database_of(request).begin() as connection:
         code = text_of(form, "code")

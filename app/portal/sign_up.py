@@ -49,7 +49,7 @@ async def sign_up(request: Request) -> Response:
         RateLimited: Too many sign-ups from here, or mails to this address.
     """
     form = await read_form(request, FORM_COOKIE)
-    require_attempt(request, "signup")
+    await require_attempt(request, "signup")
     language = language_of(request)
     email, org_name = text_of(form, "email"), text_of(form, "org_name")
     try:
@@ -59,7 +59,7 @@ async def sign_up(request: Request) -> Response:
         field = "org_name" if error.param == "name" else error.param
         problems = {field: language.gettext(error.message)}
         return render(request, "signup.html", error.status, email=email, org_name=org_name, problems=problems)
-    require_mail(request, address)
+    await require_mail(request, address)
     async with database_of(request).begin() as connection:
         mail, browser = await _asked(connection, request, Wish(address, password_hash, name, language.code))
     response = render(request, "signup_sent.html", email=address)
@@ -93,7 +93,7 @@ async def confirm(request: Request) -> Response:
     """
     form = await read_form(request, FORM_COOKIE)
     link, now = text_of(form, "link"), datetime.now(UTC)
-    require_attempt(request, "confirm")
+    await require_attempt(request, "confirm")
     async with database_of(request).begin() as connection:
         waiting = await sign_ups.find_waiting(connection, link, now)
     if not waiting.is_from(request.cookies.get(BROWSER_COOKIE)):

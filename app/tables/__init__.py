@@ -22,6 +22,7 @@ from app.tables.accounts import (
     RecoveryCode,
     SecondFactor,
     SignUp,
+    Throttled,
     User,
 )
 from app.tables.alerts import CHANNELS, MEASURES, NOTIFICATION_STATES, Alert, Notification, WebhookEndpoint
@@ -100,6 +101,7 @@ __all__ = [
     "StoredRequest",
     "StripeEvent",
     "Subscription",
+    "Throttled",
     "UsageEvent",
     "UsageRollupHour",
     "User",

@@ -212,6 +212,23 @@ class RecoveryCode(Base):
     code_hash: Mapped[bytes] = mapped_column(primary_key=True)
 
 
+class Throttled(Base):
+    """Whoever tried something lately, by the hash of a name; see ``app.throttle``. Not written ahead.
+
+    Attributes:
+        free_at: When nothing of it counts any more.
+    """
+
+    __tablename__ = "throttled"
+    __table_args__ = (
+        CheckConstraint("octet_length(name_hash) = 32", name="name_hash_length"),
+        {"prefixes": ["UNLOGGED"]},
+    )
+
+    name_hash: Mapped[bytes] = mapped_column(primary_key=True)
+    free_at: Mapped[datetime]
+
+
 class ApiKey(Base):
     """A key as it is remembered: an HMAC of it, and enough to recognise it.
 

@@ -9,8 +9,8 @@ import pytest
 
 from app import auth
 from app.api.key_schemas import ApiKeyAnswer, CreatedKey, Scope
-from app.main import LEAK_REPORTS_PER_MINUTE
-from app.throttle import Throttle
+from app.api.keys import LEAK_REPORTS
+from app.throttle import Limit
 from tests.api.world import World, error_of, serving
 from tests.factories import make_key, make_org
 from tests.test_key_cache import forgotten
@@ -272,11 +272,11 @@ async def test_what_is_not_a_key_is_refused_without_the_database(world: World, k
     assert error_of(response) == (400, "invalid_request_error", "key")
 
 
-async def test_reports_are_slowed_down_per_address(world: World) -> None:
-    world.app.state.leak_reports = Throttle(limit=2)
+async def test_reports_are_slowed_down_per_address(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert LEAK_REPORTS.num <= 60
+    monkeypatch.setattr("app.api.keys.LEAK_REPORTS", Limit(2, LEAK_REPORTS.window))
     for _ in range(2):
         assert (await world.http.post("/v1/leaked-keys", json={"key": auth.generate_key()})).status_code == 200
     response = await world.http.post("/v1/leaked-keys", json={"key": auth.generate_key()})
     assert error_of(response) == (429, "rate_limit_exceeded", None)
     assert response.headers["retry-after"] == "60"
-    assert LEAK_REPORTS_PER_MINUTE <= 60

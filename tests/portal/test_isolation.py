@@ -6,7 +6,7 @@ each of B's ids; the forms are genuine ones of A's.
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -20,7 +20,7 @@ from app.accounts.sign_ups import found_org
 from app.accounts.users import add_user
 from app.portal.forms import form_token
 from app.tables import AuditEntry, Membership, PortalSession
-from app.throttle import Throttle
+from app.throttle import Limit
 from tests.api.test_isolation import Victim, rows_of, victim
 from tests.api.world import World
 from tests.portal.routes import ROUTES, filled
@@ -52,9 +52,10 @@ class Attacker:
 
 
 @pytest.fixture(autouse=True)
-def patience(world: World) -> None:
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """All requests come from one place here."""
-    world.app.state.throttle = world.app.state.mail_throttle = Throttle(limit=100_000)
+    for limit in ("FROM_ONE_PLACE", "ON_ONE_NAME", "MAILS"):
+        monkeypatch.setattr(f"app.portal.attempts.{limit}", Limit(100_000, timedelta(minutes=15)))
 
 
 async def attacker_at(world: World, number: int) -> Attacker:

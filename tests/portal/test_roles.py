@@ -1,6 +1,6 @@
 """Every route of the portal, asked by a stranger and by every role: what each may do, and nothing else."""
 
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from uuid import uuid4
 
 import httpx
@@ -13,7 +13,7 @@ from app.accounts.sessions import SESSION_COOKIE, open_session
 from app.accounts.users import add_user
 from app.portal.forms import FORM_COOKIE, form_token
 from app.tables import ROLES, Membership
-from app.throttle import Throttle
+from app.throttle import Limit
 from tests.api.world import World
 from tests.portal.routes import EVERYBODY, MEMBER, PERSON, ROUTES, filled, served
 
@@ -22,9 +22,10 @@ OPEN_ENDED = {"GET /live"}
 
 
 @pytest.fixture(autouse=True)
-def patience(world: World) -> None:
+def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """All requests come from one place here."""
-    world.app.state.throttle = world.app.state.mail_throttle = Throttle(limit=100_000)
+    for limit in ("FROM_ONE_PLACE", "ON_ONE_NAME", "MAILS"):
+        monkeypatch.setattr(f"app.portal.attempts.{limit}", Limit(100_000, timedelta(minutes=15)))
 
 
 async def session_with(world: World, role: str) -> str:

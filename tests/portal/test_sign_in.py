@@ -1,13 +1,16 @@
 """Logging in and out: passwords, sessions, where a link leads."""
 
+from dataclasses import replace
+
 import httpx
 import pytest
 from sqlalchemy import delete, select
 
 from app.accounts.sessions import SESSION_COOKIE
+from app.portal.attempts import FROM_ONE_PLACE, ON_ONE_NAME
 from app.portal.forms import FORM_COOKIE
 from app.tables import AuditEntry, Membership, PortalSession
-from tests.api.world import World
+from tests.api.world import World, serving
 from tests.factories import PASSWORD, make_org, make_user
 from tests.portal.people import Person, browsing, session_of
 
@@ -118,6 +121,18 @@ async def _leave_everything(world: World) -> None:
         await connection.execute(delete(Membership).where(Membership.user_id != other))
 
 
+@pytest.mark.parametrize("site", ["cross-site", "same-site"])
+async def test_nobody_is_signed_in_by_another_site_that_plants_a_form_and_its_cookie(
+    world: World, visitor: Person, site: str
+) -> None:
+    async with browsing(world) as attacker:
+        fields = {"token": _token((await attacker.get("/login")).text), "email": EMAIL, "password": PASSWORD}
+        visitor.plant(FORM_COOKIE, attacker.cookies[FORM_COOKIE])
+    assert (await visitor.post("/login", data=fields, headers={"sec-fetch-site": site})).status_code == 403
+    assert not await visitor.is_signed_in()
+    assert (await visitor.post("/login", data=fields, headers={"sec-fetch-site": "same-origin"})).status_code == 303
+
+
 async def test_logging_out_needs_the_form_of_the_page(world: World, visitor: Person) -> None:
     await visitor.sign_in(EMAIL)
     for token in ("", "0" * 64):
@@ -148,12 +163,54 @@ async def test_the_form_of_one_person_is_of_no_use_to_another(world: World, visi
     assert await visitor.is_signed_in()
 
 
-async def test_guesses_at_one_address_are_counted_wherever_they_come_from(world: World, visitor: Person) -> None:
-    world.app.state.throttle.allows(*[f"login {EMAIL}"])
-    for _ in range(9):
-        assert (await visitor.sign_in(EMAIL, "wrong password")).status_code == 401
-    async with browsing(world) as other:
-        assert (await other.sign_in(EMAIL.upper())).status_code == 429
+async def guess(browser: Person, place: str, password: str = "wrong password") -> int:
+    """One try from somewhere; its status."""
+    browser.headers["x-forwarded-for"] = place
+    return (await browser.sign_in(EMAIL, password)).status_code
+
+
+@pytest.fixture
+def strict(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Few attempts, as each costs time."""
+    assert (FROM_ONE_PLACE.num, ON_ONE_NAME.num) == (10, 30)
+    monkeypatch.setattr("app.portal.attempts.FROM_ONE_PLACE", replace(FROM_ONE_PLACE, num=2))
+    monkeypatch.setattr("app.portal.attempts.ON_ONE_NAME", replace(ON_ONE_NAME, num=4))
+
+
+@pytest.mark.usefixtures("strict")
+async def test_guesses_from_one_place_are_limited(visitor: Person) -> None:
+    assert [await guess(visitor, "198.51.100.7") for _ in range(3)] == [401, 401, 429]
+    # Nobody locks the owner out from a single machine.
+    assert await guess(visitor, "198.51.100.8", PASSWORD) == 303
+
+
+@pytest.mark.usefixtures("strict")
+async def test_a_network_of_the_sixth_version_is_one_place(visitor: Person) -> None:
+    assert [await guess(visitor, f"2001:db8::{number:x}") for number in range(3)] == [401, 401, 429]
+    assert await guess(visitor, "::ffff:198.51.100.7") == 401
+
+
+@pytest.mark.usefixtures("strict")
+async def test_guesses_at_one_address_are_counted_wherever_they_come_from(visitor: Person) -> None:
+    for number in range(4):
+        assert await guess(visitor, f"198.51.100.{number // 2}") == 401
+    assert await guess(visitor, "198.51.100.7", PASSWORD) == 429
+    assert (await visitor.sign_in("other@acme.example")).status_code == 401
+
+
+@pytest.mark.usefixtures("strict")
+async def test_who_knows_the_password_is_not_counted(visitor: Person) -> None:
+    for _ in range(5):
+        assert (await visitor.sign_in(EMAIL)).status_code == 303
+        visitor.cookies.clear()
+
+
+@pytest.mark.usefixtures("strict")
+async def test_another_process_counts_on(world: World, visitor: Person) -> None:
+    for _ in range(2):
+        assert await guess(visitor, "198.51.100.7") == 401
+    async with serving(world.settings, world.database) as other, browsing(other) as browser:
+        assert await guess(browser, "198.51.100.7", PASSWORD) == 429
 
 
 async def test_cookies_are_out_of_reach(world: World, visitor: Person) -> None:
