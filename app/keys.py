@@ -214,10 +214,12 @@ async def rotate_key(
 
     Raises:
         NotFound: No such key, or it belongs to another organisation.
-        Conflict: It is not active, or has a successor that is not revoked.
+        Conflict: It is not active, has a successor that is not revoked, or is the playground's.
     """
     found, now = await _locked(connection, key_id, org_id), datetime.now(UTC)
     if not found.is_active(now):
+    if not found.last4:
+        raise Conflict("Nobody has the playground's key, so there is nothing to exchange.", code="key_not_shown")
         raise Conflict(f"This key is {found.state(now)}; only an active key can be rotated.", code="key_not_active")
     if found.replaced_by is not None and (await get_key(connection, found.replaced_by)).revoked_at is None:
         raise Conflict("This key has a successor already; revoke that one first.", code="key_replaced")
@@ -254,10 +256,13 @@ async def playground_key(connection: AsyncConnection, org_id: UUID) -> bytes:
     Raises:
         Conflict: The organisation has 1,000 keys already.
     """
-    living = select(ApiKey.key_hash).where(ApiKey.org_id == org_id, ApiKey.is_playground, ApiKey.revoked_at.is_(None))
-    found: bytes | None = (await connection.execute(living)).scalar_one_or_none()
-    if found is not None:
-        return found
+    of_playground = (ApiKey.org_id == org_id, ApiKey.is_playground, ApiKey.revoked_at.is_(None))
+    living = select(ApiKey.key_hash, ApiKey.expires_at).where(*of_playground)
+    found = (await connection.execute(living)).one_or_none()
+    if found is not None and (found.expires_at is None or found.expires_at > datetime.now(UTC)):
+        return bytes(found.key_hash)
+    if found is not None:  # somebody gave it an end; it makes room for the next
+        await _revoke(connection, [*of_playground, ApiKey.expires_at <= datetime.now(UTC)], "revoked")
     await _check_room(connection, org_id)
     values = {
         **_columns(_PLAYGROUND),
@@ -272,7 +277,7 @@ async def playground_key(connection: AsyncConnection, org_id: UUID) -> bytes:
     key_id: UUID | None = (await connection.execute(added)).scalar_one_or_none()
     if key_id is not None:
         await connection.execute(insert(RateBucket).values(_full_bucket(key_id)))
-    return bytes((await connection.execute(living)).scalar_one())
+    return bytes((await connection.execute(living)).one().key_hash)
 
 
 async def report_leak(connection: AsyncConnection, settings: Settings, key: str) -> UUID | None:

@@ -27,7 +27,8 @@ async def require_member_call(request: Request) -> Call:
 
     Raises:
         AuthenticationFailed: Nobody is signed in.
-        PermissionDenied: Another site asks, the member's role does not allow it, or the organisation is suspended.
+        PermissionDenied: Another site asks, the member's role does not allow it, the organisation is suspended, or
+            its key may not be used from here.
     """
     _refuse_other_sites(request)
     database: Database = request.app.state.database
@@ -38,6 +39,7 @@ async def require_member_call(request: Request) -> Call:
             raise AuthenticationFailed("Please sign in.", code="sign_in_required")
         permissions.require(user, "playground.use")
         key = await find_key_by_hash(connection, await keys.playground_key(connection, user.org_id))
+    key.require_host(request.client.host if request.client else None)
     return call_of(request, key)
 
 

@@ -9,6 +9,7 @@ import httpx
 import pytest
 from sqlalchemy import text
 
+from app import keys as api_keys
 from app.portal import live
 from app.portal.i18n import LANGUAGES
 from tests.api.world import World
@@ -96,6 +97,37 @@ async def test_a_key_that_was_revoked_is_followed_by_another(world: World, owner
     async with world.database.begin() as connection:
         count = await connection.execute(text("SELECT count(*) FROM api_keys WHERE is_playground"))
         assert count.scalar_one() == 2
+
+
+async def test_an_end_that_somebody_gave_the_key_is_not_the_end_of_the_playground(
+    world: World, acme: UUID, owner: Browser
+) -> None:
+    await owner.post("/playground/completions", json=BODY, headers=OURS)
+    async with world.database.begin() as connection:
+        await connection.execute(text("UPDATE api_keys SET expires_at = now() - interval '1 second'"))
+    assert (await owner.post("/playground/completions", json=BODY, headers=OURS)).status_code == 200
+    async with world.database.begin() as connection:
+        found = await api_keys.list_keys(connection, acme)
+    assert [one.revoke_reason for one in found] == [None, "revoked"]
+
+
+async def test_its_key_is_nothing_to_exchange(world: World, acme: UUID, owner: Browser) -> None:
+    await owner.post("/playground/completions", json=BODY, headers=OURS)
+    async with world.database.begin() as connection:
+        (key,) = await api_keys.list_keys(connection, acme)
+    page = f"/keys/{key.id}"
+    assert "/rotate" not in await owner.page(page)
+    answer = await owner.send_form(f"{page}/rotate", page, overlap="24")
+    assert answer.status_code == 409
+    assert "nothing to exchange" in answer.text
+
+
+async def test_its_key_holds_to_its_networks(world: World, acme: UUID, owner: Browser) -> None:
+    await owner.post("/playground/completions", json=BODY, headers=OURS)
+    async with world.database.begin() as connection:
+        await connection.execute(text("UPDATE api_keys SET ip_allow = '{192.0.2.0/24}' WHERE is_playground"))
+    answer = await owner.post("/playground/completions", json=BODY, headers=OURS)
+    assert (answer.status_code, answer.json()["error"]["code"]) == (403, "ip_not_allowed")
 
 
 async def test_many_at_once_make_one_key(world: World, owner: Browser) -> None:
