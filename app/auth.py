@@ -89,7 +89,7 @@ class Key:
             PermissionDenied: It has not.
         """
         if scope not in self.scopes:
-            raise PermissionDenied(f"This API key does not have the scope '{scope}'.")
+            raise PermissionDenied("This API key does not have the scope '%(scope)s'.", values={"scope": scope})
 
     def may_use(self, model: str) -> bool:
         """Whether its list of models, if it has one, names ``model``."""
@@ -103,7 +103,10 @@ class Key:
         """
         if not self.may_use(model):
             raise PermissionDenied(
-                f"This API key may not use the model '{model}'.", param="model", code="model_not_allowed"
+                "This API key may not use the model '%(model)s'.",
+                values={"model": model},
+                param="model",
+                code="model_not_allowed",
             )
 
     def require_present(self, now: datetime) -> None:

@@ -29,7 +29,6 @@ NAMING_CONVENTION = {
 }
 # PostgreSQL's undefined_table and undefined_column: the schema is older than the program.
 WITHOUT_OUR_TABLES = frozenset({"42P01", "42703"})
-NOT_MIGRATED = "The database does not have the tables of this version; run: tollgate db migrate"
 
 metadata = MetaData(naming_convention=NAMING_CONVENTION)
 
@@ -67,7 +66,7 @@ class Database:
                 yield connection
         except DBAPIError as error:
             if getattr(error.orig, "sqlstate", None) in WITHOUT_OUR_TABLES:
-                raise DatabaseUnavailable(NOT_MIGRATED) from error
+                raise not_migrated() from error
             if not error.connection_invalidated:
                 raise
             raise unavailable(error) from error
@@ -134,6 +133,11 @@ def unavailable(error: BaseException) -> DatabaseUnavailable:
     """What callers hear of a database that does not answer; logs why."""
     log.warning("database.unavailable", error=type(error).__name__)
     return DatabaseUnavailable("The database does not answer right now; please retry.")
+
+
+def not_migrated() -> DatabaseUnavailable:
+    """What callers hear of a database whose schema is older than this program."""
+    return DatabaseUnavailable("The database does not have the tables of this version; run: tollgate db migrate")
 
 
 def driver_url(url: str) -> str:

@@ -27,7 +27,8 @@
 
 Knows nothing of the web framework: the API turns an ``AppError`` into a response,
 the command line prints any ``TollgateError`` as one line. Messages are shown to
-customers, so they hold no secrets and no foreign exception text.
+customers, so they hold no secrets and no foreign exception text. A page translates them:
+a message with values in it is written ``BadRequest("At most %(most)s names.", values={"most": 100})``.
 """
 
 import math
@@ -76,6 +77,7 @@ class AppError(TollgateError):
     """An answer other than success on the HTTP interface.
 
     Attributes:
+        template: The message with ``%(name)s`` in the places of ``values``: what is translated.
         status: HTTP status.
         code: Stable snake_case name that programs may branch on.
         type: OpenAI's coarse class of the error.
@@ -91,13 +93,16 @@ class AppError(TollgateError):
         self,
         message: str,
         *,
+        values: Mapping[str, object] | None = None,
         param: str | None = None,
         code: str | None = None,
         status: int | None = None,
         type: str | None = None,
         headers: Mapping[str, str] | None = None,
     ) -> None:
-        super().__init__(message)
+        super().__init__(message % values if values else message)
+        self.template = message
+        self.values = dict(values or {})
         self.param = param
         self.code = code or self.default_code
         self.status = status or self.default_status

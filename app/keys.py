@@ -32,6 +32,7 @@ MAX_NETWORKS = 100
 MAX_PER_MINUTE = 2**31 - 1
 MAX_MONTHLY_CAP = 9_000_000 * 10**12
 """10^-12 USD; what fits a bigint."""
+_MAX_SHOWN = 64
 LONG_AGO = datetime(2000, 1, 1, tzinfo=UTC)
 """A rate bucket dated so is full at its first use, whatever the limits are then."""
 
@@ -217,10 +218,10 @@ async def rotate_key(
         Conflict: It is not active, has a successor that is not revoked, or is the playground's.
     """
     found, now = await _locked(connection, key_id, org_id), datetime.now(UTC)
-    if not found.is_active(now):
     if not found.last4:
         raise Conflict("Nobody has the playground's key, so there is nothing to exchange.", code="key_not_shown")
-        raise Conflict(f"This key is {found.state(now)}; only an active key can be rotated.", code="key_not_active")
+    if not found.is_active(now):
+        raise Conflict("This key has ended; only an active key can be rotated.", code="key_not_active")
     if found.replaced_by is not None and (await get_key(connection, found.replaced_by)).revoked_at is None:
         raise Conflict("This key has a successor already; revoke that one first.", code="key_replaced")
     await _check_room(connection, found.org_id)
@@ -305,10 +306,21 @@ def parse_networks(values: Sequence[str]) -> tuple[Network, ...]:
     Raises:
         BadRequest: One is no network, or has bits beyond its mask.
     """
+    return tuple(_network(value) for value in values)
+
+
+def _network(value: str) -> Network:
     try:
-        return tuple(ip_network(value) for value in values)
-    except ValueError as error:
-        raise BadRequest(f"{error}.", param="ip_allow") from None
+        return ip_network(value)
+    except ValueError:
+        shown = {"network": value[:_MAX_SHOWN]}
+    try:
+        meant = ip_network(value, strict=False)
+    except ValueError:
+        message = "'%(network)s' is not a network such as 192.0.2.0/24."
+        raise BadRequest(message, values=shown, param="ip_allow") from None
+    message = "%(network)s has bits beyond its mask; the network is %(meant)s."
+    raise BadRequest(message, values=shown | {"meant": meant}, param="ip_allow")
 
 
 async def _insert_key(
@@ -335,7 +347,9 @@ async def _insert_key(
     try:
         await connection.execute(insert(ApiKey).values(values))
     except IntegrityError:
-        raise NotFound(f"There is no organisation {org_id}.", code="org_not_found", param="org") from None
+        raise NotFound(
+            "There is no organisation %(id)s.", values={"id": org_id}, code="org_not_found", param="org"
+        ) from None
     # Of a successor it only says when the key itself was used last.
     await connection.execute(insert(RateBucket).values(_full_bucket(new.id)))
     return new
@@ -370,7 +384,11 @@ async def _locked(connection: AsyncConnection, key_id: UUID, org_id: UUID | None
 async def _check_room(connection: AsyncConnection, org_id: UUID) -> None:
     statement = select(func.count()).where(ApiKey.org_id == org_id, ApiKey.revoked_at.is_(None))
     if (await connection.execute(statement)).scalar_one() >= MAX_KEYS:
-        raise Conflict(f"An organisation has at most {MAX_KEYS} keys; revoke some first.", code="too_many_keys")
+        raise Conflict(
+            "An organisation has at most %(most)s keys; revoke some first.",
+            values={"most": MAX_KEYS},
+            code="too_many_keys",
+        )
 
 
 def _bucket_of(key_id: UUID) -> ScalarSelect[UUID]:
@@ -417,11 +435,11 @@ def _checked(terms: Terms) -> Terms:
     _check_scopes(terms.scopes)
     _check_models(terms.allowed_models)
     if terms.ip_allow is not None and not 1 <= len(terms.ip_allow) <= MAX_NETWORKS:
-        raise BadRequest(f"A list of networks has 1 to {MAX_NETWORKS}.", param="ip_allow")
+        raise BadRequest("A list of networks has 1 to %(most)s.", values={"most": MAX_NETWORKS}, param="ip_allow")
     for param in ("requests_per_minute", "tokens_per_minute"):
         limit = getattr(terms, param)
         if limit is not None and not 1 <= limit <= MAX_PER_MINUTE:
-            raise BadRequest(f"A limit is from 1 to {MAX_PER_MINUTE} a minute.", param=param)
+            raise BadRequest("A limit is from 1 to %(most)s a minute.", values={"most": MAX_PER_MINUTE}, param=param)
     if terms.monthly_cap is not None and not 0 <= terms.monthly_cap <= MAX_MONTHLY_CAP:
         raise BadRequest("A cap is from 0 to 9,000,000 USD a month.", param="monthly_cap")
     return replace(
@@ -437,16 +455,23 @@ def _check_scopes(scopes: Sequence[str]) -> None:
         raise BadRequest("A key needs at least one scope.", param="scopes")
     for scope in scopes:
         if scope not in SCOPES:
-            raise BadRequest(f"The scope '{scope}' is not one of {', '.join(SCOPES)}.", param="scopes")
+            values = {"scope": scope, "scopes": ", ".join(SCOPES)}
+            raise BadRequest("The scope '%(scope)s' is not one of %(scopes)s.", values=values, param="scopes")
 
 
 def _check_models(models: Sequence[str] | None) -> None:
     if models is None:
         return
     if not 1 <= len(models) <= MAX_MODELS:
-        raise BadRequest(f"A list of models has 1 to {MAX_MODELS} names.", param="allowed_models")
+        raise BadRequest(
+            "A list of models has 1 to %(most)s names.", values={"most": MAX_MODELS}, param="allowed_models"
+        )
     if not all(0 < len(model) <= MAX_MODEL_LENGTH and model.isprintable() for model in models):
-        raise BadRequest(f"A model's name has 1 to {MAX_MODEL_LENGTH} printable characters.", param="allowed_models")
+        raise BadRequest(
+            "A model's name has 1 to %(most)s printable characters.",
+            values={"most": MAX_MODEL_LENGTH},
+            param="allowed_models",
+        )
 
 
 def _check_future(expires_at: datetime) -> None:
@@ -459,4 +484,4 @@ def _distinct(values: Sequence[str]) -> tuple[str, ...]:
 
 
 def _no_key(key_id: UUID) -> NotFound:
-    return NotFound(f"There is no key {key_id}.", code="key_not_found", param="key_id")
+    return NotFound("There is no key %(id)s.", values={"id": key_id}, code="key_not_found", param="key_id")

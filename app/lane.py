@@ -17,7 +17,7 @@ from typing import Any
 
 import asyncpg
 
-from app.db import NOT_MIGRATED, WITHOUT_OUR_TABLES, driver_url, unavailable
+from app.db import WITHOUT_OUR_TABLES, driver_url, not_migrated, unavailable
 from app.errors import DatabaseUnavailable, Overloaded
 
 Order = tuple[bytes, bytes]
@@ -163,7 +163,7 @@ class Lane:
             for asked in batch:
                 await self._run([asked])
         elif error.sqlstate in WITHOUT_OUR_TABLES:
-            _fail(batch, DatabaseUnavailable(NOT_MIGRATED))
+            _fail(batch, not_migrated())
         else:
             _fail(batch, error)
 

@@ -37,7 +37,7 @@ async def add_endpoint(connection: AsyncConnection, org_id: UUID, url: str, crea
     address = checked_url(url)
     count = select(func.count()).where(WebhookEndpoint.org_id == org_id)
     if (await connection.execute(count)).scalar_one() >= MAX_ENDPOINTS:
-        raise Conflict(f"There are {MAX_ENDPOINTS} webhook addresses already.", param="url")
+        raise Conflict("There are %(most)s webhook addresses already.", values={"most": MAX_ENDPOINTS}, param="url")
     endpoint_id = new_id()
     values = {"id": endpoint_id, "org_id": org_id, "url": address, "created_by": created_by}
     await connection.execute(insert(WebhookEndpoint).values(values))
@@ -96,7 +96,9 @@ def checked_url(url: str) -> str:
     if not is_callable or parts.username or not address.isascii() or not address.isprintable() or " " in address:
         raise BadRequest("A webhook address begins with https:// and a host.", param="url")
     if len(address) > MAX_URL_LENGTH:
-        raise BadRequest(f"A webhook address has at most {MAX_URL_LENGTH} characters.", param="url")
+        raise BadRequest(
+            "A webhook address has at most %(most)s characters.", values={"most": MAX_URL_LENGTH}, param="url"
+        )
     return address
 
 

@@ -170,7 +170,7 @@ async def read_account(connection: AsyncConnection, org_id: UUID, now: datetime)
     """
     budget = (await connection.execute(select(OrgBudget.__table__).where(OrgBudget.org_id == org_id))).one_or_none()
     if budget is None:
-        raise NotFound(f"There is no organisation {org_id}.", code="org_not_found", param="org")
+        raise NotFound("There is no organisation %(id)s.", values={"id": org_id}, code="org_not_found", param="org")
     current = select(Subscription.__table__).where(Subscription.org_id == org_id, Subscription.is_current)
     row = (await connection.execute(current)).one_or_none()
     held = None if row is None else _held(row)

@@ -195,7 +195,7 @@ def plan(name: str, version: int | None = None) -> Plan:
     """
     found = PLANS.get(name) if version is None else VERSIONS.get((name, version))
     if found is None:
-        raise NotFound(f"There is no plan {name!r}.", code="plan_not_found", param="plan")
+        raise NotFound("There is no plan '%(plan)s'.", values={"plan": name}, code="plan_not_found", param="plan")
     return found
 
 

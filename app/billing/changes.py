@@ -31,7 +31,6 @@ from app.tables import Subscription
 # By Stripe's documentation, `cancel_at_period_end` would mean the earliest end of any
 # price: for a plan paid by the year, that of the month of usage.
 _AT_THE_END = "max_period_end"
-_UNPAID = "The last invoice is not paid yet. Please pay it first; another plan can be chosen then."
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,7 +124,7 @@ async def change_plan(desk: Desk, plan_name: str, interval: str) -> Change:
     if change.at is None:
         await _change_now(desk, subscription, _at_once(subscription, change, items))
     else:
-        await _change_later(desk.gateway, subscription, items, change.at)
+        await change_later(desk.gateway, subscription, items, change.at)
     await _read_back(desk, subscription["id"])
     return change
 
@@ -158,6 +157,44 @@ async def resume(desk: Desk) -> None:
     await _read_back(desk, subscription["id"])
 
 
+async def change_later(gateway: Gateway, subscription: Mapping[str, Any], items: list[Object], at: datetime) -> None:
+    """Plans other prices for a subscription, by a schedule that lets go of it then.
+
+    Args:
+        gateway: To Stripe.
+        subscription: Stripe's object, with its schedule, if it is under one.
+        items: Their prices, and of the flat one the quantity.
+        at: When what is paid for ends.
+
+    Raises:
+        StripeUnavailable: As every call; likewise ``StripeRefused``.
+    """
+    if _is_ending(subscription):
+        await gateway.update_subscription(subscription["id"], _unending(subscription))
+    schedule = subscription["schedule"] or await gateway.create_schedule({"from_subscription": subscription["id"]})
+    began = schedule["current_phase"]["start_date"]
+    now = next(phase for phase in schedule["phases"] if phase["start_date"] == began)
+    discounts = [{"discount": one["discount"]} for one in now["discounts"] if one.get("discount")]
+    kept: Object = {"discounts": discounts} if discounts else {}
+    if now["trial_end"] is not None:
+        kept["trial_end"] = now["trial_end"]
+    present = {
+        "items": [_phase_item(item) for item in subscription["items"]["data"]],
+        "start_date": now["start_date"],
+        "end_date": int(at.timestamp()),
+        "proration_behavior": "none",
+        **kept,
+    }
+    kept.pop("trial_end", None)
+    then = {
+        "items": [{name: item[name] for name in ("price", "quantity") if name in item} for item in items],
+        "duration": {"interval": "month", "interval_count": 1},
+        "proration_behavior": "none",
+        **kept,
+    }
+    await gateway.update_schedule(schedule["id"], {"phases": [present, then], "end_behavior": "release"})
+
+
 async def _read(desk: Desk) -> Object:
     """The current subscription as Stripe has it now."""
     async with desk.database.begin() as connection:
@@ -174,7 +211,10 @@ async def _read(desk: Desk) -> Object:
 def _decide(subscription: Mapping[str, Any], plan_name: str, interval: str) -> Change:
     plan, by = sold(plan_name, interval)
     if subscription["status"] not in ("trialing", "active"):
-        raise Conflict(_UNPAID, code="invoice_unpaid")
+        raise Conflict(
+            "The last invoice is not paid yet. Please pay it first; another plan can be chosen then.",
+            code="invoice_unpaid",
+        )
     flat = _flat_item(subscription)
     named = catalog.plan_of_lookup_key(flat["price"]["lookup_key"])
     assert named is not None  # _flat_item found it by that
@@ -219,7 +259,7 @@ async def _change_now(desk: Desk, subscription: Object, terms: Object) -> None:
         await desk.gateway.update_subscription(subscription["id"], terms)
     except StripeRefused:
         if planned is not None:
-            await _change_later(desk.gateway, {**subscription, "schedule": None}, *planned)
+            await change_later(desk.gateway, {**subscription, "schedule": None}, *planned)
         raise
 
 
@@ -234,33 +274,6 @@ def _planned(subscription: Mapping[str, Any]) -> tuple[list[Object], datetime] |
             items = [{name: item[name] for name in ("price", "quantity") if item.get(name)} for item in phase["items"]]
             return items, datetime.fromtimestamp(phase["start_date"], UTC)
     return None
-
-
-async def _change_later(gateway: Gateway, subscription: Object, items: list[Object], at: datetime) -> None:
-    if _is_ending(subscription):
-        await gateway.update_subscription(subscription["id"], _unending(subscription))
-    schedule = subscription["schedule"] or await gateway.create_schedule({"from_subscription": subscription["id"]})
-    began = schedule["current_phase"]["start_date"]
-    now = next(phase for phase in schedule["phases"] if phase["start_date"] == began)
-    discounts = [{"discount": one["discount"]} for one in now["discounts"] if one.get("discount")]
-    kept: Object = {"discounts": discounts} if discounts else {}
-    if now["trial_end"] is not None:
-        kept["trial_end"] = now["trial_end"]
-    present = {
-        "items": [_phase_item(item) for item in subscription["items"]["data"]],
-        "start_date": now["start_date"],
-        "end_date": int(at.timestamp()),
-        "proration_behavior": "none",
-        **kept,
-    }
-    kept.pop("trial_end", None)
-    then = {
-        "items": [{name: item[name] for name in ("price", "quantity") if name in item} for item in items],
-        "duration": {"interval": "month", "interval_count": 1},
-        "proration_behavior": "none",
-        **kept,
-    }
-    await gateway.update_schedule(schedule["id"], {"phases": [present, then], "end_behavior": "release"})
 
 
 async def _read_back(desk: Desk, subscription_id: str) -> None:

@@ -70,7 +70,9 @@ async def ensure_customer(
             await connection.execute(select(Org.name, Org.stripe_customer_id).where(Org.id == buyer.org_id))
         ).one_or_none()
     if row is None:
-        raise NotFound(f"There is no organisation {buyer.org_id}.", code="org_not_found", param="org")
+        raise NotFound(
+            "There is no organisation %(id)s.", values={"id": buyer.org_id}, code="org_not_found", param="org"
+        )
     if row.stripe_customer_id is not None:
         return str(row.stripe_customer_id)
     customer: Object = {"name": row.name, "metadata": {"org_id": str(buyer.org_id)}}
@@ -298,7 +300,7 @@ def _discount(coupon: str | None) -> Object:
     if coupon is None:
         return {"allow_promotion_codes": True}
     if coupon not in {one.id for one in catalog.COUPONS}:
-        raise BadRequest(f"There is no coupon {coupon!r}.", param="coupon")
+        raise BadRequest("There is no coupon '%(coupon)s'.", values={"coupon": coupon}, param="coupon")
     return {"discounts": [{"coupon": coupon}]}
 
 

@@ -38,7 +38,6 @@ SIGNATURE_TOLERANCE_S = 300
 _UNCLEAR = frozenset({401, 409, 429})
 _FORBIDDEN = 403
 _PERMISSION = re.compile(r"\brak_\w+")
-_NOT_REACHABLE = "Stripe is not reachable at the moment. Please try again in a few minutes."
 
 
 class Gateway:
@@ -90,7 +89,7 @@ class Gateway:
             async with asyncio.timeout(self._timeout_s):
                 answer = await call
         except TimeoutError:
-            raise StripeUnavailable(_NOT_REACHABLE) from None
+            raise _not_reachable() from None
         except stripe.StripeError as error:
             raise _translated(error) from None
         return cast("Object", answer.last_response.data)
@@ -421,12 +420,16 @@ def verify_webhook(body: bytes, header: str | None, secrets: Sequence[str]) -> N
     raise BadRequest("The Stripe-Signature header does not fit this body, or is too old.", code="invalid_signature")
 
 
+def _not_reachable() -> StripeUnavailable:
+    return StripeUnavailable("Stripe is not reachable at the moment. Please try again in a few minutes.")
+
+
 def _translated(error: stripe.StripeError) -> StripeRefused | StripeUnavailable:
     """Ours for the library's; what Stripe says is for the customer only where it is about the request."""
     status = error.http_status
     if status is None or status in _UNCLEAR or not 400 <= status < 500:
         log.warning("stripe.unavailable", status=status, error=type(error).__name__, stripe_request=error.request_id)
-        return StripeUnavailable(_NOT_REACHABLE)
+        return _not_reachable()
     details = error.error
     message = error.user_message or "Stripe refused."
     return StripeRefused(

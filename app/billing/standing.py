@@ -135,4 +135,4 @@ def forecast(spent: Decimal, recent: Decimal, since: datetime, now: datetime) ->
 
 
 def _no_org(org_id: UUID) -> NotFound:
-    return NotFound(f"There is no organisation {org_id}.", code="org_not_found", param="org")
+    return NotFound("There is no organisation %(id)s.", values={"id": org_id}, code="org_not_found", param="org")

@@ -33,7 +33,7 @@ async def add_webhook(request: Request) -> Response:
             after = {"url": endpoints.checked_url(text_of(form, "url"))}
             await note(request, connection, user, "webhook.add", f"webhook:{added}", after=after)
     except (BadRequest, Conflict) as error:
-        return await _page(request, text_of(form, "url"), language_of(request).gettext(error.message))
+        return await _page(request, text_of(form, "url"), language_of(request).told(error))
     return RedirectResponse("/alerts?done=added", SEE_OTHER)
 
 

@@ -43,7 +43,7 @@ async def keep_prompts(request: Request) -> Response:
                 after=after,
             )
     except BadRequest as error:
-        return await _page(request, {"days": language_of(request).gettext(error.message)})
+        return await _page(request, {"days": language_of(request).told(error)})
     return RedirectResponse("/data?done=saved", SEE_OTHER)
 
 
@@ -90,7 +90,7 @@ async def delete_organisation(request: Request) -> Response:
             delete_at = await deletion.request_deletion(connection, user.org_id, datetime.now(UTC))
             await note(request, connection, user, "org.delete", f"org:{user.org_id}", after={"delete_at": delete_at})
     except Conflict as error:
-        return await _page(request, {"name": say(error.message)})
+        return await _page(request, {"name": language_of(request).told(error)})
     return RedirectResponse("/organizations", SEE_OTHER)
 
 

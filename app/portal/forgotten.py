@@ -46,7 +46,7 @@ async def forgot(request: Request) -> Response:
     try:
         email = users.checked_email(text_of(form, "email"))
     except BadRequest as error:
-        problem = language_of(request).gettext(error.message)
+        problem = language_of(request).told(error)
         return render(request, "forgot.html", error.status, email=text_of(form, "email"), problem=problem)
     await require_mail(request, email)
     response = render(request, "forgot_sent.html", email=email)
@@ -86,7 +86,7 @@ async def reset_password(request: Request) -> Response:
     try:
         password_hash = await asyncio.to_thread(users.hash_password, str(form.get("password", "")))
     except BadRequest as error:
-        problem = language_of(request).gettext(error.message)
+        problem = language_of(request).told(error)
         return render(request, "reset.html", error.status, link=link, email=reset.email, problem=problem)
     async with database_of(request).begin() as connection:
         await passwords.use_reset(connection, link, password_hash, now)

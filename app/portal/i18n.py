@@ -22,6 +22,8 @@ from babel.numbers import format_compact_decimal, format_currency, format_decima
 from fastapi import Request
 from markupsafe import Markup
 
+from app.errors import AppError
+
 LANGUAGE_COOKIE = "tollgate_language"
 LOCALE_DIR = Path(__file__).parent / "locale"
 DOMAIN = "portal"
@@ -72,6 +74,11 @@ class Language:
     def ngettext(self, singular: str, plural: str, count: int) -> str:
         """The form for ``count`` in this language."""
         return self.translations.ngettext(singular, plural, count)
+
+    def told(self, error: AppError) -> str:
+        """What went wrong, in this language."""
+        said = self.gettext(error.template)
+        return said % error.values if error.values else said
 
     def number(self, value: int | Decimal) -> str:
         """``1,234,567``."""

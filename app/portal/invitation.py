@@ -74,7 +74,7 @@ async def join(request: Request) -> Response:
     try:
         password_hash = await asyncio.to_thread(users.hash_password, str(form.get("password", "")))
     except BadRequest as error:
-        return await _page(request, None, link, language_of(request).gettext(error.message))
+        return await _page(request, None, link, language_of(request).told(error))
     now = datetime.now(UTC)
     async with database_of(request).begin() as connection:
         user_id, invited = await _join(connection, link, password_hash, language_of(request).code, now)

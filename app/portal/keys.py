@@ -160,7 +160,7 @@ async def _form_page(
             if key.replaced_by is not None:
                 successor = await api_keys.get_key(connection, key.replaced_by, user.org_id)
         cost = sum((line.cost for line in lines), Decimal(0))
-    problems = {} if error is None else {error.param or "": language_of(request).gettext(error.message)}
+    problems = {} if error is None else {error.param or "": language_of(request).told(error)}
     return render(
         request,
         "key.html" if key else "key_new.html",

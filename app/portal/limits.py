@@ -38,7 +38,7 @@ async def save_cap(request: Request) -> Response:
             target = f"org:{user.org_id}"
             await note(request, connection, user, "cap.set", target, before={"spend_cap": before}, after=told)
     except BadRequest as error:
-        return await _page(request, text_of(form, "spend_cap"), language_of(request).gettext(error.message))
+        return await _page(request, text_of(form, "spend_cap"), language_of(request).told(error))
     return RedirectResponse("/limits?done=saved", SEE_OTHER)
 
 

@@ -132,7 +132,7 @@ async def _page(
         now=now,
         email=email,
         role=role,
-        problems={} if error is None else {error.param or "": language.gettext(error.message)},
+        problems={} if error is None else {error.param or "": language.told(error)},
         done=request.query_params.get("done"),
     )
 

@@ -48,7 +48,7 @@ async def found_organization(request: Request) -> Response:
             after = {"name": user.org_name, "plan": sign_ups.PLAN}
             await note(request, connection, user, "org.sign_up", f"org:{org_id}", after=after)
     except BadRequest as error:
-        return await _page(request, person, name, language_of(request).gettext(error.message))
+        return await _page(request, person, name, language_of(request).told(error))
     return RedirectResponse(HOME, SEE_OTHER)
 
 

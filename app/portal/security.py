@@ -187,7 +187,7 @@ async def _page(request: Request, person: Person, error: AppError | None = None)
             "has_factor": await second_factor.is_on(connection, person.user_id),
             "num_codes": await second_factor.num_recovery_codes(connection, person.user_id),
         }
-    problems = {} if error is None else {error.param: language_of(request).gettext(error.message)}
+    problems = {} if error is None else {error.param: language_of(request).told(error)}
     status = 200 if error is None else error.status
     done = request.query_params.get("done")
     shown |= {"person": person, "now": now, "problems": problems, "done": done, "device_name": device_name}

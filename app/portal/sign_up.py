@@ -57,7 +57,7 @@ async def sign_up(request: Request) -> Response:
         password_hash = await asyncio.to_thread(users.hash_password, str(form.get("password", "")))
     except BadRequest as error:
         field = "org_name" if error.param == "name" else error.param
-        problems = {field: language.gettext(error.message)}
+        problems = {field: language.told(error)}
         return render(request, "signup.html", error.status, email=email, org_name=org_name, problems=problems)
     await require_mail(request, address)
     async with database_of(request).begin() as connection:

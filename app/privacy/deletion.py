@@ -91,4 +91,4 @@ async def _delete(connection: AsyncConnection, org_id: UUID) -> None:
 
 
 def _unknown(org_id: UUID) -> NotFound:
-    return NotFound(f"There is no organisation {org_id}.", code="org_not_found", param="org")
+    return NotFound("There is no organisation %(id)s.", values={"id": org_id}, code="org_not_found", param="org")

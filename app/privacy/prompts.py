@@ -86,10 +86,10 @@ async def set_retention(connection: AsyncConnection, org_id: UUID, days: int | N
         NotFound: No such organisation.
     """
     if days is not None and not 1 <= days <= MAX_DAYS:
-        raise BadRequest(f"Requests are kept for 1 to {MAX_DAYS} days.", param="days")
+        raise BadRequest("Requests are kept for 1 to %(most)s days.", values={"most": MAX_DAYS}, param="days")
     statement = update(Org).where(Org.id == org_id).values(prompt_retention_days=days)
     if not (await connection.execute(statement)).rowcount:
-        raise NotFound(f"There is no organisation {org_id}.", code="org_not_found", param="org")
+        raise NotFound("There is no organisation %(id)s.", values={"id": org_id}, code="org_not_found", param="org")
     if days is None:
         await connection.execute(delete(StoredRequest).where(StoredRequest.org_id == org_id))
 

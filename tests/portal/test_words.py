@@ -1,8 +1,12 @@
 """The portal in its languages: which one a visitor reads, and how it writes numbers, dates and amounts."""
 
+import ast
+import inspect
+import re
 import string
 import subprocess
 import sys
+from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from pathlib import Path
@@ -13,6 +17,8 @@ from babel.messages.pofile import read_po
 from hypothesis import given
 from hypothesis import strategies as st
 
+from app import errors
+from app.errors import AppError, BadRequest
 from app.portal.i18n import DOMAIN, LANGUAGE_COOKIE, LANGUAGES, LOCALE_DIR, preferred
 from tests.api.world import World
 from tests.portal.test_usage_pages import bill
@@ -21,6 +27,20 @@ from tests.portal.visiting import Browser, visiting
 ROOT = Path(__file__).parents[2]
 EN, ZH = LANGUAGES["en"], LANGUAGES["zh"]
 AT = datetime(2026, 11, 27, 6, 8, 9, tzinfo=UTC)
+TEMPLATES = sorted((ROOT / "app" / "portal" / "templates").glob("*.html"))
+NAMES = {
+    *("Tollgate", "PDF", "Stripe", "curl", "Python", "JavaScript", "top_p", "UTC", "retry-after"),
+    *("x-ratelimit-limit-requests", "x-ratelimit-remaining-requests", "x-ratelimit-reset-requests"),
+    *("x-should-retry: false", "x-budget-stopped"),
+}
+"""What is the same in every language."""
+SHOWN_ON_PAGES = (
+    *("app/portal", "app/accounts", "app/alerts", "app/privacy"),
+    *("app/keys.py", "app/auth.py", "app/db.py", "app/mail.py"),
+    *(f"app/billing/{name}.py" for name in ("account", "catalog", "changes", "checkout", "gateway", "outbox")),
+    *(f"app/billing/{name}.py" for name in ("receipts", "standing", "statement")),
+)
+"""Where errors are raised that a person may read."""
 CATALOGUES = sorted(LOCALE_DIR.glob(f"*/LC_MESSAGES/{DOMAIN}.po"))
 
 
@@ -104,6 +124,54 @@ def test_every_text_is_translated_with_the_same_placeholders(path: Path) -> None
 def placeholders(text: str) -> list[str]:
     """The names in ``%(name)s``."""
     return [part.partition(")")[0] for part in text.split("%(")[1:] if set(part[:1]) <= set(string.ascii_letters)]
+
+
+@pytest.mark.parametrize("path", TEMPLATES, ids=lambda path: path.stem)
+def test_templates_say_nothing_that_is_not_translated(path: Path) -> None:
+    text = re.sub(r"{#.*?#}", "", path.read_text(), flags=re.DOTALL)
+    text = re.sub(r"{% trans.*?{% endtrans %}", "", text, flags=re.DOTALL)
+    text = re.sub(r"{{.*?}}|{%.*?%}", "\0", text, flags=re.DOTALL)
+    told = re.findall(r'(?:aria-label|alt|title|placeholder)="([^"]*)"', text)
+    told += re.sub(r"<[^>]*>", "\n", text).replace("\0", "\n").splitlines()
+    words = {one.strip() for part in told for one in part.split("\0") if re.search("[A-Za-z]", one)}
+    assert words <= NAMES
+
+
+def test_errors_that_pages_show_are_translated() -> None:
+    with CATALOGUES[0].open("rb") as lines:
+        known = {message.id for message in read_po(lines, locale="zh_Hans_CN")}
+    raised = [found for path in SHOWN_ON_PAGES for found in errors_in(ROOT / path)]
+    assert len(raised) > 60
+    assert [(place, message) for place, message in raised if message not in known] == []
+
+
+def errors_in(path: Path) -> Iterator[tuple[str, str | None]]:
+    """Where an error is made, and its message; None: it is put together there, so no catalogue can have it."""
+    kinds = {name for name, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, AppError)}
+    for file in sorted(path.rglob("*.py")) if path.is_dir() else [path]:
+        tree = ast.parse(file.read_text())
+        constants = {
+            node.targets[0].id: node.value.value
+            for node in ast.walk(tree)
+            if isinstance(node, ast.Assign)
+            and isinstance(node.value, ast.Constant)
+            and isinstance(node.targets[0], ast.Name)
+        }
+        for node in ast.walk(tree):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in kinds:
+                said = node.args[0]
+                place = f"{file.name}:{node.lineno}"
+                if isinstance(said, ast.Name) and said.id in constants:
+                    yield place, constants[said.id]
+                elif not isinstance(said, ast.Name):
+                    yield place, said.value if isinstance(said, ast.Constant) else None
+
+
+def test_what_went_wrong_is_told_with_its_values() -> None:
+    error = BadRequest("A list of networks has 1 to %(most)s.", values={"most": 100})
+    assert error.message == EN.told(error) == "A list of networks has 1 to 100."
+    assert ZH.told(error) == "网段列表须有 1 到 100 项。"
+    assert ZH.told(BadRequest("100% of something")) == "100% of something"
 
 
 def test_there_is_a_catalogue_for_every_language_but_english() -> None:
