@@ -2,22 +2,24 @@
 
 Plain ASGI, so streams pass through untouched and context variables hold. This is
 the request edge: the one place where an unexpected exception is caught, logged with
-its stack and answered with a 500 that tells nothing.
+its stack and answered with a 500 that tells nothing. How a failure is answered, as JSON
+or as a page, says who puts the application together.
 """
 
 import asyncio
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Protocol
 from uuid import UUID
 
 from starlette.datastructures import Headers
-from starlette.requests import ClientDisconnect
+from starlette.requests import ClientDisconnect, Request
+from starlette.responses import Response
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from app.api.failures import error_response, unexpected
+from app.api.failures import unexpected
 from app.api.running import RunningRequests
 from app.errors import AppError, BadRequest, Overloaded, PayloadTooLarge
 from app.tables import new_id
@@ -83,16 +85,20 @@ def record_of(scope: Scope) -> RequestRecord:
 
 
 class RequestMiddleware:
-    """Outermost layer of the application; see the module's docstring.
+    """Layer around the application; see the module's docstring.
 
     Args:
         app: The layer below.
         requests: Sees every request through to its end, also when the server stops.
+        failed: The answer to a request that failed.
     """
 
-    def __init__(self, app: ASGIApp, requests: RunningRequests) -> None:
+    def __init__(
+        self, app: ASGIApp, requests: RunningRequests, failed: Callable[[Request, AppError], Response]
+    ) -> None:
         self.app = app
         self._requests = requests
+        self._failed = failed
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """One request; other ASGI events pass."""
@@ -130,14 +136,13 @@ class RequestMiddleware:
             log.exception("request.failed", path=scope["path"])
             await self._fail(unexpected(), scope, receive, send, record)
 
-    @staticmethod
-    async def _fail(error: AppError, scope: Scope, receive: Receive, send: Send, record: RequestRecord) -> None:
+    async def _fail(self, error: AppError, scope: Scope, receive: Receive, send: Send, record: RequestRecord) -> None:
         if record.status is not None:
             # Half an answer has left: the connection closes without the end of the
             # body, which every client recognises as a failure.
             log.warning("request.broken_off", code=error.code)
             return
-        await error_response(error)(scope, receive, send)
+        await self._failed(Request(scope), error)(scope, receive, send)
 
 
 def _check_length(scope: Scope) -> None:

@@ -21,18 +21,21 @@ from starlette.types import Scope
 
 from app.accounts.permissions import allows
 from app.accounts.sessions import SESSION_COOKIE, PortalUser
-from app.errors import AppError, AuthenticationFailed
+from app.errors import AppError, AuthenticationFailed, BadRequest, StripeRefused
 from app.portal.forms import FORM_COOKIE, FORM_LIFETIME_S, form_token, set_cookie
 from app.portal.headers import content_policy
 from app.portal.i18n import LANGUAGES, Language, language_of
 from app.portal.navigation import ENTRIES
 from app.portal.session import find_user, settings_of
+from app.telemetry import request_id
 
 SEE_OTHER = 303
 HOME = "/overview"
 THEME_COOKIE = "tollgate_theme"
 THEMES = ("auto", "light", "dark")
 STATIC_DIR = Path(__file__).parent / "static"
+_MISSING = (404, 405)
+_OUR_FAULT = 500
 _FOREVER = "public, max-age=31536000, immutable"
 
 
@@ -103,8 +106,13 @@ def render(
 
 def error_page(request: Request, error: AppError) -> Response:
     """A failure in one sentence, with what can be done next."""
-    message = language_of(request).gettext(error.message)
-    page = render(request, "error.html", error.status, error=error, message=message)
+    language = language_of(request)
+    message = language.told(error)
+    if isinstance(error, StripeRefused):  # in Stripe's own words, which are in no catalogue
+        message = language.gettext("Stripe says: %(words)s") % {"words": message}
+    # Who asks for help has to name it.
+    id = request_id.get() if error.status >= _OUR_FAULT else None
+    page = render(request, "error.html", error.status, error=error, message=message, request_id=id)
     page.headers.update(error.headers)
     return page
 
@@ -114,9 +122,11 @@ def wants_page(request: Request) -> bool:
     return not request.url.path.startswith("/v1/") and "text/html" in request.headers.get("accept", "")
 
 
-async def missing_page(request: Request, status: int) -> Response:
-    """The answer to a person for an address that is no page, or not one to send a form to."""
+async def refused_page(request: Request, status: int) -> Response:
+    """The answer to a person for an address that is no page, or for a form that cannot be read."""
     await find_user(request)  # with the menu, for whoever has one
+    if status not in _MISSING:
+        return error_page(request, BadRequest("The form could not be read.", status=status))
     return error_page(request, AppError("There is no page at this address.", code="unknown_url", status=status))
 
 
@@ -139,6 +149,7 @@ def templates(language: Language) -> Environment:
     environment = Environment(
         loader=PackageLoader("app.portal"),
         autoescape=True,
+        undefined=StrictUndefined,  # a name that is misspelt is a fault, not an empty space
         trim_blocks=True,
         lstrip_blocks=True,
         extensions=["jinja2.ext.i18n"],
@@ -149,7 +160,6 @@ def templates(language: Language) -> Environment:
     for filter_name in (
         "number", "compact", "percent", "money", "dollars", "rounded", "cents", "month", "day", "minute", "ago",
     ):  # fmt: skip
-        undefined=StrictUndefined,  # a name that is misspelt is a fault, not an empty space
         environment.filters[filter_name] = getattr(language, filter_name)
     return environment
 
