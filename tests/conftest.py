@@ -14,10 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import asyncpg
+import certifi
 import pytest
+from argon2 import PasswordHasher
 from pydantic import SecretStr
 
 from app import migrate, postgres
+from app.accounts import users
 from app.config import Settings
 from app.db import Database
 
@@ -98,6 +101,29 @@ def restored_logging() -> Iterator[None]:
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def production_hasher() -> Iterator[PasswordHasher]:
+    """What hashes passwords in production; in the tests another one does that takes no time.
+
+    The parameters are part of a hash, so whoever checks one takes as little.
+    """
+    with pytest.MonkeyPatch.context() as patch:
+        production = users._PASSWORDS
+        patch.setattr(users, "_PASSWORDS", PasswordHasher(time_cost=1, memory_cost=8, parallelism=1))
+        yield production
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_authority(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """HTTP clients trust one authority instead of all: each takes 20 ms to read those, and talks to this machine."""
+    end = "-----END CERTIFICATE-----"
+    file = tmp_path_factory.mktemp("authority") / "one.pem"
+    file.write_text(Path(certifi.where()).read_text(encoding="utf-8").partition(end)[0] + end, encoding="utf-8")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SSL_CERT_FILE", str(file))
+        yield
 
 
 @pytest.fixture(scope="session")

@@ -1,6 +1,8 @@
 """People, their addresses and passwords."""
 
 import pytest
+from argon2 import PasswordHasher
+from argon2.profiles import RFC_9106_LOW_MEMORY
 from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -24,6 +26,11 @@ async def test_the_right_password_opens_the_login(database: Database) -> None:
     assert not users.check_password(found.password_hash, "\udfff")
     assert PASSWORD not in found.password_hash
     assert found.password_hash.startswith("$argon2id$")
+
+
+def test_passwords_are_hashed_as_the_standard_says(production_hasher: PasswordHasher) -> None:
+    for name in ("time_cost", "memory_cost", "parallelism", "hash_len", "salt_len", "type"):
+        assert getattr(production_hasher, name) == getattr(RFC_9106_LOW_MEMORY, name)
 
 
 async def test_nobody_has_no_login(connection: AsyncConnection) -> None:
