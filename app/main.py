@@ -52,6 +52,7 @@ from app.key_cache import KeyCache
 from app.metering import Ledger
 from app.portal import pages
 from app.portal.headers import SecurityHeaders
+from app.portal.live import Followers
 from app.portal.page import error_page, refused_page, wants_page
 from app.privacy.prompts import PromptStore
 from app.rpc.client import EngineClient
@@ -176,6 +177,8 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
     # Of the portal alone: no request of the API waits for Stripe.
     app.state.gateway = Gateway.of(settings) if settings.stripe_api_key is not None else None
     app.state.prompts = PromptStore(app.state.database)
+    app.state.hashing = Hashing()
+    app.state.followers = Followers()
     async with _key_news(app, settings.database_url, settings.database_timeout_s):
         yield
     # Those that were cut off after the time to drain still write their usage rows.

@@ -2,12 +2,15 @@
 
 A page that follows it shows what a request costs as soon as it is billed. What requests hold
 that still run is told apart. An answer ends after a few seconds, so that it never keeps a
-server from stopping, and the browser asks again by itself.
+server from stopping, and the browser asks again by itself. Each one looks twice a second, so
+an organisation can have no more than a few at a time in one process.
 """
 
 import asyncio
 import json
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections import Counter
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
+from contextlib import contextmanager
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -25,7 +28,10 @@ Pause = Callable[[float], Awaitable[None]]
 
 INTERVAL_S = 0.5
 NUM_LOOKS = 12
+MAX_FOLLOWERS = 50
+"""Of one organisation, in each process."""
 _RETRY_MS = 500
+_CROWDED_RETRY_MS = 30_000
 _HEADERS = {"content-type": "text/event-stream", "cache-control": "no-store", "x-accel-buffering": "no"}
 
 _STANDING = text(
@@ -42,7 +48,44 @@ async def live(request: Request) -> Response:
     """Events ``standing``, each a JSON object of texts by the names that elements of a page have in ``data-live``."""
     user = await require_user(request, "usage.read")
     events = standings(database_of(request), user.org_id, language_of(request))
-    return StreamingResponse(events, headers=_HEADERS)
+    return StreamingResponse(followed(request.app.state.followers, user.org_id, events), headers=_HEADERS)
+
+
+class Followers:
+    """Who follows the figures of each organisation at present, by its id.
+
+    Args:
+        most: Of one organisation.
+    """
+
+    def __init__(self, most: int = MAX_FOLLOWERS) -> None:
+        self._most = most
+        self._following = Counter[UUID]()
+
+    @contextmanager
+    def one_more(self, org_id: UUID) -> Iterator[bool]:
+        """Counts one in until the end of the block; False: there are enough."""
+        if self._following[org_id] >= self._most:
+            yield False
+            return
+        self._following[org_id] += 1
+        try:
+            yield True
+        finally:
+            self._following[org_id] -= 1
+            if not self._following[org_id]:
+                del self._following[org_id]
+
+
+async def followed(followers: Followers, org_id: UUID, events: AsyncGenerator[str, None]) -> AsyncGenerator[str, None]:
+    """The events, while there is room for one more who follows; else the wish to ask again later."""
+    # Counted here and not before: an answer that is never begun is never ended either.
+    with followers.one_more(org_id) as has_room:
+        if not has_room:
+            yield f"retry: {_CROWDED_RETRY_MS}\n\n"
+            return
+        async for event in events:
+            yield event
 
 
 async def standings(

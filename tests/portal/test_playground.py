@@ -2,6 +2,7 @@
 
 import asyncio
 import json
+from collections.abc import AsyncGenerator
 from typing import Any
 from uuid import UUID
 
@@ -12,6 +13,7 @@ from sqlalchemy import text
 from app import keys as api_keys
 from app.portal import live
 from app.portal.i18n import LANGUAGES
+from app.tables import new_id
 from tests.api.world import World
 from tests.portal.visiting import Browser, visiting
 
@@ -178,6 +180,20 @@ async def test_prepaid_credit_is_told_as_well(world: World, acme: UUID) -> None:
     await anext(events)
     assert json.loads((await anext(events)).partition("data: ")[2])["credit"] == "US$5.000000"
     await events.aclose()
+
+
+async def test_an_organisation_has_only_so_many_who_follow_it() -> None:
+    async def figures() -> AsyncGenerator[str, None]:
+        yield "one"
+        yield "two"
+
+    followers, acme, globex = live.Followers(most=1), new_id(), new_id()
+    first = live.followed(followers, acme, figures())
+    assert await anext(first) == "one"
+    assert [event async for event in live.followed(followers, acme, figures())] == ["retry: 30000\n\n"]
+    assert [event async for event in live.followed(followers, globex, figures())] == ["one", "two"]
+    await first.aclose()  # as when the browser leaves
+    assert [event async for event in live.followed(followers, acme, figures())] == ["one", "two"]
 
 
 async def test_live_figures_are_for_members(world: World, owner: Browser) -> None:
