@@ -152,6 +152,11 @@ async def emails_of(connection: AsyncConnection, user_ids: Collection[UUID]) -> 
     return {row.id: row.email for row in rows}
 
 
+async def set_language(connection: AsyncConnection, user_id: UUID, language: str) -> None:
+    """In which a person's mails are written from now on."""
+    await connection.execute(update(User).where(User.id == user_id).values(language=language))
+
+
 async def set_password(connection: AsyncConnection, user_id: UUID, password_hash: str) -> None:
     """Replaces a person's password; their sessions are the caller's to end."""
     await connection.execute(update(User).where(User.id == user_id).values(password_hash=password_hash))

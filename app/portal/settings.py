@@ -1,13 +1,17 @@
-"""/settings: what a visitor reads in, and in which colours; kept in cookies of their browser."""
+"""/settings: what a member reads in, and in which colours; kept in cookies of their browser.
+
+Mails are written in the language that was chosen last.
+"""
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
+from app.accounts.users import set_language
 from app.errors import NotFound
 from app.portal.forms import local_path, read_form, set_cookie, text_of
 from app.portal.i18n import LANGUAGE_COOKIE, LANGUAGES
 from app.portal.page import SEE_OTHER, THEME_COOKIE, THEMES, PageRoute, render
-from app.portal.session import require_user
+from app.portal.session import database_of, require_user
 
 _YEAR_S = 31_536_000
 
@@ -23,12 +27,15 @@ async def show_settings(request: Request) -> Response:
 
 @router.post("/settings")
 async def save_settings(request: Request) -> Response:
-    """Remembers them in this browser."""
-    await require_user(request, None)
+    """Remembers them in this browser, and the language for mails."""
+    user = await require_user(request, None)
     form = await read_form(request)
     response = RedirectResponse("/settings?saved=yes", SEE_OTHER)
-    if text_of(form, "language") in LANGUAGES:
-        set_cookie(response, request, LANGUAGE_COOKIE, text_of(form, "language"), _YEAR_S)
+    language = text_of(form, "language")
+    if language in LANGUAGES:
+        async with database_of(request).begin() as connection:
+            await set_language(connection, user.user_id, language)
+        set_cookie(response, request, LANGUAGE_COOKIE, language, _YEAR_S)
     if text_of(form, "theme") in THEMES:
         set_cookie(response, request, THEME_COOKIE, text_of(form, "theme"), _YEAR_S)
     return response

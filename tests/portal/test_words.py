@@ -18,6 +18,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from app import errors
+from app.accounts.users import find_login
 from app.errors import AppError, BadRequest
 from app.portal.i18n import DOMAIN, LANGUAGE_COOKIE, LANGUAGES, LOCALE_DIR, preferred
 from tests.api.world import World
@@ -220,6 +221,14 @@ async def test_a_link_to_a_language_leads_nowhere_else(owner: Browser) -> None:
     answer = await owner.get("/language/zh", params={"next": "//evil.example"})
     assert answer.headers["location"] == "/"
     assert (await owner.get("/language/klingon")).status_code == 404
+
+
+async def test_mails_come_in_the_language_that_was_chosen(world: World, acme: UUID, owner: Browser) -> None:
+    await owner.send_form("/settings", "/settings", language="zh")
+    async with world.database.begin() as connection:
+        login = await find_login(connection, f"owner@{acme.hex}.example")
+    assert login is not None
+    assert login.language == "zh"
 
 
 async def test_settings_are_kept_in_the_browser(owner: Browser) -> None:
