@@ -5,7 +5,9 @@ import io
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
-from typing import Any
+from decimal import Decimal
+from typing import Any, cast
+from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import StreamingResponse
@@ -17,6 +19,7 @@ from app.accounts.sessions import PortalUser
 from app.billing.prices import money
 from app.billing.receipts import ReceiptCursor, ReceiptQuery, cursor_of, read_receipts
 from app.billing.statement import Cursor, Line, Query, Receipt, read_lines
+from app.keys import KeyListing
 from app.portal.chart import Series, stacked_bars, swatch
 from app.portal.i18n import Language, language_of
 from app.portal.page import PageRoute, render
@@ -33,9 +36,10 @@ CSV_LINES = 1_000
 MAX_SUMS = 50
 """Shown one by one; the rest is one line."""
 MAX_KEYS = 200
-"""That can be chosen from."""
+"""That can be chosen from, the newest; others are named where they were used."""
 
 _HOURS_A_DAY = 24
+_PICO_USD = Decimal(10**12)
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
@@ -49,8 +53,8 @@ async def show_usage(request: Request) -> Response:
     place = Cursor.parse(after) if after else None
     async with database_of(request).begin() as connection:
         lines = await _read_all(connection, chosen.query(user.org_id, MAX_LINES))
-        keys = await api_keys.list_keys(connection, user.org_id, limit=MAX_KEYS)
-    sums = sums_of(lines, chosen.group)
+        sums = sums_of(lines, chosen.group)
+        keys = await _read_keys(connection, user, chosen, [line.key_id for line in lines])
     page, has_more = page_of(lines, place, PAGE_LINES)
     language = language_of(request)
     names = {str(key.id): key.label for key in keys}
@@ -84,7 +88,7 @@ async def show_rows(request: Request) -> Response:
     query = replace(_rows_of(user, chosen, PAGE_ROWS), after=ReceiptCursor.parse(after) if after else None)
     async with database_of(request).begin() as connection:
         rows, has_more = await read_receipts(connection, query)
-        keys = await api_keys.list_keys(connection, user.org_id, limit=MAX_KEYS)
+        keys = await api_keys.find_keys(connection, user.org_id, {row.key_id for row in rows})
     return render(
         request,
         "usage_rows.html",
@@ -119,7 +123,7 @@ async def lines_csv(request: Request) -> Response:
 
 @router.get("/usage/rows.csv")
 async def rows_csv(request: Request) -> Response:
-    """Every row of the choice, newest first."""
+    """Every row of the choice, newest first; costs are exact, so that they add up to what is billed."""
     user = await require_user(request, "usage.read")
     chosen = UsageFilter.parse(request.query_params, datetime.now(UTC))
     columns = ("request_id", "billed_at", "model", "kind", "key_id", "finish_reason")
@@ -132,12 +136,21 @@ async def rows_csv(request: Request) -> Response:
             async with database_of(request).begin() as connection:
                 rows, has_more = await read_receipts(connection, query)
             yield [
-                [row.id, _utc(row.billed_at), row.model, row.kind, row.key_id, row.finish_reason, *_numbers(row)[-6:]]
+                [row.id, _utc(row.billed_at), row.model, row.kind, row.key_id, row.finish_reason, *_exact(row)]
                 for row in rows
             ]
             query = replace(query, after=cursor_of(rows[-1])) if has_more else query
 
     return _csv(pages(), "usage-rows")
+
+
+async def _read_keys(
+    connection: AsyncConnection, user: PortalUser, chosen: UsageFilter, used: Sequence[UUID | None]
+) -> list[KeyListing]:
+    """The newest keys, and before them older ones that the page names."""
+    keys = await api_keys.list_keys(connection, user.org_id, limit=MAX_KEYS)
+    missing = {chosen.key_id, *used} - {None, *(key.id for key in keys)}
+    return [*await api_keys.find_keys(connection, user.org_id, cast("set[UUID]", missing)), *keys]
 
 
 async def _read_all(connection: AsyncConnection, query: Query) -> list[Line]:
@@ -190,11 +203,18 @@ def _models(sums: Sequence[Sums], chosen: UsageFilter) -> list[str]:
     return sorted(used | ({chosen.model} if chosen.model else set()))
 
 
-def _numbers(line: Line | Receipt) -> list[object]:
-    total = line.input_tokens + line.output_tokens
+def _numbers(line: Line) -> list[object]:
     cost = money(line.cost)
-    counts = [getattr(line, "requests", 1), line.input_tokens, line.cached_tokens, line.output_tokens, total]
-    return [*counts, cost["value"], cost["currency"]]
+    return [line.requests, *_tokens(line), cost["value"], cost["currency"]]
+
+
+def _exact(row: Receipt) -> list[object]:
+    # Rounded one by one, a million rows could be off by half a dollar.
+    return [*_tokens(row), f"{row.cost / _PICO_USD:.12f}", money(row.cost)["currency"]]
+
+
+def _tokens(used: Line | Receipt) -> list[object]:
+    return [used.input_tokens, used.cached_tokens, used.output_tokens, used.input_tokens + used.output_tokens]
 
 
 def _csv(pages: AsyncIterator[Sequence[Sequence[object]]], name: str) -> Response:

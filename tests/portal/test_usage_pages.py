@@ -91,6 +91,32 @@ async def test_a_file_of_rows_has_every_row_once_also_beyond_a_page(
     assert sum(int(line["requests"]) for line in lines) == 5
 
 
+async def test_a_file_of_rows_adds_up_to_what_is_billed(world: World, acme: UUID, owner: Browser) -> None:
+    small = {"input_tokens": 3, "cached_tokens": 0, "output_tokens": 0}  # 0.45 micro-dollars each
+    await bill(world.database, acme, *(small for _ in range(1000)))
+    (line,) = table_of((await owner.get("/usage/lines.csv")).text)
+    rows = table_of((await owner.get("/usage/rows.csv")).text)
+    assert {row["cost"] for row in rows} == {"0.000000450000"}
+    assert sum(Decimal(row["cost"]) for row in rows) == Decimal(line["cost"]) == Decimal("0.000450")
+
+
+async def test_keys_beyond_those_to_choose_from_are_named_where_they_were_used(
+    world: World, acme: UUID, owner: Browser, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(usage, "MAX_KEYS", 1)
+    for name in ("oldest", "older", "newest"):
+        await make_key(world.database, world.settings, acme, name=name)
+    async with world.database.begin() as connection:
+        _, older, oldest = await api_keys.list_keys(connection, acme)
+    await bill(world.database, acme, {"key_id": oldest.id})
+    page = await owner.page("/usage?group=key")
+    assert f"oldest …{oldest.last4}" in page
+    assert "older …" not in page
+    assert f"oldest …{oldest.last4}" in await owner.page("/usage/rows")
+    # What is chosen is shown as chosen, whether it was used or not.
+    assert f'<option value="{older.id}" selected>' in await owner.page(f"/usage?key={older.id}")
+
+
 async def test_nothing_in_a_file_is_a_formula(world: World, acme: UUID, owner: Browser) -> None:
     await bill(world.database, acme, {"model": "=1+1"}, {"model": "@SUM(A1)"})
     for path in ("/usage/lines.csv", "/usage/rows.csv"):
