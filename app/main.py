@@ -22,6 +22,7 @@ from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
 from uvicorn.supervisors import Multiprocess
 
+from app.accounts.hashing import Hashing
 from app.admission import Admission
 from app.api import (
     catalog,
@@ -183,6 +184,7 @@ async def _lifespan(app: FastAPI) -> AsyncIterator[None]:
         yield
     # Those that were cut off after the time to drain still write their usage rows.
     await app.state.requests.finish()
+    app.state.hashing.close()
     await app.state.prompts.aclose()
     await app.state.engine.aclose()
     await app.state.admission.aclose()

@@ -6,6 +6,7 @@ a table of its own, so nobody can hold an address by asking for it.
 
 import re
 import secrets
+import unicodedata
 from collections.abc import Collection
 from dataclasses import dataclass
 from functools import lru_cache
@@ -17,6 +18,7 @@ from sqlalchemy import ColumnElement, exists, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as insert_or
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.accounts.guessable import is_guessable
 from app.errors import BadRequest, Conflict
 from app.tables import ROLES, Membership, SecondFactor, User, new_id
 
@@ -61,14 +63,20 @@ def checked_email(email: str) -> str:
     return address
 
 
-def checked_password(password: str) -> str:
+def checked_password(password: str, about: str = "") -> str:
     """The password as it is.
 
+    Args:
+        password: Somebody's choice.
+        about: Their e-mail address; empty: not known.
+
     Raises:
-        BadRequest: It is shorter than 10 or longer than 200 characters.
+        BadRequest: It is shorter than 10 or longer than 200 characters, or everybody guesses it.
     """
     if not MIN_PASSWORD_LENGTH <= len(password) <= MAX_PASSWORD_LENGTH:
         raise BadRequest("A password has 10 to 200 characters.", param="password")
+    if is_guessable(password, about):
+        raise BadRequest("This password is too easy to guess.", param="password")
     return password
 
 
@@ -170,8 +178,9 @@ async def _find(connection: AsyncConnection, condition: ColumnElement[bool]) -> 
 
 
 def _bytes(password: str) -> bytes:
-    # A lone surrogate, which no keyboard makes, is a wrong password and no fault of ours.
-    return password.encode("utf-8", "surrogatepass")
+    # The same letters, whichever way a keyboard composes them. A lone surrogate, which none
+    # makes, is a wrong password and no fault of ours.
+    return unicodedata.normalize("NFKC", password).encode("utf-8", "surrogatepass")
 
 
 @lru_cache(maxsize=1)

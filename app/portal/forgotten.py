@@ -4,7 +4,6 @@ Asking looks the same for every address. A link is looked up only after the answ
 left, so that nobody can time whether an address has a login.
 """
 
-import asyncio
 from datetime import UTC, datetime
 
 from fastapi import APIRouter, Request, Response
@@ -22,7 +21,7 @@ from app.portal.attempts import require_attempt, require_mail
 from app.portal.forms import FORM_COOKIE, read_form, text_of
 from app.portal.i18n import Language, language_of
 from app.portal.page import SEE_OTHER, PageRoute, render
-from app.portal.session import database_of, note_person, settings_of
+from app.portal.session import database_of, hashing_of, note_person, settings_of
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
@@ -84,7 +83,7 @@ async def reset_password(request: Request) -> Response:
     async with database_of(request).begin() as connection:
         reset = await passwords.find_reset(connection, link, now)
     try:
-        password_hash = await asyncio.to_thread(users.hash_password, str(form.get("password", "")))
+        password_hash = await hashing_of(request).hash(str(form.get("password", "")), reset.email)
     except BadRequest as error:
         problem = language_of(request).told(error)
         return render(request, "reset.html", error.status, link=link, email=reset.email, problem=problem)

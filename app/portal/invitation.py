@@ -4,7 +4,6 @@ The link shows that somebody reads the mail of the invited address. Whoever has 
 there signs in first; whoever has none chooses a password and has one then.
 """
 
-import asyncio
 from datetime import UTC, datetime
 from uuid import UUID
 
@@ -21,7 +20,15 @@ from app.portal.attempts import require_attempt
 from app.portal.forms import FORM_COOKIE, read_form, text_of
 from app.portal.i18n import language_of
 from app.portal.page import HOME, SEE_OTHER, PageRoute, render
-from app.portal.session import database_of, find_person, note, note_person, read_form_of, require_person
+from app.portal.session import (
+    database_of,
+    find_person,
+    hashing_of,
+    note,
+    note_person,
+    read_form_of,
+    require_person,
+)
 from app.portal.sign_in import start_session
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
@@ -71,28 +78,29 @@ async def join(request: Request) -> Response:
     form = await read_form(request, FORM_COOKIE)
     await require_attempt(request, "join")
     link = text_of(form, "link")
-    try:
-        password_hash = await asyncio.to_thread(users.hash_password, str(form.get("password", "")))
-    except BadRequest as error:
-        return await _page(request, None, link, language_of(request).told(error))
     now = datetime.now(UTC)
     async with database_of(request).begin() as connection:
-        user_id, invited = await _join(connection, link, password_hash, language_of(request).code, now)
+        invited = await invitations.find_invitation(connection, link, now)
+    try:
+        password_hash = await hashing_of(request).hash(str(form.get("password", "")), invited.email)
+    except BadRequest as error:
+        return await _page(request, None, link, language_of(request).told(error))
+    async with database_of(request).begin() as connection:
+        user_id = await _join(connection, invited, link, password_hash, language_of(request).code, now)
         after = {"email": invited.email, "role": invited.role}
         await note_person(request, connection, user_id, "member.join", after=after)
         return await start_session(request, connection, user_id, now, org_id=invited.org_id)
 
 
 async def _join(
-    connection: AsyncConnection, link: str, password_hash: str, language: str, now: datetime
-) -> tuple[UUID, Invited]:
-    invited = await invitations.find_invitation(connection, link, now)
+    connection: AsyncConnection, invited: Invited, link: str, password_hash: str, language: str, now: datetime
+) -> UUID:
     try:
         user_id = await users.add_user(connection, invited.email, password_hash, language)
     except Conflict:
         raise Conflict("There is a login with this e-mail address. Please sign in first.", code="has_login") from None
     await invitations.accept(connection, user_id, invited.email, link, now)
-    return user_id, invited
+    return user_id
 
 
 async def _page(request: Request, person: Person | None, link: str, problem: str = "") -> Response:

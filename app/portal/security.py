@@ -5,7 +5,6 @@ and nobody else. What weakens an account asks for the password again, so that a 
 that was left open somewhere is not enough.
 """
 
-import asyncio
 from datetime import UTC, datetime
 from typing import Any
 from uuid import UUID
@@ -25,7 +24,7 @@ from app.portal.forgotten import password_mail
 from app.portal.forms import text_of
 from app.portal.i18n import language_of
 from app.portal.page import SEE_OTHER, PageRoute, render
-from app.portal.session import database_of, note_person, read_form_of, require_person, settings_of
+from app.portal.session import database_of, hashing_of, note_person, read_form_of, require_person, settings_of
 
 _WRONG_PASSWORD = "The password is wrong."  # noqa: S105 - a sentence
 _WRONG_CODE = "The code is wrong, was used already, or is too old."
@@ -50,7 +49,7 @@ async def change_password(request: Request) -> Response:
     form = await read_form_of(request, person)
     try:
         await _require_password(request, person, str(form.get("current", "")), "current")
-        password_hash = await asyncio.to_thread(users.hash_password, str(form.get("password", "")))
+        password_hash = await hashing_of(request).hash(str(form.get("password", "")), person.email)
     except (BadRequest, PermissionDenied) as error:
         return await _page(request, person, error)
     async with database_of(request).begin() as connection:
@@ -213,7 +212,7 @@ async def _require_password(request: Request, person: Person, password: str, par
     await require_attempt(request, "password", str(person.user_id))
     async with database_of(request).begin() as connection:
         login = await users.login_of(connection, person.user_id)
-    if not await asyncio.to_thread(users.check_password, login.password_hash, password):
+    if not await hashing_of(request).fits(login.password_hash, password):
         raise PermissionDenied(_WRONG_PASSWORD, param=param, code="wrong_password")
 
 

@@ -16,6 +16,7 @@ from starlette.datastructures import FormData
 
 from app import audit
 from app.accounts import permissions, sessions
+from app.accounts.hashing import Hashing
 from app.accounts.orgs import orgs_of
 from app.accounts.sessions import SESSION_COOKIE, Device, Person, PortalUser
 from app.config import Settings
@@ -160,6 +161,12 @@ def database_of(request: Request) -> Database:
     """The database of the process that answers."""
     database: Database = request.app.state.database
     return database
+
+
+def hashing_of(request: Request) -> Hashing:
+    """What hashes passwords in the process that answers."""
+    hashing: Hashing = request.app.state.hashing
+    return hashing
 
 
 def host_of(request: Request) -> str:

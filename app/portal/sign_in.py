@@ -4,7 +4,6 @@ Each step that raises what a login is worth makes a new token: a cookie that som
 planted in a browser beforehand opens nothing afterwards.
 """
 
-import asyncio
 from datetime import UTC, datetime
 from urllib.parse import quote
 from uuid import UUID
@@ -29,7 +28,7 @@ from app.portal.forms import (
 )
 from app.portal.i18n import language_of
 from app.portal.page import HOME, SEE_OTHER, PageRoute, render
-from app.portal.session import database_of, device_of, find_person, note_person, settings_of
+from app.portal.session import database_of, device_of, find_person, hashing_of, note_person, settings_of
 from app.telemetry import get_logger
 
 log = get_logger(__name__)
@@ -169,7 +168,7 @@ async def _checked_login(request: Request, email: str, form: FormData) -> users.
         found = await users.find_login(connection, email)
     password = str(form.get("password", ""))
     password_hash = None if found is None else found.password_hash
-    is_right = await asyncio.to_thread(users.check_password, password_hash, password)
+    is_right = await hashing_of(request).fits(password_hash, password)
     return found if is_right else None
 
 

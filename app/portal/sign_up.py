@@ -4,7 +4,6 @@ What the pages say is the same whether an address has a login or not; only its m
 learns the difference.
 """
 
-import asyncio
 import secrets
 from datetime import UTC, datetime
 
@@ -23,7 +22,7 @@ from app.portal.attempts import require_attempt, require_mail
 from app.portal.forms import FORM_COOKIE, read_form, set_cookie, text_of
 from app.portal.i18n import language_of
 from app.portal.page import HOME, SEE_OTHER, PageRoute, render
-from app.portal.session import database_of, find_person, note_person, settings_of
+from app.portal.session import database_of, find_person, hashing_of, note_person, settings_of
 from app.portal.sign_in import start_session
 
 BROWSER_COOKIE = "tollgate_signup"
@@ -54,7 +53,7 @@ async def sign_up(request: Request) -> Response:
     email, org_name = text_of(form, "email"), text_of(form, "org_name")
     try:
         address, name = users.checked_email(email), checked_name(org_name)
-        password_hash = await asyncio.to_thread(users.hash_password, str(form.get("password", "")))
+        password_hash = await hashing_of(request).hash(str(form.get("password", "")), address)
     except BadRequest as error:
         field = "org_name" if error.param == "name" else error.param
         problems = {field: language.told(error)}
@@ -98,7 +97,7 @@ async def confirm(request: Request) -> Response:
         waiting = await sign_ups.find_waiting(connection, link, now)
     if not waiting.is_from(request.cookies.get(BROWSER_COOKIE)):
         password = str(form.get("password", ""))
-        if not await asyncio.to_thread(users.check_password, waiting.wish.password_hash, password):
+        if not await hashing_of(request).fits(waiting.wish.password_hash, password):
             problem = language_of(request).gettext("The password is wrong.")
             return _confirm_page(request, link, waiting, problem)
     async with database_of(request).begin() as connection:

@@ -33,6 +33,12 @@ def test_passwords_are_hashed_as_the_standard_says(production_hasher: PasswordHa
         assert getattr(production_hasher, name) == getattr(RFC_9106_LOW_MEMORY, name)
 
 
+def test_a_password_is_the_same_however_a_keyboard_composes_it() -> None:
+    assert users.check_password(
+        users.hash_password("caf\u00e9 caf\u00e9 caf\u00e9"), "cafe\u0301 cafe\u0301 cafe\u0301"
+    )
+
+
 async def test_nobody_has_no_login(connection: AsyncConnection) -> None:
     assert await users.find_login(connection, "nobody@acme.example") is None
     assert await users.find_login(connection, "nobody\0@acme.example") is None
@@ -55,6 +61,7 @@ async def test_an_address_is_used_once(database: Database) -> None:
         ("nonsense", PASSWORD, "owner"),
         ("a@b.example", "short", "owner"),
         ("a@b.example", "x" * 201, "owner"),
+        ("a@b.example", "Password2026", "owner"),
         ("a@b.example", PASSWORD, "emperor"),
     ],
 )
