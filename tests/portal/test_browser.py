@@ -228,7 +228,7 @@ async def test_a_filter_applies_when_it_is_chosen(chromium: Browser, world: Worl
     context = await context_of(chromium, world, lived_in)
     page = await context.new_page()
     await page.goto("/usage")
-    await page.get_by_label("Told apart by").select_option("key")
+    await page.get_by_label("Group by").select_option("key")
     await page.wait_for_url("**/usage?*group=key*")
     assert await page.get_by_role("cell", name="nightly batch").first.is_visible()
     await context.close()

@@ -25,9 +25,13 @@ addEventListener("pageshow", () => {
   for (const form of document.querySelectorAll("form[data-sent]")) delete form.dataset.sent;
 });
 
-// Filters apply when they are chosen; without scripts a button applies them.
+// Filters apply when they are chosen; without scripts a button applies them. A date may
+// be half typed: it waits for the button.
 for (const form of document.querySelectorAll("form[data-instant]")) {
-  form.addEventListener("change", () => form.requestSubmit());
+  form.querySelector("button").hidden = !form.querySelector("input[type=date]");
+  form.addEventListener("change", (event) => {
+    if (event.target.type !== "date") form.requestSubmit();
+  });
 }
 
 function letKeyboardScroll() {

@@ -74,7 +74,7 @@ async function run() {
       signal: running.signal,
     });
     at("request-id").textContent = response.headers.get("x-request-id") ?? "–";
-    if (!response.ok) throw new Error((await response.json()).error.message);
+    if (!response.ok) throw new Error(told((await response.json()).error, response.status));
     await (isStream ? showStream(response, path, started) : showLabels(await response.json()));
   } catch (error) {
     if (error.name !== "AbortError") fail(error.message);
@@ -95,7 +95,7 @@ async function showStream(response, path, started) {
   let numOutput = 0;
   at("answer").textContent = "";
   for await (const event of events(response)) {
-    if (event.error) throw new Error(event.error.message);
+    if (event.error) throw new Error(told(event.error));
     const [choice] = event.choices;
     if (choice) {
       const text = path === "/chat/completions" ? (choice.delta.content ?? "") : choice.text;
@@ -171,6 +171,13 @@ function begin() {
   at("labels").hidden = true;
   at("answer").textContent = at("answer").dataset.empty;
   for (const id of ["input-tokens", "output-tokens", "cost", "first-token", "request-id"]) at(id).textContent = "–";
+}
+
+// The API speaks English; where the page does not, it says first what is meant.
+function told({ code, message }, status) {
+  const problems = JSON.parse(page.dataset.problems);
+  const meaning = problems[`${status} ${code}`] ?? problems[code];
+  return meaning ? `${meaning} (${message})` : message;
 }
 
 function fail(message) {
