@@ -20,8 +20,8 @@ from starlette.types import Receive, Scope, Send
 
 from app.api import sse
 from app.api.generation import ClientGone, Delta, FinishReason, Generation
+from app.api.generation_schemas import PromptTokensDetails, Usage
 from app.api.middleware import record_of
-from app.api.schemas import PromptTokensDetails, Usage
 from app.api.stops import Token
 from app.errors import AppError, DeadlineExceeded
 from app.metering import Meter

@@ -6,8 +6,8 @@ from fastapi import APIRouter, Path, Response
 
 from app.api.answers import json_response
 from app.api.call import RequiredCall
+from app.api.model_schemas import Model, ModelList
 from app.api.openapi import read_responses
-from app.api.schemas import Model, ModelList
 from app.api.served import kind_of
 from app.modeling.registry import ModelCard
 

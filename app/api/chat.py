@@ -11,6 +11,18 @@ from fastapi import APIRouter, Response
 
 from app.api.answers import Choice, StreamedAnswer, WholeAnswer, Work
 from app.api.call import Call, RequiredCall
+from app.api.chat_schemas import (
+    AssistantMessage,
+    ChatBody,
+    ChatChoice,
+    ChatChunk,
+    ChatChunkChoice,
+    ChatCompletion,
+    ChatDelta,
+    ChatLogprobs,
+    TokenLogprob,
+    TopLogprob,
+)
 from app.api.completions import finite
 from app.api.generation import (
     Delta,
@@ -22,21 +34,9 @@ from app.api.generation import (
     seeds,
     within_budget,
 )
+from app.api.generation_schemas import Usage
 from app.api.openapi import body_of, responses
 from app.api.parameters import replayable
-from app.api.schemas import (
-    AssistantMessage,
-    ChatBody,
-    ChatChoice,
-    ChatChunk,
-    ChatChunkChoice,
-    ChatCompletion,
-    ChatDelta,
-    ChatLogprobs,
-    TokenLogprob,
-    TopLogprob,
-    Usage,
-)
 from app.api.served import ServedModel
 from app.api.stops import Token
 

@@ -8,6 +8,7 @@ from fastapi import APIRouter, Response
 
 from app.api.answers import Choice, StreamedAnswer, WholeAnswer, Work
 from app.api.call import Call, RequiredCall
+from app.api.completion_schemas import Completion, CompletionBody, CompletionChoice, CompletionLogprobs
 from app.api.generation import (
     Delta,
     FinishReason,
@@ -19,9 +20,9 @@ from app.api.generation import (
     seeds,
     within_budget,
 )
+from app.api.generation_schemas import MAX_SEQUENCES, Usage
 from app.api.openapi import body_of, responses
 from app.api.parameters import replayable
-from app.api.schemas import MAX_SEQUENCES, Completion, CompletionBody, CompletionChoice, CompletionLogprobs, Usage
 from app.api.served import ServedModel
 from app.api.stops import Token
 from app.errors import BadRequest

@@ -19,9 +19,9 @@ from typing import Literal, Self
 from starlette.types import Receive
 
 from app.api.call import Call
+from app.api.generation_schemas import GenerationBody
 from app.api.grammars import engine_grammar
 from app.api.mailbox import Mailbox
-from app.api.schemas import GenerationBody
 from app.api.served import ServedModel
 from app.api.stops import Piece, TextAssembler
 from app.errors import BadRequest, ContextLengthExceeded, DeadlineExceeded

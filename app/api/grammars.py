@@ -9,7 +9,7 @@ import hashlib
 
 from pydantic_core import to_json
 
-from app.api.schemas import GenerationBody
+from app.api.generation_schemas import GenerationBody
 from app.errors import BadRequest
 from app.rpc import engine_pb2 as pb
 

@@ -11,8 +11,10 @@ from fastapi import FastAPI
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from app.api.chat_schemas import ChatBody
+from app.api.completion_schemas import CompletionBody
 from app.api.key_schemas import CreateKeyBody, LeakBody, RotateKeyBody, UpdateKeyBody
-from app.api.schemas import ChatBody, CompletionBody, ErrorBody
+from app.api.schemas import ErrorBody
 from app.api.text_schemas import ClassificationBody, EmbeddingBody
 
 _REF = "#/components/schemas/{model}"

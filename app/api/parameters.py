@@ -7,8 +7,8 @@ messages, user and metadata altogether, a grammar but for its kind and sha256.
 
 from pydantic import BaseModel
 
+from app.api.generation_schemas import GenerationBody
 from app.api.grammars import grammar_record
-from app.api.schemas import GenerationBody
 
 KEPT = (
     "temperature",

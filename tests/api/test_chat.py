@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from app.api.schemas import ChatChunk, ChatCompletion
+from app.api.chat_schemas import ChatChunk, ChatCompletion
 from app.config import Settings
 from app.db import Database
 from app.rpc import engine_pb2 as pb

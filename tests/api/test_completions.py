@@ -9,7 +9,7 @@ import httpx
 import openai
 import pytest
 
-from app.api.schemas import Completion
+from app.api.completion_schemas import Completion
 from app.rpc import engine_pb2 as pb
 from tests.api.world import BOS, CONTEXT, MS_A_TOKEN, Refusal, World, error_of, say, score
 

@@ -7,8 +7,10 @@ from typing import Any
 import httpx
 import pytest
 
+from app.api.chat_schemas import ChatBody
+from app.api.completion_schemas import CompletionBody
 from app.api.parameters import KEPT
-from app.api.schemas import Body, ChatBody, CompletionBody
+from app.api.schemas import Body
 from app.api.text_schemas import ClassificationBody, EmbeddingBody
 from app.rpc import engine_pb2 as pb
 from tests.api.world import LABELS, World, error_of, say

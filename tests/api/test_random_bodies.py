@@ -6,7 +6,9 @@ from typing import Any
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from app.api.schemas import Body, ChatBody, CompletionBody
+from app.api.chat_schemas import ChatBody
+from app.api.completion_schemas import CompletionBody
+from app.api.schemas import Body
 from app.api.text_schemas import ClassificationBody, EmbeddingBody
 from tests.api.world import World, error_of
 
