@@ -34,6 +34,7 @@ a message with values in it is written ``BadRequest("At most %(most)s names.", v
 import math
 from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import ClassVar
 
 
@@ -88,6 +89,7 @@ class AppError(TollgateError):
     default_status: ClassVar[int] = 500
     default_code: ClassVar[str] = "internal_error"
     default_type: ClassVar[str] = "server_error"
+    default_headers: ClassVar[Mapping[str, str]] = MappingProxyType({})
 
     def __init__(
         self,
@@ -107,7 +109,7 @@ class AppError(TollgateError):
         self.code = code or self.default_code
         self.status = status or self.default_status
         self.type = type or self.default_type
-        self.headers: dict[str, str] = dict(headers or {})
+        self.headers: dict[str, str] = {**self.default_headers, **(headers or {})}
 
     def body(self) -> dict[str, dict[str, str | None]]:
         """The JSON body, in OpenAI's shape."""
@@ -168,11 +170,12 @@ class NotFound(AppError):
 
 
 class Conflict(AppError):
-    """The request contradicts what already exists."""
+    """The request contradicts what already exists; OpenAI's client would send a 409 twice more."""
 
     default_status = 409
     default_code = "conflict"
     default_type = "invalid_request_error"
+    default_headers = MappingProxyType({"x-should-retry": "false"})
 
 
 class PayloadTooLarge(AppError):

@@ -224,7 +224,6 @@ async def _join(connection: AsyncConnection, asked: Asked, row: Row[Any], mine: 
             "This Idempotency-Key was used with another request; each request needs a key of its own.",
             param="Idempotency-Key",
             code="idempotency_key_reused",
-            headers={"x-should-retry": "false"},
         )
     if row.is_lost:
         again = Claim(mine.run_id, row.request_id, row.started_at, is_repeated=True)

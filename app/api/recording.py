@@ -22,7 +22,6 @@ from app.telemetry import get_logger
 log = get_logger(__name__)
 
 _KEPT_HEADERS = ("content-type", "cache-control", "x-accel-buffering", BUDGET_HEADER)
-_NEVER_AGAIN = {"x-should-retry": "false"}
 _FIRST_ERROR = 400
 _EXTEND_S = idempotency.LEASE_S / 3
 # Between two writes of a stream; whoever reads it looks as often.
@@ -94,7 +93,8 @@ class Recording:
         self._has_begun = True
         self._is_refused = message["status"] >= _FIRST_ERROR
         if self._record.is_secret:
-            self._status, self._headers = Conflict.default_status, {"content-type": "application/json", **_NEVER_AGAIN}
+            self._status = Conflict.default_status
+            self._headers = {"content-type": "application/json", **Conflict.default_headers}
             self._new = [to_json(_shown_once(self._record).body())]
             return
         self._status = message["status"]

@@ -1,9 +1,12 @@
 """The guide: one's own key in the examples, and no error or rule left unexplained."""
 
+import ast
 import inspect
+from pathlib import Path
 from uuid import UUID
 
 import httpx
+import openai
 import pytest
 
 from app import errors
@@ -16,6 +19,9 @@ from tests.portal.visiting import Browser, visiting
 PAGES = ("/guide", "/guide/errors", "/guide/limits", "/guide/billing", "/guide/changes")
 # Of the portal, where the page itself says what to do.
 OF_THE_PORTAL = {"stripe_refused", "stripe_unavailable", "mail_unavailable"}
+OF_NO_CALLER = {"org_not_found"}
+"""Whoever calls has an organisation."""
+KINDS = {name: kind for name, kind in inspect.getmembers(errors, inspect.isclass) if issubclass(kind, AppError)}
 
 
 @pytest.mark.parametrize("path", PAGES)
@@ -46,11 +52,33 @@ async def test_keys_of_others_are_not_shown(world: World, owner: Browser) -> Non
     assert world.key[-4:] not in await owner.page("/guide")
 
 
-def test_every_error_of_the_api_is_explained() -> None:
-    explained = {(one.status, one.code) for one in guide.ERRORS}
-    classes = [one for _, one in inspect.getmembers(errors, inspect.isclass) if issubclass(one, AppError)]
-    raised = {(one.default_status, one.default_code) for one in classes}
-    assert {one for one in raised if one[1] not in OF_THE_PORTAL} == explained
+def test_every_error_of_the_api_is_explained_and_no_other() -> None:
+    explained = {one.code for one in guide.ERRORS}
+    assert {kind.default_code for kind in KINDS.values()} - OF_THE_PORTAL | codes_of_the_api() == explained
+    defaults = {(kind.default_status, kind.default_code) for kind in KINDS.values()}
+    assert {one for one in defaults if one[1] not in OF_THE_PORTAL} <= {(one.status, one.code) for one in guide.ERRORS}
+
+
+def codes_of_the_api() -> set[str]:
+    """The codes that are named where an error is made that a caller of /v1 can meet."""
+    app = Path(errors.__file__).parent
+    files = [file for file in (app / "api").glob("*.py") if file.stem not in {"playground", "webhooks"}]
+    found = set()
+    for file in (*files, *(app / f"{name}.py" for name in ("admission", "auth", "idempotency", "keys"))):
+        for node in ast.walk(ast.parse(file.read_text())):
+            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in KINDS:
+                found |= {word.value.value for word in node.keywords if word.arg == "code"}
+    return found - OF_NO_CALLER
+
+
+@pytest.mark.parametrize("one", guide.ERRORS, ids=lambda one: f"{one.status}-{one.code}")
+def test_what_the_official_client_sends_again_is_said(one: guide.Explained) -> None:
+    kinds = [kind for kind in KINDS.values() if kind.default_status == one.status]
+    exact = [kind for kind in kinds if kind.default_code == one.code]
+    headers = (exact or kinds)[0]("Something.").headers if kinds else {}
+    client = openai.OpenAI(api_key="none")
+    answer = httpx.Response(one.status, headers=headers)
+    assert client._should_retry(answer) == one.is_retried  # type: ignore[arg-type]
 
 
 async def test_the_changelog_is_shown_without_its_markup(world: World) -> None:
