@@ -67,6 +67,11 @@ class Language:
         compiled.seek(0)
         return GNUTranslations(compiled)
 
+    @property
+    def is_translated(self) -> bool:
+        """Whether it says anything else than the code does."""
+        return isinstance(self.translations, GNUTranslations)
+
     def gettext(self, message: str) -> str:
         """``message`` in this language."""
         return self.translations.gettext(message)

@@ -1,6 +1,7 @@
 """Members try models in the portal; it is billed like any other request, and nobody else can have it done."""
 
 import asyncio
+import html
 import json
 from collections.abc import AsyncGenerator
 from typing import Any
@@ -12,7 +13,9 @@ from sqlalchemy import text
 
 from app import keys as api_keys
 from app.portal import live
-from app.portal.i18n import LANGUAGES
+from app.portal.guide import ERRORS
+from app.portal.i18n import LANGUAGE_COOKIE, LANGUAGES
+from app.portal.playground import problems_in
 from app.tables import new_id
 from tests.api.world import World
 from tests.portal.visiting import Browser, visiting
@@ -150,6 +153,18 @@ async def test_the_page_has_every_model_with_its_price(owner: Browser) -> None:
     assert 'value="bytes" data-kind="generation" data-input="150000" data-cached="75000" data-output="600000"' in page
     assert 'value="labels" data-kind="classification" data-input="100000"' in page
     assert 'value="vectors"' not in page
+
+
+async def test_what_went_wrong_is_explained_to_who_does_not_read_english(world: World, acme: UUID) -> None:
+    assert problems_in(LANGUAGES["en"]) == {}
+    problems = problems_in(LANGUAGES["zh"])
+    assert set(problems) == {one.code for one in ERRORS} | {
+        *("429 insufficient_quota", "sign_in_required", "role_not_allowed")
+    }
+    assert problems["insufficient_quota"] != problems["429 insufficient_quota"]
+    async with visiting(world, acme, **{LANGUAGE_COOKIE: "zh"}) as browser:
+        page = html.unescape(await browser.page("/playground"))
+    assert json.dumps(problems) in page
 
 
 async def test_spending_is_told_while_it_changes(world: World, acme: UUID, owner: Browser) -> None:
