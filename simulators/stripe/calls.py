@@ -11,6 +11,7 @@ import re
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import cache
 from typing import Any
 
 import structlog
@@ -126,7 +127,7 @@ class Calls:
                 answered = asked.operation.handler(self._world, dict(asked.params), **asked.path)
             return Outcome(200, self._shown(asked, answered), {})
         except StripeError as error:
-            return _refusal(error)
+            return _refusal(_blamed(error, asked))
         except MismatchError as error:
             log.exception("simulator.answer_mismatched", url=asked.url)
             return _failure(f"The simulator's answer is not what Stripe's types promise: {error}")
@@ -225,14 +226,19 @@ def route(verb: str, url: str) -> tuple[Operation, Mapping[str, str]]:
     """
     best: tuple[Operation, Mapping[str, str]] | None = None
     for (registered, path), operation in OPERATIONS.items():
-        pattern = re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", re.escape(path))
-        matched = re.fullmatch(pattern, url) if registered == verb else None
-        # `/v1/invoices/create_preview` is a path of its own, not an invoice called so.
+        matched = _pattern(path).fullmatch(url) if registered == verb else None
+        # `/v1/invoices/create_preview` is a path of its own, not an invoice called so; neither is one that we lack.
         if matched and (best is None or len(matched.groupdict()) < len(best[1])):
             best = operation, matched.groupdict()
-    if best is None:
+    is_another = (verb, url) not in OPERATIONS and schema.has(verb, url)
+    if best is None or is_another:
         raise StripeError(f"Unrecognized request URL ({verb}: {url}); the simulator does not know it.", status=404)
     return best
+
+
+@cache
+def _pattern(path: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\\{(\w+)\\}", r"(?P<\1>[^/]+)", re.escape(path)))
 
 
 async def _understood(request: Request, request_id: str) -> Asked:
@@ -265,7 +271,10 @@ async def _sent(request: Request) -> dict[str, Any]:
         return decode(request.url.query)
     body = await request.body()
     if not request.url.path.startswith("/v2/"):
-        return decode(body.decode())
+        try:
+            return decode(body.decode())
+        except UnicodeDecodeError:
+            raise StripeError("The request body is not valid UTF-8.") from None
     try:
         sent = json.loads(body or b"{}")
     except ValueError:
@@ -285,6 +294,13 @@ def _refusal(error: StripeError) -> Outcome:
     return Outcome(error.status, error.body(), headers)
 
 
+def _blamed(error: StripeError, asked: Asked) -> StripeError:
+    """A 404 is about what the path names; a parameter that names nothing is a 400, with the same code."""
+    if error.code == "resource_missing" and error.param is not None and error.param not in ("id", *asked.path):
+        error.status = 400
+    return error
+
+
 def _failure(message: str = "An unknown error occurred") -> Outcome:
     # A repetition under the same key would get the same 500.
     body = StripeError(message, status=500, type="api_error").body()
@@ -301,4 +317,4 @@ def _key_in_use() -> StripeError:
 
 
 def _rate_limited() -> StripeError:
-    return StripeError("Request rate limit exceeded.", status=429, type="rate_limit_error", code="rate_limit")
+    return StripeError("Request rate limit exceeded.", status=429, code="rate_limit")

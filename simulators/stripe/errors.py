@@ -2,7 +2,7 @@
 
     StripeError                 any type, by its fields
     ├── invalid(...)            400 invalid_request_error that names a parameter
-    ├── missing(...)            404 resource_missing
+    ├── missing(...)            resource_missing: 404 for what a path names, 400 for what a parameter names
     └── declined(...)           402 card_error with a decline code
 
 One class, because Stripe distinguishes its errors by `type` and `code` and not by shape.
@@ -11,7 +11,7 @@ One class, because Stripe distinguishes its errors by `type` and `code` and not 
 from collections.abc import Mapping
 from typing import Any, Literal
 
-ErrorType = Literal["api_error", "card_error", "idempotency_error", "invalid_request_error", "rate_limit_error"]
+ErrorType = Literal["api_error", "card_error", "idempotency_error", "invalid_request_error"]
 
 
 class StripeError(Exception):
@@ -59,7 +59,7 @@ def invalid(param: str, message: str, code: str | None = None) -> StripeError:
 
 
 def missing(kind: str, id: str, param: str = "id") -> StripeError:
-    """A 404 for an object that there is not, or not any more."""
+    """For an object that there is not, or not any more: a 404, which `calls` turns into a 400 for a parameter's."""
     noun = kind.rsplit(".", 1)[-1]
     return StripeError(f"No such {noun}: '{id}'", status=404, code="resource_missing", param=param)
 

@@ -131,6 +131,11 @@ def kinds() -> frozenset[str]:
     return frozenset(OBJECT_CLASSES)
 
 
+def has(verb: str, path: str) -> bool:
+    """Whether the library has an operation of this verb (upper case) and path."""
+    return (verb, path) in _services()
+
+
 @cache
 def call(verb: str, path: str) -> Call:
     """The operation that the library sends by this verb (upper case) to this path.

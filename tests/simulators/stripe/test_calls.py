@@ -2,13 +2,14 @@
 
 import threading
 
+import httpx
 import pytest
 import stripe
 
 from simulators.stripe.calls import route
 from simulators.stripe.operations import Operation
 from simulators.stripe.world import API_VERSION
-from tests.simulators.stripe.simulator import Simulator
+from tests.simulators.stripe.simulator import API_KEY, Simulator
 
 
 def test_library_and_simulator_are_of_one_version(simulator: Simulator) -> None:
@@ -34,6 +35,31 @@ def test_unknown_path_gets_404(simulator: Simulator) -> None:
     assert answer.status_code == 404
     assert "Unrecognized request URL" in answer.json()["error"]["message"]
     assert simulator.raw("PUT", "/v1/customers").status_code == 404
+
+
+def test_path_that_the_library_has_and_the_simulator_lacks_is_no_id(simulator: Simulator) -> None:
+    answer = simulator.raw("GET", "/v1/customers/search?query=x")
+    assert answer.status_code == 404
+    assert "the simulator does not know it" in answer.json()["error"]["message"]
+
+
+def test_id_in_the_path_gets_404_and_in_a_parameter_400(simulator: Simulator) -> None:
+    for verb, path, body, status, param in (
+        ("GET", "/v1/customers/cus_none", "", 404, "customer"),
+        ("GET", "/v1/subscriptions/sub_none", "", 404, "id"),
+        ("POST", "/v1/subscriptions", "customer=cus_none&items[0][price]=price_none", 400, "customer"),
+        ("GET", "/v1/customers?starting_after=cus_none", "", 400, "starting_after"),
+    ):
+        answer = simulator.raw(verb, path, body)
+        error = answer.json()["error"]
+        assert (answer.status_code, error["code"], error["param"]) == (status, "resource_missing", param)
+
+
+def test_body_that_is_no_text_gets_400(simulator: Simulator) -> None:
+    answer = httpx.post(
+        f"{simulator.url}/v1/customers", content=b"name=\xff", headers={"Authorization": f"Bearer {API_KEY}"}
+    )
+    assert (answer.status_code, answer.json()["error"]["type"]) == (400, "invalid_request_error")
 
 
 def test_path_of_its_own_comes_before_a_path_with_an_id(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -79,7 +105,7 @@ def test_refused_parameters_leave_the_key_free(simulator: Simulator) -> None:
 
 def test_refusal_of_the_handler_is_stored(simulator: Simulator) -> None:
     first, second = (simulator.raw("POST", "/v1/customers", "test_clock=none", Idempotency_Key="k1") for _ in range(2))
-    assert first.status_code == second.status_code == 404
+    assert first.status_code == second.status_code == 400
     assert second.headers["idempotent-replayed"] == "true"
 
 
