@@ -21,21 +21,30 @@ def main(arguments: list[str] | None = None) -> None:
     options = _parse(arguments)
     world = World()
     file = Path(options.state) if options.state else None
-    if file is not None:
-        file.parent.mkdir(parents=True, exist_ok=True)
-        state.load(world, file)
-    if options.webhook_url:
-        _add_endpoints(world, options)
     listener = socket.socket(socket.AF_INET, socket.SOCK_STREAM)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((options.host, options.port))
     host, port = listener.getsockname()
     world.base_url = options.public_url or f"http://{host}:{port}"
+    if file is not None:
+        _load(world, file)
+    if options.webhook_url:
+        _add_endpoints(world, options)
     # A lost answer is an error to the server, and its purpose here.
     config = uvicorn.Config(create_app(world, file), log_level="critical", access_log=False, lifespan="on")
+    # Whoever reads the address may call at once: until the server accepts, calls wait.
+    listener.listen()
     sys.stdout.write(json.dumps({"url": f"http://{host}:{port}"}) + "\n")
     sys.stdout.flush()
     uvicorn.Server(config).run(sockets=[listener])
+
+
+def _load(world: World, file: Path) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        state.load(world, file)
+    except state.DamagedStateError as error:
+        sys.exit(str(error))
 
 
 def _add_endpoints(world: World, options: Namespace) -> None:

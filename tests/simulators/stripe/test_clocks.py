@@ -113,6 +113,35 @@ def test_event_that_was_not_delivered_is_delivered_by_the_next_process(tmp_path:
         assert simulator.receiver.types == ["customer.created"]
 
 
+def test_links_lead_to_where_the_next_process_is_reached(tmp_path: Path) -> None:
+    file = tmp_path / "account.json"
+    with running(state_file=file) as simulator:
+        customer = simulator.v1.customers.create({"name": "Acme"}).id
+        session = simulator.v1.billing_portal.sessions.create({"customer": customer})
+        before = simulator.url
+    world = World()
+    world.base_url = "http://127.0.0.1:1"
+    state.load(world, file)
+    kept = world.get("billing_portal.session", session.id)
+    assert kept["url"] == session.url.replace(before, world.base_url) != session.url
+
+
+def test_file_is_for_nobody_else(tmp_path: Path) -> None:
+    state.save(World(), tmp_path / "account.json")
+    assert (tmp_path / "account.json").stat().st_mode & 0o777 == 0o600
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"offset_s": 0'])
+def test_damaged_file_is_told_and_left_as_it_is(tmp_path: Path, text: str) -> None:
+    file = tmp_path / "account.json"
+    file.write_text(text)
+    command = [sys.executable, "-m", "simulators.stripe", "--state", str(file)]
+    ended = subprocess.run(command, capture_output=True, text=True, cwd=Path(__file__).parents[3], check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].startswith(f"{file} holds no account")
+    assert file.read_text() == text
+
+
 def test_missing_file_is_an_empty_account(tmp_path: Path) -> None:
     world = World()
     state.load(world, tmp_path / "none.json")
