@@ -1,8 +1,9 @@
 """A simulated Stripe beside ``tollgate up``, so that everything can be tried without an account.
 
 It runs where nobody has set a key, in development, from a checkout: an installed package
-does not hold it. Its account lies in the data folder and outlives a restart. Its webhooks
-are signed with a secret that follows from this installation's own.
+does not hold it. Its account lies in the data folder and outlives a restart; the database
+remembers its customers, so the two belong together. Its webhooks are signed with a secret
+that follows from this installation's own.
 """
 
 import asyncio
@@ -16,14 +17,16 @@ from pathlib import Path
 from urllib.parse import urlsplit
 
 from pydantic import SecretStr
+from sqlalchemy import select
 
 from app import migrate
 from app.billing import sync
 from app.billing.gateway import Gateway
 from app.config import Settings, child_environment
 from app.db import Database
-from app.errors import TollgateError
+from app.errors import StripeRefused, TollgateError
 from app.supervise import Child, Role
+from app.tables import Org
 
 ROOT = Path(__file__).resolve().parent.parent
 API_KEY = "sk_test_simulated"
@@ -108,7 +111,9 @@ async def prepare(settings: Settings, child: Child, stop: asyncio.Event) -> str:
             await asyncio.wait_for(stop.wait(), POLL_S)
     gateway, database = Gateway.of(settings), Database.connect(migrate.required_url(settings), pool_size=1)
     try:
-        return _told(settings, await sync.push(database, gateway, datetime.now(UTC)))
+        report = await sync.push(database, gateway, datetime.now(UTC))
+        is_strange = not await _knows_customers(database, gateway)
+        return _told(settings, report, is_strange=is_strange)
     except TollgateError as error:
         return f"the simulation does not take the catalogue: {error.message}"
     finally:
@@ -126,10 +131,29 @@ async def _listens(settings: Settings) -> bool:
     return True
 
 
-def _told(settings: Settings, report: sync.Report) -> str:
-    if report.drift:
+async def _knows_customers(database: Database, gateway: Gateway) -> bool:
+    """Whether the first customer that the database remembers is one of this account's; so where there is none."""
+    known = select(Org.stripe_customer_id).where(Org.stripe_customer_id.is_not(None)).order_by(Org.id).limit(1)
+    async with database.begin() as connection:
+        customer = await connection.scalar(known)
+    if customer is None:
+        return True
+    try:
+        await gateway.retrieve_customer(customer)
+    except StripeRefused:
+        return False
+    return True
+
+
+def _told(settings: Settings, report: sync.Report, *, is_strange: bool) -> str:
+    # To remove the file alone would leave a database with customers that nobody knows.
+    anew = f"to begin anew, remove {settings.data_dir}, and empty the database if it lies elsewhere"
+    if is_strange:
         file = settings.data_dir / STATE
-        return f"the simulation knows another catalogue: {', '.join(report.drift)}; delete {file} to begin anew"
+        return f"the simulation does not know the customers of this database: put its {file} back; {anew}"
+    if report.drift:
+        names = ", ".join(report.drift)
+        return f"the simulation knows another catalogue: {names}; give what changed a new version; {anew}"
     return f"{settings.stripe_api_base}/ (simulated: no money moves)"
 
 

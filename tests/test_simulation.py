@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from pydantic import SecretStr
+from sqlalchemy import update
 
 from app import simulation, up
 from app.billing import sync
@@ -14,6 +15,8 @@ from app.config import Settings
 from app.db import Database
 from app.errors import StripeRefused
 from app.supervise import Child, Role
+from app.tables import Org
+from tests.factories import make_org
 from tests.simulators.stripe.simulator import Simulator, running
 
 
@@ -107,7 +110,22 @@ async def test_an_account_from_before_a_change_of_the_catalogue_is_told(
     simulator.v1.prices.update(price.id, {"active": False})
     told = await simulation.prepare(connected, child(), asyncio.Event())
     assert "another catalogue: tollgate_scale_v1_flat_year" in told
-    assert told.endswith(f"delete {settings.data_dir / 'stripe.json'} to begin anew")
+    assert told.endswith(f"remove {settings.data_dir}, and empty the database if it lies elsewhere")
+
+
+async def test_a_database_with_the_customers_of_another_account_is_told(
+    database: Database, settings: Settings, simulator: Simulator
+) -> None:
+    connected = facing(settings, simulator.url)
+    org_id = await make_org(database)
+    async with database.begin() as connection:
+        customer = simulator.v1.customers.create({"name": "Acme"}).id
+        await connection.execute(update(Org).where(Org.id == org_id).values(stripe_customer_id=customer))
+    assert (await simulation.prepare(connected, child(), asyncio.Event())).startswith(simulator.url)
+    simulator.control("POST", "/reset")
+    told = await simulation.prepare(connected, child(), asyncio.Event())
+    assert told.startswith("the simulation does not know the customers of this database")
+    assert str(settings.data_dir / "stripe.json") in told
 
 
 async def test_a_catalogue_that_is_refused_is_told(
