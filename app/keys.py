@@ -325,10 +325,14 @@ def _network(value: str) -> Network:
     try:
         meant = ip_network(value, strict=False)
     except ValueError:
-        message = "'%(network)s' is not a network such as 192.0.2.0/24."
-        raise BadRequest(message, values=shown, param="ip_allow") from None
-    message = "%(network)s has bits beyond its mask; the network is %(meant)s."
-    raise BadRequest(message, values=shown | {"meant": meant}, param="ip_allow")
+        raise BadRequest(
+            "'%(network)s' is not a network such as 192.0.2.0/24.", values=shown, param="ip_allow"
+        ) from None
+    raise BadRequest(
+        "%(network)s has bits beyond its mask; the network is %(meant)s.",
+        values=shown | {"meant": meant},
+        param="ip_allow",
+    )
 
 
 async def _insert_key(

@@ -15,7 +15,7 @@ from pathlib import Path
 from types import MappingProxyType
 
 from babel import Locale
-from babel.dates import format_date, format_datetime, format_skeleton, format_timedelta
+from babel.dates import format_date, format_datetime, format_skeleton, format_timedelta, get_datetime_format
 from babel.messages.mofile import write_mo
 from babel.messages.pofile import read_po
 from babel.numbers import format_compact_decimal, format_currency, format_decimal, format_percent
@@ -132,7 +132,9 @@ class Language:
         """``Nov 27, 2026, 06:08 UTC``, readable by machines."""
         at = at.astimezone(UTC)
         date = format_date(at.date(), "medium", locale=self.locale)
-        return _time(at, "%Y-%m-%dT%H:%M:%SZ", f"{date}, {at:%H:%M} UTC")
+        # Languages join a day and its time each in their own way: "{1}, {0}" or "{1} {0}".
+        text = get_datetime_format("medium", locale=self.locale).format(f"{at:%H:%M}", date)
+        return _time(at, "%Y-%m-%dT%H:%M:%SZ", f"{text} UTC")
 
     def ago(self, at: datetime, now: datetime) -> Markup:
         """``3 minutes ago``, with the time itself as its title."""
