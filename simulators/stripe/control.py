@@ -20,6 +20,8 @@ from simulators.stripe.operations import matching
 from simulators.stripe.v2 import THIN
 from simulators.stripe.world import Object
 
+_MAX_FORWARD_S = 366 * 24 * 3600
+
 Body = dict[str, Any]
 Act = Callable[[Account, Body, dict[str, str]], Awaitable[Object]]
 
@@ -40,6 +42,7 @@ def routes(account: Account) -> list[Route]:
         ("POST", "/customers/{id}/decline", decline),
         ("POST", "/charges/{id}/dispute", dispute),
         ("POST", "/charges/{id}/refund", refund),
+        ("POST", "/disputes/{id}/decide", decide),
     ]
     return [Route(f"/_control/api{path}", _json(account, act), methods=[verb]) for verb, path, act in acts]
 
@@ -72,10 +75,10 @@ async def switch_off(account: Account, body: Body, path: dict[str, str]) -> Obje
 
 
 async def move_clock(account: Account, body: Body, path: dict[str, str]) -> Object:
-    """Move the account's clock forward by `seconds`; never back."""
+    """Move the account's clock forward by `seconds`; never back, and by a year at most, which is a lot to work off."""
     seconds = body.get("seconds")
-    if not isinstance(seconds, int) or seconds < 0:
-        raise invalid("seconds", "The clock moves forward by whole seconds only.")
+    if not isinstance(seconds, int) or not 0 <= seconds <= _MAX_FORWARD_S:
+        raise invalid("seconds", "The clock moves forward by whole seconds only, and by a year at most.")
     account.forward(seconds)
     return await show_state(account, body, path)
 
@@ -123,6 +126,15 @@ async def dispute(account: Account, body: Body, path: dict[str, str]) -> Object:
     """Let the cardholder dispute a charge."""
     charge = account.world.get("charge", path["id"])
     return account.world.present(disputes.open_dispute(account.world, charge, body.get("reason", "fraudulent")))
+
+
+async def decide(account: Account, body: Body, path: dict[str, str]) -> Object:
+    """Let the bank decide a dispute: its `status` becomes `won` or `lost`."""
+    found = account.world.get(disputes.KIND, path["id"])
+    if body.get("status") not in disputes.DECIDED or found["status"] in disputes.DECIDED:
+        raise invalid("status", "An open dispute is decided: it is won or lost.")
+    disputes.decide(account.world, found, body["status"])
+    return account.world.present(found)
 
 
 async def refund(account: Account, body: Body, path: dict[str, str]) -> Object:

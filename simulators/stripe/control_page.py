@@ -9,10 +9,10 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from simulators.stripe import control, hazards
+from simulators.stripe import control, disputes, hazards
 from simulators.stripe.account import Account
 from simulators.stripe.deliveries import DELIVERY
-from simulators.stripe.errors import StripeError
+from simulators.stripe.errors import StripeError, invalid
 from simulators.stripe.events import EVENT
 from simulators.stripe.pages import render
 
@@ -21,6 +21,7 @@ Act = Callable[[Account, Form], Awaitable[object]]
 
 _SHOWN = 50
 _DAY_S = 24 * 3600
+_MAX_DIGITS = 9
 
 
 def routes(account: Account) -> list[Route]:
@@ -32,6 +33,7 @@ def routes(account: Account) -> list[Route]:
         "resend": lambda account, form: control.resend(account, {}, {"id": form["id"]}),
         "decline": lambda account, form: control.decline(account, {"on": form["on"] == "1"}, {"id": form["id"]}),
         "dispute": lambda account, form: control.dispute(account, {}, {"id": form["id"]}),
+        "decide": lambda account, form: control.decide(account, {"status": form["status"]}, {"id": form["id"]}),
         "refund": lambda account, form: control.refund(account, {}, {"id": form["id"]}),
     }
     posts = [Route(f"/_control/{name}", _posted(account, act), methods=["POST"]) for name, act in acts.items()]
@@ -42,14 +44,21 @@ async def _set_hazard(account: Account, form: Form) -> None:
     if form.get("on") != "1":
         account.world.hazards.switch_off(form["name"])
         return
-    times = int(form["times"]) if form.get("times", "").isdecimal() else None
-    account.world.hazards.switch_on(form["name"], times=times, path=form.get("path", ""))
+    given = {name: _number(form, name) for name in ("times", "seconds") if form.get(name)}
+    account.world.hazards.switch_on(form["name"], **given)
 
 
 async def _move_clock(account: Account, form: Form) -> None:
-    days = int(form["days"]) if form.get("days", "").isdecimal() else 0
-    hours = int(form["hours"]) if form.get("hours", "").isdecimal() else 0
-    account.forward(days * _DAY_S + hours * 3600)
+    seconds = _number(form, "days") * _DAY_S + _number(form, "hours") * 3600
+    await control.move_clock(account, {"seconds": seconds}, {})
+
+
+def _number(form: Form, name: str) -> int:
+    text = form.get(name) or "0"
+    # A number of so many digits is none that a person means, and none that there is time for.
+    if not text.isdecimal() or len(text) > _MAX_DIGITS:
+        raise invalid(name, f"This is no number: {text:.20}")
+    return int(text)
 
 
 def _page(account: Account) -> Callable[[Request], Awaitable[Response]]:
@@ -62,11 +71,12 @@ def _page(account: Account) -> Callable[[Request], Awaitable[Response]]:
             "control.html",
             now=world.now(),
             offset_s=world.offset_s,
-            hazards=[(name, text, on.get(name)) for name, text in hazards.NAMES.items()],
+            hazards=[(name, text, on.get(name), hazards.LASTING_S.get(name)) for name, text in hazards.NAMES.items()],
             events=world.all(EVENT)[: -_SHOWN - 1 : -1],
             waiting=waiting,
             customers=world.all("customer")[: -_SHOWN - 1 : -1],
             refusing=refusing,
+            disputes={found["charge"]: found for found in world.all(disputes.KIND)},
             charges=world.all("charge")[: -_SHOWN - 1 : -1],
         )
 
@@ -81,6 +91,8 @@ def _posted(account: Account, act: Act) -> Callable[[Request], Awaitable[Respons
             await act(account, form)
         except StripeError as error:
             return render("error.html", status=error.status, message=error.message)
+        except KeyError as error:
+            return render("error.html", status=400, message=f"The form lacks {error}.")
         finally:
             account.settle()
         return RedirectResponse("/_control", status_code=303)

@@ -17,6 +17,7 @@ KIND = "dispute"
 _DAYS_TO_ANSWER = 7
 _VERDICTS = {"winning_evidence": "won", "losing_evidence": "lost"}
 _OPEN = ("needs_response", "under_review")
+DECIDED = ("won", "lost")
 
 
 def open_dispute(world: World, charge: Object, reason: str = "fraudulent") -> Object:

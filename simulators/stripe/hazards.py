@@ -30,6 +30,9 @@ NAMES = {
     "webhook_dropped": "The first delivery of an event is lost and counts as failed; it is tried again later.",
 }
 
+LASTING_S = {"slow": 5.0, "one_call_at_a_time": 5.0, "summaries_lag": 900.0, "webhook_delayed": 60.0}
+"""Those that take time, and how much unless told otherwise: enough to be seen by a person."""
+
 
 @dataclass(slots=True)
 class Hazard:
@@ -50,7 +53,7 @@ class Hazard:
     rate: float = 1.0
     seed: int = 0
     path: str = ""
-    seconds: float = 0.05
+    seconds: float = 0.0
     code: str | None = None
     strikes: int = 0
     random: Random = field(default_factory=Random, repr=False)
@@ -71,7 +74,7 @@ class Hazards:
         """Switch a hazard on, or set it anew.
 
         Raises:
-            StripeError: 400 for a name or a setting that there is not.
+            StripeError: 400 for a name or a setting that there is not, or one that is out of its range.
         """
         if name not in NAMES:
             raise invalid("name", f"There is no hazard called {name}; there are {', '.join(NAMES)}")
@@ -79,7 +82,8 @@ class Hazards:
         for setting in settings:
             if setting not in known:
                 raise invalid(setting, f"A hazard has no {setting}; it has {', '.join(sorted(known))}")
-        hazard = Hazard(name, **settings)
+        hazard = Hazard(name, **{"seconds": LASTING_S.get(name, 0.0), **settings})
+        _check(hazard)
         hazard.random.seed(hazard.seed)
         self._on[name] = hazard
         return hazard
@@ -106,3 +110,12 @@ class Hazards:
         if hazard.times is not None:
             hazard.times -= 1
         return hazard
+
+
+def _check(hazard: Hazard) -> None:
+    if hazard.times is not None and not (isinstance(hazard.times, int) and hazard.times > 0):
+        raise invalid("times", "A hazard strikes a whole number of times, or without end.")
+    for name, most in (("rate", 1), ("seconds", 24 * 3600)):
+        value = getattr(hazard, name)
+        if not isinstance(value, int | float) or not 0 <= value <= most:
+            raise invalid(name, f"The {name} of a hazard is a number from 0 to {most}.")

@@ -6,7 +6,7 @@ from typing import Any
 import httpx
 import pytest
 
-from simulators.stripe.hazards import NAMES
+from simulators.stripe.hazards import LASTING_S, NAMES
 from tests.simulators.stripe.simulator import Simulator
 
 
@@ -56,6 +56,46 @@ def test_clock_is_moved_by_a_button(simulator: Simulator) -> None:
     press(simulator, "clock", days="2", hours="3")
     assert simulator.control("GET")["offset_s"] == 2 * 86400 + 3 * 3600
     assert "2.1 days ahead" in page(simulator)
+
+
+@pytest.mark.parametrize("form", [{"days": "9" * 400}, {"days": "-1"}, {"days": "367"}, {"hours": "soon"}])
+def test_clock_that_cannot_be_moved_so_far_is_an_error_page(simulator: Simulator, form: dict[str, str]) -> None:
+    answer = press(simulator, "clock", **form)
+    assert answer.status_code == 400
+    assert "never against the real service" in answer.text
+    assert simulator.control("GET")["offset_s"] == 0
+
+
+def test_form_without_its_fields_is_an_error_page(simulator: Simulator) -> None:
+    assert press(simulator, "resend").status_code == 400
+
+
+def test_hazards_that_take_time_take_some_that_can_be_seen(simulator: Simulator) -> None:
+    assert set(LASTING_S) <= set(NAMES)
+    for name in LASTING_S:
+        assert f"How many seconds {name} takes" in page(simulator)
+        press(simulator, "hazard", name=name, on="1")
+    press(simulator, "hazard", name="slow", on="1", seconds="7", times="1")
+    on = {hazard["name"]: hazard["seconds"] for hazard in simulator.control("GET", "/hazards")["on"]}
+    assert on == {"slow": 7, "one_call_at_a_time": 5, "summaries_lag": 900, "webhook_delayed": 60}
+
+
+def test_webhook_is_delayed_by_the_button_alone(simulator: Simulator) -> None:
+    press(simulator, "hazard", name="webhook_delayed", on="1")
+    simulator.v1.customers.create({"name": "Acme"})
+    [waiting] = simulator.control("GET")["deliveries"]
+    assert waiting["due"] == waiting["made"] + 60
+
+
+@pytest.mark.parametrize("status", ["won", "lost"])
+def test_dispute_is_decided_by_a_button(simulator: Simulator, charge: str, status: str) -> None:
+    press(simulator, "dispute", id=charge)
+    dispute = simulator.v1.disputes.list({"charge": charge}).data[0].id
+    assert f"The dispute is {status}" in page(simulator)
+    press(simulator, "decide", id=dispute, status=status)
+    assert simulator.v1.disputes.retrieve(dispute).status == status
+    assert "The dispute is" not in page(simulator)
+    assert press(simulator, "decide", id=dispute, status=status).status_code == 400
 
 
 def test_unknown_hazard_is_an_error_page(simulator: Simulator) -> None:

@@ -1,6 +1,7 @@
 """What goes wrong on request."""
 
 import threading
+from typing import Any
 
 import pytest
 import stripe
@@ -40,10 +41,22 @@ def test_switched_off_it_does_not_strike() -> None:
     assert hazards.strike("slow") is None
 
 
-@pytest.mark.parametrize("settings", [{"name": "flood"}, {"name": "outage", "colour": "red"}])
-def test_unknown_name_or_setting_is_refused(settings: dict[str, str]) -> None:
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"name": "flood"},
+        {"name": "outage", "colour": "red"},
+        {"name": "outage", "times": 0},
+        {"name": "outage", "times": "2"},
+        {"name": "outage", "rate": 1.5},
+        {"name": "slow", "seconds": -1},
+    ],
+)
+def test_unknown_name_or_setting_is_refused(settings: dict[str, Any]) -> None:
+    hazards = Hazards()
     with pytest.raises(StripeError):
-        Hazards().switch_on(**settings)
+        hazards.switch_on(**settings)
+    assert hazards.all() == []
 
 
 def test_outage_closes_connections_and_does_nothing(simulator: Simulator) -> None:
