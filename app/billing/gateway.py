@@ -13,7 +13,7 @@ import asyncio
 import re
 from collections.abc import Awaitable, Mapping, Sequence
 from datetime import UTC, datetime, timedelta
-from typing import Any, Self, cast
+from typing import Any, Literal, Self, cast
 
 import stripe
 
@@ -158,13 +158,17 @@ class Gateway:
 
     # The meter.
 
-    async def list_meters(self) -> list[Object]:
-        """Every active meter."""
-        return await self._all(self._client.v1.billing.meters, {"status": "active"})
+    async def list_meters(self, status: Literal["active", "inactive"] = "active") -> list[Object]:
+        """Every meter that counts, or that somebody has switched off, newest first."""
+        return await self._all(self._client.v1.billing.meters, {"status": status})
 
     async def create_meter(self, meter: Mapping[str, Any]) -> Object:
         """Makes a meter; there can be one active meter of an event name."""
         return await self._ask(self._client.v1.billing.meters.create_async(cast("Any", meter)))
+
+    async def reactivate_meter(self, meter_id: str) -> Object:
+        """Lets a meter count again."""
+        return await self._ask(self._client.v1.billing.meters.reactivate_async(meter_id))
 
     async def meter_id(self, event_name: str) -> str:
         """The id of the active meter of this event name; asked for once.

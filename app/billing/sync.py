@@ -24,7 +24,6 @@ from app.billing import catalog
 from app.billing.catalog import Coupon, PlanPrice
 from app.billing.gateway import Gateway, Object
 from app.db import Database
-from app.errors import ConfigError
 from app.telemetry import CATALOG_DRIFT
 
 PORTAL_MARK = {"tollgate": "portal"}
@@ -91,12 +90,7 @@ async def push(database: Database, gateway: Gateway, now: datetime) -> Report:
         StripeRefused: The account does not allow it.
     """
     report = Report()
-    meter_id = await _push_meter(gateway, report)
-    prices = catalog.prices(meter_id)
-    await _push_products(gateway, report)
-    await _push_prices(gateway, prices, report, now)
-    await _push_coupons(gateway, report)
-    await _push_portal(gateway, report)
+    prices = await make_missing(gateway, report, now)
     listed = await gateway.list_prices([price.lookup_key for price in prices])
     async with database.begin() as connection:
         report.drift |= await _compare(connection, prices, listed, now)
@@ -112,6 +106,28 @@ async def push(database: Database, gateway: Gateway, now: datetime) -> Report:
             )
     CATALOG_DRIFT.set(len(report.drift))
     return report
+
+
+async def make_missing(gateway: Gateway, report: Report, now: datetime) -> list[PlanPrice]:
+    """Makes what Stripe lacks of the catalogue, and remembers nothing of it here.
+
+    Args:
+        gateway: The account.
+        report: Is told of it, and of drift of all but the prices.
+        now: When this is.
+
+    Returns:
+        The prices of the catalogue, all of which Stripe has now under their lookup keys.
+
+    Raises:
+        StripeUnavailable: It can be run again; likewise ``StripeRefused``.
+    """
+    prices = catalog.prices(await _push_meter(gateway, report))
+    await _push_products(gateway, report)
+    await _push_prices(gateway, prices, report, now)
+    await _push_coupons(gateway, report)
+    await _push_portal(gateway, report)
+    return prices
 
 
 async def check(database: Database, gateway: Gateway, now: datetime) -> Mapping[str, str]:
@@ -131,16 +147,14 @@ async def check(database: Database, gateway: Gateway, now: datetime) -> Mapping[
     return drift
 
 
-async def portal_configuration(gateway: Gateway) -> str:
-    """The id of our configuration of Stripe's portal.
+async def find_portal(gateway: Gateway) -> Object | None:
+    """Our configuration of Stripe's portal; None: the catalogue has not been pushed.
 
     Raises:
-        ConfigError: There is none: the catalogue has not been pushed.
+        StripeUnavailable: As every call; likewise ``StripeRefused``.
     """
-    found = await _find_portal(gateway)
-    if found is None:
-        raise ConfigError("Stripe has no configuration of its portal for us; run: tollgate billing sync-catalog")
-    return str(found["id"])
+    ours = (one for one in await gateway.list_portal_configurations() if PORTAL_MARK.items() <= one["metadata"].items())
+    return next(ours, None)
 
 
 def lines(report: Report) -> Iterable[str]:
@@ -178,6 +192,13 @@ def fingerprint(price: PlanPrice) -> bytes:
 async def _push_meter(gateway: Gateway, report: Report) -> str:
     for meter in await gateway.list_meters():
         if meter["event_name"] == catalog.METER:
+            report.drift |= _meter_drift(meter)
+            return str(meter["id"])
+    for meter in await gateway.list_meters("inactive"):
+        if meter["event_name"] == catalog.METER:
+            # Prices count by it; another one of its name would be counted by none.
+            await gateway.reactivate_meter(meter["id"])
+            report.repaired.append(catalog.METER)
             report.drift |= _meter_drift(meter)
             return str(meter["id"])
     made = await gateway.create_meter(_METER)
@@ -225,18 +246,13 @@ async def _push_coupons(gateway: Gateway, report: Report) -> None:
 
 
 async def _push_portal(gateway: Gateway, report: Report) -> None:
-    found = await _find_portal(gateway)
+    found = await find_portal(gateway)
     if found is None:
         await gateway.create_portal_configuration({"features": _FEATURES, "metadata": PORTAL_MARK})
         report.made.append("portal")
     elif any(found["features"][name]["enabled"] != wanted["enabled"] for name, wanted in _FEATURES.items()):
         await gateway.update_portal_configuration(found["id"], {"features": _FEATURES})
         report.repaired.append("portal")
-
-
-async def _find_portal(gateway: Gateway) -> Object | None:
-    ours = (one for one in await gateway.list_portal_configurations() if PORTAL_MARK.items() <= one["metadata"].items())
-    return next(ours, None)
 
 
 async def _compare(

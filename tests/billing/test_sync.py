@@ -11,7 +11,7 @@ from app.billing import catalog, sync
 from app.billing.catalog import PlanPrice
 from app.billing.gateway import Gateway
 from app.db import Database
-from app.errors import ConfigError, StripeUnavailable
+from app.errors import StripeUnavailable
 from app.telemetry import CATALOG_DRIFT
 from tests.simulators.stripe.simulator import API_KEY, Simulator
 
@@ -27,6 +27,12 @@ async def rows(database: Database, columns: str = "lookup_key, drift") -> list[A
     async with database.begin() as connection:
         result = await connection.exec_driver_sql(f"SELECT {columns} FROM catalog_prices ORDER BY lookup_key")
         return list(result.all())
+
+
+async def portal_id(gateway: Gateway) -> str:
+    found = await sync.find_portal(gateway)
+    assert found is not None
+    return str(found["id"])
 
 
 def gauge() -> float:
@@ -113,18 +119,28 @@ async def test_names_are_put_right(database: Database, gateway: Gateway, simulat
 
 async def test_a_switch_of_the_portal_is_put_right(database: Database, gateway: Gateway, simulator: Simulator) -> None:
     await push(database, gateway)
-    configuration = await sync.portal_configuration(gateway)
+    configuration = await portal_id(gateway)
     cancel = {"subscription_cancel": {"enabled": True}}
     simulator.v1.billing_portal.configurations.update(configuration, {"features": cancel})
     assert (await push(database, gateway)).repaired == ["portal"]
-    assert await sync.portal_configuration(gateway) == configuration
+    assert await portal_id(gateway) == configuration
     found = simulator.v1.billing_portal.configurations.retrieve(configuration)
     assert not found.features.subscription_cancel.enabled
 
 
-async def test_without_a_push_there_is_no_portal(gateway: Gateway) -> None:
-    with pytest.raises(ConfigError, match="sync-catalog"):
-        await sync.portal_configuration(gateway)
+async def test_a_meter_that_was_switched_off_counts_again(
+    database: Database, gateway: Gateway, simulator: Simulator
+) -> None:
+    await push(database, gateway)
+    meters = simulator.v1.billing.meters
+    other = meters.create({"display_name": "O", "event_name": "other", "default_aggregation": {"formula": "sum"}})
+    [ours] = [meter for meter in meters.list().data if meter.id != other.id]
+    for meter in (other, ours):
+        meters.deactivate(meter.id)
+    assert await sync.check(database, gateway, NOW) == {catalog.METER: "is missing"}
+    report = await push(database, gateway)
+    assert (report.made, report.repaired, report.drift) == ([], [catalog.METER], {})
+    assert [meter.id for meter in meters.list({"status": "active"}).data] == [ours.id]
 
 
 async def test_a_price_that_was_archived_is_drift(database: Database, gateway: Gateway, simulator: Simulator) -> None:
