@@ -23,7 +23,7 @@ from app.billing import catalog
 from app.billing.catalog import Interval, Plan
 from app.billing.gateway import Gateway, Object
 from app.billing.subscriptions import LIVE
-from app.billing.sync import PORTAL_MARK
+from app.billing.sync import find_portal
 from app.config import Settings
 from app.db import Database
 from app.errors import BadRequest, Conflict, NotFound, StripeRefused, StripeUnavailable
@@ -182,18 +182,14 @@ async def open_portal(database: Database, gateway: Gateway, buyer: Buyer, now: d
     """
     customer = await ensure_customer(database, gateway, buyer, now)
     session: Object = {"customer": customer, "return_url": f"{buyer.base_url}/billing"}
-    for configuration in await gateway.list_portal_configurations():
-        if configuration["metadata"].items() >= PORTAL_MARK.items():
-            session["configuration"] = configuration["id"]
+    configuration = await find_portal(gateway)
+    if configuration is not None:
+        session["configuration"] = configuration["id"]
     return str((await gateway.create_portal_session(session))["url"])
 
 
 async def complete_items(database: Database, gateway: Gateway, subscription: Mapping[str, Any], now: datetime) -> bool:
     """Adds the metered price to a subscription that was bought without; safe to repeat.
-
-    Two calls at once add one, as Stripe refuses a price that a subscription has. A call that
-    was answered with a failure is asked anew a minute later, because Stripe repeats what it
-    stored for a key.
 
     Args:
         database: For the ids of prices.
@@ -207,18 +203,38 @@ async def complete_items(database: Database, gateway: Gateway, subscription: Map
     Raises:
         StripeUnavailable: As every call; likewise ``StripeRefused``.
     """
-    items = subscription["items"]["data"]
-    if subscription["status"] not in LIVE or len(items) != 1:
+    key = missing_price(subscription)
+    if key is None:
         return False
-    named = catalog.plan_of_lookup_key(items[0]["price"]["lookup_key"])
-    if named is None or named[1] != "flat":
-        return False
-    key = catalog.lookup_key(named[0], "usage", "month")
     async with database.begin() as connection:
         prices = await price_ids(connection, [key])
-    item = {"subscription": subscription["id"], "price": prices[key], "proration_behavior": "none"}
-    await gateway.create_subscription_item(item, f"metered-{subscription['id']}-{prices[key]}-{now:%Y%m%d%H%M}")
+    await add_price(gateway, subscription, prices[key], now)
     return True
+
+
+def missing_price(subscription: Mapping[str, Any]) -> str | None:
+    """The lookup key of the metered price that a subscription was bought without; None: it lacks none."""
+    items = subscription["items"]["data"]
+    if subscription["status"] not in LIVE or len(items) != 1:
+        return None
+    named = catalog.plan_of_lookup_key(items[0]["price"]["lookup_key"])
+    if named is None or named[1] != "flat":
+        return None
+    return catalog.lookup_key(named[0], "usage", "month")
+
+
+async def add_price(gateway: Gateway, subscription: Mapping[str, Any], price_id: str, now: datetime) -> None:
+    """Adds a price to a subscription.
+
+    Two calls at once add one, as Stripe refuses a price that a subscription has. A call that
+    was answered with a failure is asked anew a minute later, because Stripe repeats what it
+    stored for a key.
+
+    Raises:
+        StripeUnavailable: As every call; likewise ``StripeRefused``.
+    """
+    item = {"subscription": subscription["id"], "price": price_id, "proration_behavior": "none"}
+    await gateway.create_subscription_item(item, f"metered-{subscription['id']}-{price_id}-{now:%Y%m%d%H%M}")
 
 
 def lookup_keys(plan: Plan, interval: Interval) -> list[str]:

@@ -2,25 +2,24 @@
 
 Against the real service it shows that what we send is understood there and rated as we
 think it is; the tests run the same steps against the simulator. It uses a test clock,
-so that a month takes a minute, and deletes it at the end with the customer it made. It
-touches no organisation of the database, which only remembers where the catalogue lies.
+so that a month takes a minute, and deletes it at the end with the customers it made. No
+database is touched, so that one that belongs to a live account never learns ids of the test mode.
 
 Webhooks are not part of it: Stripe would have to reach this machine.
 """
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from decimal import ROUND_HALF_UP, Decimal
 from uuid import uuid4
 
-from app.billing import catalog, sync
-from app.billing.catalog import METER, NANO_USD_PER_USD
-from app.billing.checkout import lookup_keys, price_ids
+from app.billing import catalog, changes, checkout, sync
+from app.billing.catalog import METER, NANO_USD_PER_USD, Interval, Plan
+from app.billing.checkout import lookup_keys
 from app.billing.gateway import Gateway, Object
-from app.db import Database
 from app.errors import AppError, ConfigError
 
 Pause = Callable[[float], Awaitable[None]]
@@ -39,6 +38,7 @@ class Rehearsal:
     """What the steps hand to each other.
 
     Attributes:
+        prices: Stripe's ids, by lookup key.
         pause: Waits so many seconds.
         value: Usage that is reported, in nano-USD: all that is included, and something above.
     """
@@ -75,13 +75,10 @@ def check_key(api_key: str) -> None:
         raise ConfigError("The key is not one of Stripe's test mode (sk_test_…); nothing was done.")
 
 
-async def rehearse(
-    database: Database, gateway: Gateway, now: datetime, *, pause: Pause = asyncio.sleep
-) -> AsyncIterator[str]:
-    """Does one step after the other, and says what it has seen.
+async def rehearse(gateway: Gateway, now: datetime, *, pause: Pause = asyncio.sleep) -> AsyncGenerator[str]:
+    """Does one step after the other, and says what it has seen; may run again, and beside itself.
 
     Args:
-        database: Remembers where the catalogue lies.
         gateway: An account in test mode.
         now: The present.
         pause: Waits so many seconds.
@@ -90,34 +87,33 @@ async def rehearse(
         ConfigError: Stripe did something else than expected.
         StripeUnavailable: As every call; likewise ``StripeRefused``.
     """
-    await sync.push(database, gateway, now)
+    prices = await _push(gateway, now)
     yield "the catalogue is at Stripe"
-    keys = [key for name in (_PLAN, _NEXT_PLAN) for key in lookup_keys(catalog.PLANS[name], "month")]
-    async with database.begin() as connection:
-        prices = await price_ids(connection, keys)
     rehearsal = Rehearsal(gateway, prices, pause, now.replace(microsecond=0))
     try:
-        for step in (_buy, _open_pages, _report, _renew, _upgrade, _end):
+        for step in (_buy, _open_pages, _report, _renew, _upgrade, _end, _buy_a_year):
             yield await step(rehearsal)
     finally:
         if rehearsal.clock:
+            # Otherwise Stripe does it after thirty days.
             with suppress(AppError):
                 await gateway.delete_test_clock(rehearsal.clock)
+
+
+async def _push(gateway: Gateway, now: datetime) -> dict[str, str]:
+    wanted = await sync.make_missing(gateway, sync.Report(), now)
+    listed = await gateway.list_prices([price.lookup_key for price in wanted])
+    prices = {price["lookup_key"]: str(price["id"]) for price in listed if price["active"]}
+    _expect("active prices are", sorted(prices), sorted(price.lookup_key for price in wanted))
+    return prices
 
 
 async def _buy(rehearsal: Rehearsal) -> str:
     gateway, plan = rehearsal.gateway, catalog.PLANS[_PLAN]
     clock = await gateway.create_test_clock(int(rehearsal.now.timestamp()), "tollgate live-smoke")
     rehearsal.clock = clock["id"]
-    customer = {
-        "name": "Tollgate live-smoke",
-        "test_clock": clock["id"],
-        "payment_method": CARD,
-        "invoice_settings": {"default_payment_method": CARD},
-    }
-    rehearsal.customer = (await gateway.create_customer(customer, f"smoke-{uuid4()}"))["id"]
-    flat, usage = lookup_keys(plan, "month")
-    items = [{"price": rehearsal.prices[flat], "quantity": 1}, {"price": rehearsal.prices[usage]}]
+    rehearsal.customer = await _customer(rehearsal)
+    items = _items(rehearsal, plan, "month")
     rehearsal.subscription = await gateway.create_subscription(
         {"customer": rehearsal.customer, "items": items, "billing_mode": {"type": "flexible"}}
     )
@@ -206,6 +202,30 @@ async def _end(rehearsal: Rehearsal) -> str:
     return "the subscription ends with its period"
 
 
+async def _buy_a_year(rehearsal: Rehearsal) -> str:
+    """What Stripe's documentation says least about: a flat price by the year with usage by the month."""
+    gateway, plan = rehearsal.gateway, catalog.PLANS[_NEXT_PLAN]
+    customer = await _customer(rehearsal)
+    flat, usage = _items(rehearsal, plan, "year")
+    bought = await gateway.create_subscription(
+        {"customer": customer, "items": [flat], "billing_mode": {"type": "flexible"}}
+    )
+    _expect("what a plan by the year lacks is", checkout.missing_price(bought), lookup_keys(plan, "year")[1])
+    await checkout.add_price(gateway, bought, usage["price"], rehearsal.now)
+    subscription = await gateway.retrieve_subscription(bought["id"])
+    ends = {item["price"]["id"]: item["current_period_end"] for item in subscription["items"]["data"]}
+    year_end = ends[flat["price"]]
+    _expect("usage is billed before the year ends,", ends[usage["price"]] < year_end, True)
+    cheaper = _items(rehearsal, catalog.PLANS[_PLAN], "month")
+    await changes.change_later(gateway, subscription, cheaper, datetime.fromtimestamp(year_end, UTC))
+    schedule = (await gateway.retrieve_subscription(bought["id"]))["schedule"]
+    _expect("the cheaper plan begins at", schedule["phases"][-1]["start_date"], year_end)
+    await gateway.release_schedule(schedule["id"])
+    ending = await gateway.update_subscription(bought["id"], {"cancel_at": "max_period_end"})
+    _expect("the subscription ends at", ending["cancel_at"], year_end)
+    return "a plan by the year takes usage by the month, and changes and ends with its year"
+
+
 async def _advance(rehearsal: Rehearsal, to: datetime) -> None:
     await rehearsal.gateway.advance_test_clock(rehearsal.clock, int(to.timestamp()))
 
@@ -214,6 +234,22 @@ async def _advance(rehearsal: Rehearsal, to: datetime) -> None:
         return str(clock["status"]) == "ready"
 
     await rehearsal.until(is_there, "Stripe's test clock arrives")
+
+
+async def _customer(rehearsal: Rehearsal) -> str:
+    customer = {
+        "name": "Tollgate live-smoke",
+        "test_clock": rehearsal.clock,
+        "payment_method": CARD,
+        "invoice_settings": {"default_payment_method": CARD},
+    }
+    return str((await rehearsal.gateway.create_customer(customer, f"smoke-{uuid4()}"))["id"])
+
+
+def _items(rehearsal: Rehearsal, plan: Plan, interval: Interval) -> list[Object]:
+    """What a subscription to a plan has, the flat price first."""
+    flat, usage = (rehearsal.prices[key] for key in lookup_keys(plan, interval))
+    return [{"price": flat, "quantity": 1}, {"price": usage}]
 
 
 def _metered(invoice: Object, price: str) -> tuple[int, int]:

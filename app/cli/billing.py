@@ -97,12 +97,15 @@ def reconcile(
 
     from app.billing import outbox
     from app.billing import reconcile as books
+    from app.billing.turns import Turns
+
+    turns = Turns("meter.compare_failed")
 
     async def run(database: "Database", _: "Settings", gateway: "Gateway") -> "list[books.Difference]":
         now = datetime.now(UTC)
         if retry:
             print(f"{await outbox.retry_rejected(database)} events that were refused are sent once more.")
-        found = await books.compare(database, gateway, now - timedelta(days=days), now, now, org_id=org)
+        found = await books.compare(database, gateway, now - timedelta(days=days), now, now, turns, org_id=org)
         if reissue:
             print(f"{await books.doubt(database, found, now)} hours are settled by what Stripe has counted.")
             await books.settle_doubts(database, gateway, now)
@@ -114,6 +117,7 @@ def reconcile(
         hour = one.hour
         print(f"{hour.start:%Y-%m-%d %H:%M}  {hour.customer}  taken {one.taken}, counted {one.counted} (10^-9 USD)")
     print(f"{len(differences)} hours differ.")
+    turns.end()
     if differences:
         raise typer.Exit(1)
 
@@ -162,22 +166,31 @@ def subscribe_link(
 @app.command("live-smoke", epilog="Example: TOLLGATE_STRIPE_API_KEY=sk_test_... tollgate billing live-smoke")
 def live_smoke() -> None:
     """Rehearse a month of a customer at Stripe's test mode; needs a key of it, and does nothing without."""
+    import asyncio
+    from contextlib import aclosing
     from datetime import UTC, datetime
 
     from app.billing import smoke
-    from app.config import load_settings
+    from app.billing.gateway import Gateway
+    from app.cli.context import settings_for_command
 
-    key = load_settings().stripe_api_key
-    if key is None:
+    settings = settings_for_command(log_level="warning")
+    if settings.stripe_api_key is None:
         print("Skipped: TOLLGATE_STRIPE_API_KEY is not set.")
         return
-    smoke.check_key(key.get_secret_value())
+    smoke.check_key(settings.stripe_api_key.get_secret_value())
 
-    async def run(database: "Database", _: "Settings", gateway: "Gateway") -> None:
-        async for seen in smoke.rehearse(database, gateway, datetime.now(UTC)):
-            print(f"ok    {seen}")
+    async def run() -> None:
+        gateway = Gateway.of(settings)
+        try:
+            # However it ends, what was made is cleared away.
+            async with aclosing(smoke.rehearse(gateway, datetime.now(UTC))) as steps:
+                async for seen in steps:
+                    print(f"ok    {seen}")
+        finally:
+            await gateway.aclose()
 
-    _with_gateway(run)
+    asyncio.run(run())
     print("Stripe does what we think it does.")
 
 

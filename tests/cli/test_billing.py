@@ -135,6 +135,6 @@ def test_a_month_is_rehearsed(
 ) -> None:
     assert call(monkeypatch, "billing", "live-smoke") == 0
     *steps, last = capsys.readouterr().out.splitlines()
-    assert len(steps) == 7
+    assert len(steps) == 8
     assert all(step.startswith("ok    ") for step in steps)
     assert last == "Stripe does what we think it does."
