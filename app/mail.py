@@ -1,8 +1,8 @@
 """Mails: through a mail server, or into ``DATA_DIR/mail`` while none is set.
 
 Plain text, so nothing in a mail can track whether it was read, and nothing of what a
-customer typed can become markup. A mail is sent once; what must arrive is offered again
-by the page that promised it.
+customer typed can become markup. A mail is handed over once; whoever must be told keeps a
+queue (``app.accounts.mailings``, ``app.alerts.notifications``).
 """
 
 import asyncio
@@ -24,8 +24,10 @@ from app.telemetry import MAILS, get_logger
 
 log = get_logger(__name__)
 
+REFUSED = "mail_refused"
 TIMEOUT_S = 20.0
 """Of each exchange with the mail server."""
+_FOR_GOOD = 500
 _PORTS = {"smtp": 25, "smtps": 465}
 _LOOPBACK = frozenset({"localhost", "127.0.0.1", "::1"})
 
@@ -48,7 +50,7 @@ async def send(settings: Settings, mail: Mail, tls: ssl.SSLContext | None = None
         tls: How the server is recognised; None: by the system's authorities.
 
     Raises:
-        MailUnavailable: It was not taken.
+        MailUnavailable: It was not taken; code ``REFUSED``: nor will it ever be, there is no such mailbox.
     """
     message = _message(settings, mail)
     try:
@@ -60,16 +62,8 @@ async def send(settings: Settings, mail: Mail, tls: ssl.SSLContext | None = None
         MAILS.labels("failed").inc()
         # The server's words may name the address.
         log.warning("mail.failed", error=type(error).__name__)
-        raise MailUnavailable("The mail could not be sent.") from error
+        raise MailUnavailable("The mail could not be sent.", code=REFUSED if _is_final(error) else None) from error
     MAILS.labels("sent").inc()
-
-
-async def send_or_log(settings: Settings, mail: Mail) -> None:
-    """As ``send``, for what goes on after the answer has left: a failure is logged and counted."""
-    try:
-        await send(settings, mail)
-    except MailUnavailable:
-        return
 
 
 def _message(settings: Settings, mail: Mail) -> EmailMessage:
@@ -84,6 +78,13 @@ def _message(settings: Settings, mail: Mail) -> EmailMessage:
     # As it is: quoted-printable would break the links for who reads the file.
     message.set_content(mail.text, cte="7bit" if mail.text.isascii() else "8bit")
     return message
+
+
+def _is_final(error: Exception) -> bool:
+    """RFC 5321 section 4.2.1: a refusal of 500 and more is for good."""
+    if not isinstance(error, smtplib.SMTPRecipientsRefused):
+        return False
+    return all(code >= _FOR_GOOD for code, _ in error.recipients.values())
 
 
 def _write(folder: Path, message: EmailMessage) -> None:

@@ -10,9 +10,10 @@ import signal
 from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
+from functools import partial
 
 from app import idempotency, keys, partitions, recovery, throttle
-from app.accounts import invitations, passwords, sessions, sign_ups
+from app.accounts import invitations, mailings, passwords, sessions, sign_ups
 from app.alerts import notifications, thresholds
 from app.alerts.calls import Caller
 from app.alerts.notifications import Messenger
@@ -34,6 +35,8 @@ from app.billing.gateway import Gateway
 from app.config import Settings
 from app.db import Database
 from app.errors import ConfigError
+from app.mail import send
+from app.portal.account_mails import composer
 from app.portal.alert_mails import alert_mailer
 from app.privacy import deletion, prompts
 from app.telemetry import JOB_DONE_SECONDS, JOB_FAILURES, JOB_SECONDS, get_logger, serving_metrics
@@ -65,12 +68,13 @@ async def make_partitions(database: Database, now: datetime) -> None:
 
 
 async def delete_expired_sessions(database: Database, now: datetime) -> None:
-    """Removes portal logins that have ended, and links of mails that are over."""
+    """Removes portal logins that have ended, links of mails that are over, and mails that nobody waits for."""
     async with database.begin() as connection:
         await sessions.delete_expired_sessions(connection, now)
         await sign_ups.delete_expired_sign_ups(connection, now)
         await passwords.delete_expired_resets(connection, now)
         await invitations.delete_expired_invitations(connection, now)
+        await mailings.delete_expired_mails(connection, now)
 
 
 async def forget_attempts(database: Database, now: datetime) -> None:
@@ -212,6 +216,16 @@ def send_notifications(settings: Settings) -> Job:
     return Job("send_notifications", 5.0, run)
 
 
+def send_account_mails(settings: Settings) -> Job:
+    """The job that sends people links and notes about their accounts."""
+    compose = composer(settings)
+
+    async def run(database: Database, now: datetime) -> None:
+        await mailings.send_due(database, compose, partial(send, settings), now)
+
+    return Job("send_account_mails", 1.0, run)
+
+
 JOBS = (
     Job("make_partitions", 3600.0, make_partitions),
     Job("delete_expired_sessions", 600.0, delete_expired_sessions),
@@ -239,6 +253,7 @@ def run(settings: Settings) -> None:
         *JOBS,
         drop_old_usage(settings.usage_retention_months),
         send_notifications(settings),
+        send_account_mails(settings),
         *billing_jobs(settings),
     )
     asyncio.run(_run_until_signal(database, jobs, settings))

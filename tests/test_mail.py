@@ -16,7 +16,7 @@ from pydantic import SecretStr, ValidationError
 
 from app.config import Settings
 from app.errors import MailUnavailable
-from app.mail import Mail, send, send_or_log
+from app.mail import REFUSED, Mail, send
 
 LINK = "http://localhost:8000/confirm?token=" + "x" * 80
 MAIL = Mail("new@customer.example", "Bestätigung 确认", f"Öffnen Sie:\n\n{LINK}\n")
@@ -32,6 +32,7 @@ class MailServer:
     extensions: tuple[str, ...] = ()
     tls: ssl.SSLContext | None = None
     refuses: str = ""
+    code: int = 550
     commands: list[str] = field(default_factory=list)
     received: list[bytes] = field(default_factory=list)
 
@@ -46,7 +47,7 @@ class MailServer:
             verb = line.partition(" ")[0].upper()
             self.commands.append(line)
             if self.refuses == verb:
-                say("550 no")
+                say(f"{self.code} no")
             elif verb == "EHLO":
                 lines = ["tests", *self.extensions]
                 say(*(f"250{'-' if number + 1 < len(lines) else ' '}{text}" for number, text in enumerate(lines)))
@@ -66,10 +67,14 @@ class MailServer:
 
 @asynccontextmanager
 async def mail_server(
-    *extensions: str, refuses: str = "", tls: ssl.SSLContext | None = None, from_the_start: bool = False
+    *extensions: str,
+    refuses: str = "",
+    code: int = 550,
+    tls: ssl.SSLContext | None = None,
+    from_the_start: bool = False,
 ) -> AsyncIterator[MailServer]:
     """Listening on a free port."""
-    state = MailServer(extensions=extensions, refuses=refuses, tls=tls)
+    state = MailServer(extensions=extensions, refuses=refuses, code=code, tls=tls)
     server = await asyncio.start_server(state.serve, "127.0.0.1", 0, ssl=tls if from_the_start else None)
     state.port = server.sockets[0].getsockname()[1]
     async with server:
@@ -200,20 +205,24 @@ async def test_a_server_without_encryption_is_none_for_smtps(settings: Settings)
     assert server.received == []
 
 
-@pytest.mark.parametrize("refuses", ["MAIL", "RCPT", "DATA"])
-async def test_a_mail_that_is_not_taken_is_told(settings: Settings, refuses: str) -> None:
-    async with mail_server(refuses=refuses) as server:
-        with pytest.raises(MailUnavailable):
+@pytest.mark.parametrize(
+    ("refuses", "code", "is_final"),
+    [("MAIL", 550, False), ("RCPT", 550, True), ("RCPT", 450, False), ("DATA", 550, False)],
+)
+async def test_a_mail_that_is_not_taken_is_told(settings: Settings, refuses: str, code: int, is_final: bool) -> None:
+    async with mail_server(refuses=refuses, code=code) as server:
+        with pytest.raises(MailUnavailable) as refusal:
             await send(with_server(settings, f"smtp://127.0.0.1:{server.port}"), MAIL)
+    assert (refusal.value.code == REFUSED) == is_final
 
 
 async def test_a_server_that_is_away_does_no_harm(settings: Settings) -> None:
     async with mail_server() as server:
         pass
-    await send_or_log(with_server(settings, f"smtp://127.0.0.1:{server.port}"), MAIL)
     with pytest.raises(MailUnavailable) as refusal:
         await send(with_server(settings, f"smtp://127.0.0.1:{server.port}"), MAIL)
     assert MAIL.to not in refusal.value.message
+    assert refusal.value.code != REFUSED
 
 
 async def test_a_folder_that_cannot_be_written_is_told(settings: Settings) -> None:

@@ -8,12 +8,12 @@ import pytest
 from sqlalchemy import func, insert, select
 
 from app import worker
-from app.accounts import invitations, passwords, sessions, sign_ups
+from app.accounts import invitations, mailings, passwords, sessions, sign_ups
 from app.config import Settings
 from app.db import Database
 from app.errors import ConfigError
 from app.partitions import ensure_partitions
-from app.tables import Invitation, PasswordReset, SignUp, UsageEvent
+from app.tables import AccountMail, Invitation, PasswordReset, SignUp, UsageEvent
 from app.telemetry import JOB_DONE_SECONDS, JOB_FAILURES
 from app.worker import Job
 from tests.billing.test_rollups import event
@@ -107,14 +107,24 @@ async def test_links_that_are_over_are_forgotten(database: Database) -> None:
         await passwords.ask_reset(connection, "someone@acme.example", NOW)
         owner = sessions.PortalUser(uuid4(), user_id, "someone@acme.example", org_id, "Acme", "owner")
         await invitations.invite(connection, owner, "new@customer.example", "viewer", NOW)
-    tables = (SignUp, PasswordReset, Invitation)
+        await mailings.queue(connection, "reset", "someone@acme.example", "en", NOW)
+    tables = (SignUp, PasswordReset, Invitation, AccountMail)
     for later, expected in ((timedelta(minutes=1), 1), (timedelta(days=8), 0)):
         await worker.delete_expired_sessions(database, NOW + later)
         async with database.begin() as connection:
             counts = [
                 (await connection.execute(select(func.count()).select_from(table))).scalar_one() for table in tables
             ]
-        assert counts == [expected] * 3
+        assert counts == [expected] * len(tables)
+
+
+async def test_a_mail_about_an_account_is_sent(settings: Settings, database: Database) -> None:
+    job = worker.send_account_mails(settings)
+    await job.run(database, NOW)
+    async with database.begin() as connection:
+        await mailings.queue(connection, "password_changed", "someone@acme.example", "en", NOW)
+    await job.run(database, NOW)
+    assert len([*settings.mail_dir.iterdir()]) == 1
 
 
 async def test_every_job_may_run_twice(database: Database) -> None:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import Select, delete, exists, func, select, true
+from sqlalchemy import Select, delete, exists, func, select, true, update
 from sqlalchemy.dialects.postgresql import insert
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -39,10 +39,10 @@ class Invited:
     expires_at: datetime
 
 
-async def invite(
-    connection: AsyncConnection, by: PortalUser, email: str, role: str, now: datetime
-) -> tuple[Invited, Token]:
+async def invite(connection: AsyncConnection, by: PortalUser, email: str, role: str, now: datetime) -> Invited:
     """Invites an address into ``by``'s organisation for 7 days; a second time replaces the first.
+
+    The link comes from ``make_link``.
 
     Raises:
         PermissionDenied: ``by`` may not give this role, or not take the one that waits there.
@@ -52,13 +52,12 @@ async def invite(
     require_hand_over(by, checked_role(role))
     address = checked_email(email)
     await _require_room(connection, by.org_id, address)
-    token = new_token()
     values = {
         "id": new_id(),
         "org_id": by.org_id,
         "email": address,
         "role": role,
-        "token_hash": token.hash,
+        "token_hash": new_token().hash,
         "invited_by": by.user_id,
         "created_at": now,
         "expires_at": now + INVITATION_LIFETIME,
@@ -70,7 +69,24 @@ async def invite(
     id = (await connection.execute(made.returning(Invitation.id))).scalar_one_or_none()
     if id is None:
         raise role_not_allowed()
-    return Invited(id, by.org_id, by.org_name, address, role, now + INVITATION_LIFETIME), token
+    return Invited(id, by.org_id, by.org_name, address, role, now + INVITATION_LIFETIME)
+
+
+async def make_link(connection: AsyncConnection, id: UUID, now: datetime) -> tuple[Invited, str, Token]:
+    """What a mail tells: the invitation, the name of who invites, and a token in the place of earlier ones.
+
+    Raises:
+        NotFound: It was accepted or withdrawn, or is too old.
+    """
+    token = new_token()
+    renewed = update(Invitation).where(Invitation.id == id, Invitation.expires_at > now)
+    inviter = select(User.email).where(User.id == Invitation.invited_by).scalar_subquery()
+    renewed = renewed.values(token_hash=token.hash).returning(inviter)
+    row = (await connection.execute(renewed)).one_or_none()
+    if row is None:
+        raise _used()
+    invited = await find_invitation(connection, token.text, now)
+    return invited, row[0] or invited.org_name, token
 
 
 async def list_invitations(connection: AsyncConnection, org_id: UUID, now: datetime) -> list[Invited]:
@@ -159,5 +175,9 @@ def _of_token(token: str, now: datetime) -> _Select:
 async def _read(connection: AsyncConnection, statement: _Select) -> Invited:
     row = (await connection.execute(statement)).one_or_none()
     if row is None:
-        raise NotFound("This link was used already, or it is too old.", code="link_expired")
+        raise _used()
     return Invited(*row)
+
+
+def _used() -> NotFound:
+    return NotFound("This link was used already, or it is too old.", code="link_expired")

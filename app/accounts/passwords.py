@@ -13,7 +13,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.accounts.sessions import end_sessions
 from app.accounts.tokens import Token, hash_token, new_token
-from app.accounts.users import Login, find_login, set_password
+from app.accounts.users import find_login, set_password
 from app.errors import NotFound
 from app.tables import PasswordReset, User
 
@@ -28,15 +28,16 @@ class Reset:
     email: str
 
 
-async def ask_reset(connection: AsyncConnection, email: str, now: datetime) -> tuple[Token, Login] | None:
-    """A link for one hour; None: nobody has this address. Earlier links go on working."""
+async def ask_reset(connection: AsyncConnection, email: str, now: datetime) -> Token | None:
+    """A link for one hour, in the place of earlier ones; None: nobody has this address."""
     login = await find_login(connection, email)
     if login is None:
         return None
+    await connection.execute(delete(PasswordReset).where(PasswordReset.user_id == login.user_id))
     token = new_token()
     values = {"token_hash": token.hash, "user_id": login.user_id, "expires_at": now + RESET_LIFETIME}
     await connection.execute(insert(PasswordReset).values(values))
-    return token, login
+    return token
 
 
 async def find_reset(connection: AsyncConnection, token: str, now: datetime) -> Reset:

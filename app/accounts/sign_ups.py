@@ -9,14 +9,14 @@ from dataclasses import dataclass
 from datetime import datetime, timedelta
 from uuid import UUID
 
-from sqlalchemy import delete, exists, insert, select
+from sqlalchemy import delete, exists, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.accounts.orgs import checked_name, create_org
 from app.accounts.tokens import Token, fits, hash_token, new_token
 from app.accounts.users import add_user
 from app.errors import NotFound
-from app.tables import Membership, SignUp, User
+from app.tables import Membership, SignUp, User, new_id
 
 SIGN_UP_LIFETIME = timedelta(hours=24)
 PLAN = "free"
@@ -54,8 +54,8 @@ class Account:
     org_id: UUID
 
 
-async def ask(connection: AsyncConnection, wish: Wish, now: datetime) -> tuple[Token, Token] | None:
-    """Remembers a wish for 24 hours.
+async def ask(connection: AsyncConnection, wish: Wish, now: datetime) -> tuple[UUID, Token]:
+    """Remembers a wish for 24 hours, whether its address has a login or not: that takes the same time.
 
     Args:
         connection: An open transaction.
@@ -63,13 +63,12 @@ async def ask(connection: AsyncConnection, wish: Wish, now: datetime) -> tuple[T
         now: Aware.
 
     Returns:
-        The token for the mail and the one for the browser; None: the address has a login.
+        Its id, for ``make_link``, and the token for the browser.
     """
-    if (await connection.execute(select(exists().where(User.email == wish.email)))).scalar_one():
-        return None
-    mail, browser = new_token(), new_token()
+    id, browser = new_id(), new_token()
     values = {
-        "token_hash": mail.hash,
+        "id": id,
+        "token_hash": new_token().hash,
         "browser_hash": browser.hash,
         "email": wish.email,
         "password_hash": wish.password_hash,
@@ -78,7 +77,28 @@ async def ask(connection: AsyncConnection, wish: Wish, now: datetime) -> tuple[T
         "expires_at": now + SIGN_UP_LIFETIME,
     }
     await connection.execute(insert(SignUp).values(values))
-    return mail, browser
+    return id, browser
+
+
+async def make_link(connection: AsyncConnection, id: UUID, now: datetime) -> Token | None:
+    """The token for the mail, in the place of one that was made before.
+
+    Returns:
+        None: The address has a login. The wish is over then.
+
+    Raises:
+        NotFound: It was confirmed, or is too old.
+    """
+    wanted = (SignUp.id == id, SignUp.expires_at > now)
+    token = new_token()
+    renewed = update(SignUp).where(*wanted).values(token_hash=token.hash).returning(SignUp.email)
+    email = (await connection.execute(renewed)).scalar_one_or_none()
+    if email is None:
+        raise _used()
+    if not (await connection.execute(select(exists().where(User.email == email)))).scalar_one():
+        return token
+    await connection.execute(delete(SignUp).where(SignUp.id == id))
+    return None
 
 
 async def find_waiting(connection: AsyncConnection, token: str, now: datetime) -> Waiting:

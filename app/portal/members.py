@@ -5,20 +5,18 @@ from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
-from starlette.background import BackgroundTask
 
-from app.accounts import invitations, members
+from app.accounts import invitations, mailings, members
 from app.accounts.permissions import PERMISSIONS, allows
 from app.accounts.sessions import PortalUser
 from app.accounts.users import checked_email
 from app.errors import AppError, BadRequest, Conflict, NotFound
-from app.mail import send_or_log
 from app.portal import mails
 from app.portal.attempts import require_attempt, require_mail
 from app.portal.forms import read_form, text_of
 from app.portal.i18n import language_of
 from app.portal.page import SEE_OTHER, PageRoute, render
-from app.portal.session import database_of, note, require_user, settings_of
+from app.portal.session import database_of, note, require_user
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
@@ -41,21 +39,18 @@ async def invite(request: Request) -> Response:
     user = await require_user(request, "members.write")
     form = await read_form(request)
     email, role = text_of(form, "email"), text_of(form, "role")
+    language, now = language_of(request), datetime.now(UTC)
     await require_attempt(request, "invite", str(user.org_id))
     try:
         await require_mail(request, checked_email(email))
         async with database_of(request).begin() as connection:
-            invited, token = await invitations.invite(connection, user, email, role, datetime.now(UTC))
+            invited = await invitations.invite(connection, user, email, role, now)
+            await mailings.queue(connection, "invitation", invited.email, language.code, now, invited.id)
             after = {"email": invited.email, "role": role}
             await note(request, connection, user, "member.invite", f"invitation:{invited.id}", after=after)
     except (BadRequest, Conflict) as error:
         return await _page(request, user, email, role, error)
-    settings = settings_of(request)
-    link = f"{settings.portal_url}/invitation?token={token.text}"
-    mail = mails.invitation(language_of(request), invited, user.email, link)
-    response = RedirectResponse("/members?done=invited", SEE_OTHER)
-    response.background = BackgroundTask(send_or_log, settings, mail)
-    return response
+    return RedirectResponse("/members?done=invited", SEE_OTHER)
 
 
 @router.post("/members/{user_id}/role")

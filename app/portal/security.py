@@ -11,16 +11,13 @@ from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
-from starlette.background import BackgroundTask
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app.accounts import passwords, second_factor, sessions, users
+from app.accounts import mailings, passwords, second_factor, sessions, users
 from app.accounts.sessions import SESSION_COOKIE, Person
 from app.errors import AppError, BadRequest, NotFound, PermissionDenied
-from app.mail import send_or_log
-from app.portal import mails
 from app.portal.attempts import require_attempt
 from app.portal.devices import device_name
-from app.portal.forgotten import password_mail
 from app.portal.forms import text_of
 from app.portal.i18n import language_of
 from app.portal.page import SEE_OTHER, PageRoute, render
@@ -54,10 +51,9 @@ async def change_password(request: Request) -> Response:
         return await _page(request, person, error)
     async with database_of(request).begin() as connection:
         await passwords.change_password(connection, person.user_id, password_hash, keep_session=person.session_id)
+        await _queue_mail(request, connection, person, "password_changed")
         await note_person(request, connection, person.user_id, "password.change")
-    response = RedirectResponse("/security?done=password", SEE_OTHER)
-    response.background = password_mail(request, person.email)
-    return response
+    return RedirectResponse("/security?done=password", SEE_OTHER)
 
 
 @router.post("/security/sessions/end")
@@ -129,12 +125,11 @@ async def confirm_second_factor(request: Request) -> Response:
         code = text_of(form, "code")
         codes = await second_factor.confirm(connection, settings_of(request), person.user_id, code, now)
         if codes is not None:
+            await _queue_mail(request, connection, person, "second_factor_on")
             await note_person(request, connection, person.user_id, "second_factor.on")
     if codes is None:
         return await _setup_page(request, person, _WRONG_CODE)
-    response = render(request, "recovery_codes.html", codes=codes)
-    response.background = _factor_mail(request, person, is_on=True)
-    return response
+    return render(request, "recovery_codes.html", codes=codes)
 
 
 @router.post("/security/second-factor/off")
@@ -153,10 +148,9 @@ async def remove_second_factor(request: Request) -> Response:
         return await _page(request, person, error)
     async with database_of(request).begin() as connection:
         await second_factor.remove(connection, person.user_id)
+        await _queue_mail(request, connection, person, "second_factor_off")
         await note_person(request, connection, person.user_id, "second_factor.off")
-    response = RedirectResponse("/security?done=factor-off", SEE_OTHER)
-    response.background = _factor_mail(request, person, is_on=False)
-    return response
+    return RedirectResponse("/security?done=factor-off", SEE_OTHER)
 
 
 @router.post("/security/recovery-codes")
@@ -231,11 +225,8 @@ async def _require_code(request: Request, person: Person, code: str, param: str 
         raise PermissionDenied(_WRONG_CODE, param=param, code="wrong_code")
 
 
-def _factor_mail(request: Request, person: Person, *, is_on: bool) -> BackgroundTask:
-    settings = settings_of(request)
-    link = f"{settings.portal_url}/security"
-    mail = mails.second_factor_changed(language_of(request), person.email, link, is_on=is_on)
-    return BackgroundTask(send_or_log, settings, mail)
+async def _queue_mail(request: Request, connection: AsyncConnection, person: Person, kind: str) -> None:
+    await mailings.queue(connection, kind, person.email, language_of(request).code, datetime.now(UTC))
 
 
 def _id_of(text: str) -> UUID:

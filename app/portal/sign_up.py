@@ -1,28 +1,23 @@
 """/signup and /confirm: from a visitor to a person with an organisation.
 
-What the pages say is the same whether an address has a login or not; only its mailbox
-learns the difference.
+What the pages say, and how long they take, is the same whether an address has a login or
+not; only its mailbox learns the difference.
 """
 
-import secrets
 from datetime import UTC, datetime
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
-from sqlalchemy.ext.asyncio import AsyncConnection
-from starlette.background import BackgroundTask
 
-from app.accounts import sign_ups, users
+from app.accounts import mailings, sign_ups, users
 from app.accounts.orgs import checked_name
 from app.accounts.sign_ups import Waiting, Wish
 from app.errors import BadRequest
-from app.mail import Mail, send_or_log
-from app.portal import mails
 from app.portal.attempts import require_attempt, require_mail
 from app.portal.forms import FORM_COOKIE, read_form, set_cookie, text_of
 from app.portal.i18n import language_of
 from app.portal.page import HOME, SEE_OTHER, PageRoute, render
-from app.portal.session import database_of, find_person, hashing_of, note_person, settings_of
+from app.portal.session import database_of, find_person, hashing_of, note_person
 from app.portal.sign_in import start_session
 
 BROWSER_COOKIE = "tollgate_signup"
@@ -59,11 +54,12 @@ async def sign_up(request: Request) -> Response:
         problems = {field: language.told(error)}
         return render(request, "signup.html", error.status, email=email, org_name=org_name, problems=problems)
     await require_mail(request, address)
+    now = datetime.now(UTC)
     async with database_of(request).begin() as connection:
-        mail, browser = await _asked(connection, request, Wish(address, password_hash, name, language.code))
+        id, browser = await sign_ups.ask(connection, Wish(address, password_hash, name, language.code), now)
+        await mailings.queue(connection, "sign_up", address, language.code, now, id)
     response = render(request, "signup_sent.html", email=address)
-    response.background = BackgroundTask(send_or_log, settings_of(request), mail)
-    set_cookie(response, request, BROWSER_COOKIE, browser, int(sign_ups.SIGN_UP_LIFETIME.total_seconds()))
+    set_cookie(response, request, BROWSER_COOKIE, browser.text, int(sign_ups.SIGN_UP_LIFETIME.total_seconds()))
     return response
 
 
@@ -108,17 +104,6 @@ async def confirm(request: Request) -> Response:
         response = await start_session(request, connection, account.user_id, now, org_id=account.org_id)
     response.delete_cookie(BROWSER_COOKIE)
     return response
-
-
-async def _asked(connection: AsyncConnection, request: Request, wish: Wish) -> tuple[Mail, str]:
-    """The mail to send and the cookie to set; both exist for an address that has a login, too."""
-    language, url = language_of(request), settings_of(request).portal_url
-    asked = await sign_ups.ask(connection, wish, datetime.now(UTC))
-    if asked is None:
-        mail = mails.has_account(language, wish.email, f"{url}/login", f"{url}/forgot")
-        return mail, secrets.token_urlsafe(32)
-    token, browser = asked
-    return mails.confirm_address(language, wish.email, f"{url}/confirm?token={token.text}"), browser.text
 
 
 def _confirm_page(request: Request, link: str, waiting: Waiting, problem: str = "") -> Response:

@@ -8,9 +8,11 @@ a test compares them with this package.
 """
 
 from app.tables.accounts import (
+    MAIL_KINDS,
     ORG_STATUSES,
     REVOKE_REASONS,
     ROLES,
+    AccountMail,
     ApiKey,
     AuditEntry,
     Invitation,
@@ -62,6 +64,7 @@ __all__ = [
     "CHANNELS",
     "CREDIT_KINDS",
     "INTERVALS",
+    "MAIL_KINDS",
     "MEASURES",
     "NOTIFICATION_STATES",
     "ORG_STATUSES",
@@ -73,6 +76,7 @@ __all__ = [
     "SUBSCRIPTION_STATUSES",
     "USAGE_KINDS",
     "USAGE_STATES",
+    "AccountMail",
     "Alert",
     "AnswerPart",
     "ApiKey",

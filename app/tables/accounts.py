@@ -25,6 +25,7 @@ from app.tables.base import THIS_MONTH, Base, new_id, one_of
 
 ORG_STATUSES = ("active", "suspended")
 ROLES = ("owner", "admin", "billing", "developer", "viewer")
+MAIL_KINDS = ("sign_up", "reset", "invitation", "password_changed", "second_factor_on", "second_factor_off")
 REVOKE_REASONS = ("revoked", "leaked", "rotated")
 
 
@@ -120,7 +121,7 @@ class SignUp(Base):
     """What a person asked for whose address is not confirmed: nothing exists before it is.
 
     Attributes:
-        token_hash: Of the token in the mail.
+        token_hash: Of the token in the mail; until it is sent, of none.
         browser_hash: Of the cookie that only the asking browser has.
     """
 
@@ -210,6 +211,31 @@ class RecoveryCode(Base):
 
     user_id: Mapped[UUID] = mapped_column(ForeignKey("users.id", ondelete="CASCADE"), primary_key=True)
     code_hash: Mapped[bytes] = mapped_column(primary_key=True)
+
+
+class AccountMail(Base):
+    """A mail about an account on its way to somebody; see ``app.accounts.mailings``. It holds no link.
+
+    Attributes:
+        reference: The sign-up or the invitation that it is about; None: nothing but the address.
+        due_at: From then on whoever works on it may try; each attempt moves it first.
+    """
+
+    __tablename__ = "account_mails"
+    __table_args__ = (
+        one_of("kind", MAIL_KINDS),
+        # What is to be sent.
+        Index(None, "due_at"),
+    )
+
+    id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
+    kind: Mapped[str]
+    email: Mapped[str]
+    language: Mapped[str]
+    reference: Mapped[UUID | None]
+    created_at: Mapped[datetime]
+    due_at: Mapped[datetime]
+    attempts: Mapped[int] = mapped_column(Integer(), server_default="0")
 
 
 class Throttled(Base):

@@ -5,7 +5,7 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID, uuid4
 
 import pytest
-from sqlalchemy import func, insert, select
+from sqlalchemy import delete, func, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.accounts import invitations
@@ -15,7 +15,7 @@ from app.accounts.tokens import new_token
 from app.db import Database
 from app.errors import BadRequest, Conflict, NotFound, PermissionDenied
 from app.privacy.deletion import request_deletion
-from app.tables import ROLES, Invitation, Membership
+from app.tables import ROLES, Invitation, Membership, User
 from tests.factories import make_org, make_user
 
 NOW = datetime(2026, 11, 23, 12, tzinfo=UTC)
@@ -40,7 +40,9 @@ async def invite(
     database: Database, by: PortalUser, role: str = "developer", email: str = EMAIL
 ) -> tuple[Invited, str]:
     async with database.begin() as connection:
-        invited, token = await invitations.invite(connection, by, email, role, NOW)
+        invited = await invitations.invite(connection, by, email, role, NOW)
+        told, inviter, token = await invitations.make_link(connection, invited.id, NOW)
+    assert (told.id, told.expires_at, inviter) == (invited.id, invited.expires_at, by.email)
     return invited, token.text
 
 
@@ -86,6 +88,25 @@ async def test_a_second_invitation_replaces_the_first(database: Database, owner:
         assert (await invitations.find_invitation(connection, new, NOW)).role == "viewer"
         with pytest.raises(NotFound):
             await invitations.find_invitation(connection, old, NOW)
+
+
+async def test_a_second_mail_takes_the_place_of_the_first(database: Database, owner: PortalUser) -> None:
+    invited, first = await invite(database, owner)
+    async with database.begin() as connection:
+        _, _, second = await invitations.make_link(connection, invited.id, NOW)
+        with pytest.raises(NotFound):
+            await invitations.find_invitation(connection, first, NOW)
+        assert await invitations.find_invitation(connection, second.text, NOW) == invited
+        with pytest.raises(NotFound):
+            await invitations.make_link(connection, invited.id, NOW + INVITATION_LIFETIME)
+
+
+async def test_the_inviter_may_be_gone(database: Database, owner: PortalUser) -> None:
+    admin = await member(database, owner.org_id, "admin")
+    invited, _ = await invite(database, admin)
+    async with database.begin() as connection:
+        await connection.execute(delete(User).where(User.id == admin.user_id))
+        assert (await invitations.make_link(connection, invited.id, NOW))[1] == "Acme"
 
 
 async def test_no_token_is_in_the_database(database: Database, owner: PortalUser) -> None:

@@ -6,15 +6,18 @@ from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from email import message_from_bytes, policy
 from email.message import EmailMessage
+from functools import partial
 from urllib.parse import urlsplit
 from uuid import UUID
 
 import httpx
 
+from app import mail
+from app.accounts import mailings
 from app.accounts.sessions import SESSION_COOKIE, open_session
+from app.portal.account_mails import composer
 from tests.api.world import World
 from tests.factories import PASSWORD, make_user
-from tests.fakes import until
 from tests.portal.visiting import Browser
 
 
@@ -68,24 +71,18 @@ async def session_of(world: World, user_id: UUID) -> str:
         return await open_session(connection, user_id, datetime.now(UTC))
 
 
-def mails(world: World) -> list[EmailMessage]:
-    """Everything that was sent, oldest first."""
+async def mails(world: World) -> list[EmailMessage]:
+    """Everything that was sent, oldest first; what is queued is sent before."""
+    send = partial(mail.send, world.settings)
+    await mailings.send_due(world.database, composer(world.settings), send, datetime.now(UTC))
     folder = world.settings.mail_dir
     files = sorted(folder.glob("*.eml")) if folder.exists() else []
     return [message_from_bytes(file.read_bytes(), policy=policy.default) for file in files]
 
 
 async def mail_to(world: World, address: str, subject: str = "") -> EmailMessage:
-    """The newest mail to an address, waited for: it leaves after the answer."""
-
-    def found() -> list[EmailMessage]:
-        return [mail for mail in mails(world) if mail["to"] == address and subject in mail["subject"]]
-
-    async def is_there() -> bool:
-        return bool(found())
-
-    await until(is_there)
-    return found()[-1]
+    """The newest mail to an address."""
+    return [one for one in await mails(world) if one["to"] == address and subject in one["subject"]][-1]
 
 
 def link_in(mail: EmailMessage) -> str:

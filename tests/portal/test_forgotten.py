@@ -55,7 +55,7 @@ async def test_asking_tells_nobody_whether_an_address_has_a_login(world: World, 
     assert (known.status_code, unknown.status_code) == (200, 200)
     assert known.text == unknown.text.replace("nobody@acme.example", EMAIL)
     await mail_to(world, EMAIL)
-    assert [mail["to"] for mail in mails(world)] == [EMAIL]
+    assert [mail["to"] for mail in await mails(world)] == [EMAIL]
 
 
 async def test_a_short_password_is_refused_and_the_link_goes_on_working(world: World, visitor: Person) -> None:

@@ -72,7 +72,7 @@ async def ids_of(world: World, victim: Victim) -> tuple[str, ...]:
     owner = PortalUser(victim.org_id, victim.user_id, "victim@b.example", victim.org_id, "Victims Ltd", "owner")
     async with world.database.begin() as connection:
         now = datetime.now(UTC)
-        invited, _ = await invitations.invite(connection, owner, "guest@b.example", "viewer", now)
+        invited = await invitations.invite(connection, owner, "guest@b.example", "viewer", now)
         await open_session(connection, victim.user_id, now)
         session = (await connection.execute(select(PortalSession.id))).scalar_one()
         entry = (await connection.execute(select(AuditEntry.id).order_by(AuditEntry.id).limit(1))).scalar()

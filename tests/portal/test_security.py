@@ -203,7 +203,7 @@ async def test_a_wrong_code_turns_nothing_on(world: World, org_id: UUID) -> None
         page, action = "/security/second-factor", "/security/second-factor/confirm"
         assert (await person.submit(page, action, code="000000x")).status_code == 403
         assert 'action="/security/second-factor"' in (await person.get("/security")).text
-        assert mails(world) == []
+        assert await mails(world) == []
 
 
 async def test_what_is_on_is_not_set_up_again(world: World, org_id: UUID) -> None:

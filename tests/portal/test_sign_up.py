@@ -96,7 +96,7 @@ async def test_every_wish_at_an_address_is_over_when_one_is_confirmed(world: Wor
             assert len((await connection.execute(select(SignUp.id))).all()) == 2
         links = {first}
         while len(links) < 2:
-            links |= {link_in(mail) for mail in mails(world)}
+            links |= {link_in(mail) for mail in await mails(world)}
         await confirm(visitor, (links - {first}).pop())
         assert (await attacker.get(first)).status_code == 404
 
@@ -133,7 +133,7 @@ async def test_what_is_wrong_is_said_beside_the_field(
     assert answer.status_code == 400
     assert problem in answer.text
     assert "<b>" not in answer.text
-    assert mails(world) == []
+    assert await mails(world) == []
 
 
 async def test_a_form_of_another_site_makes_no_account(world: World, visitor: Person) -> None:
