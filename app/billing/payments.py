@@ -26,7 +26,8 @@ CREDIT = "credit"
 _GRAVITY = ("won", "prevented", "warning_closed", "warning_under_review", "warning_needs_response", "lost")
 _GIVEN_BACK = ("succeeded", "pending", "requires_action")
 _REFUNDED = text(
-    "SELECT ref_id FROM credit_ledger WHERE kind = 'refund' AND ref_type = 'stripe_refund' AND ref_id = ANY(:ids)"
+    "SELECT ref_id, amount FROM credit_ledger"
+    " WHERE kind = 'refund' AND ref_type = 'stripe_refund' AND ref_id = ANY(:ids)"
 )
 
 
@@ -113,19 +114,36 @@ async def _move_credit(connection: AsyncConnection, org_id: UUID, payment: Charg
     expires_at = bought_at + timedelta(days=catalog.CREDIT_VALID_DAYS)
     await credits.add(connection, org_id, "purchase", credit, "stripe_charge", charge["id"], expires_at=expires_at)
     ids = [refund["id"] for refund in payment.refunds]
-    taken = set((await connection.execute(_REFUNDED, {"ids": ids})).scalars())
-    for refund in payment.refunds:
-        # Tax is given back with it, in proportion.
-        part = credit * int(refund["amount"]) // int(charge["amount"])
+    taken = {row.ref_id: row.amount for row in await connection.execute(_REFUNDED, {"ids": ids})}
+    given_back = 0
+    for refund in sorted(payment.refunds, key=lambda one: (one["created"], one["id"])):
         if refund["status"] in _GIVEN_BACK:
+            part = _part(payment, given_back, int(refund["amount"]))
             await credits.add(connection, org_id, "refund", -part, "stripe_refund", refund["id"])
+            given_back += int(refund["amount"])
         elif refund["id"] in taken:
             # The bank did not take it: it is the customer's again, as credit.
-            await credits.add(connection, org_id, "adjust", part, "stripe_refund", refund["id"], note="refund failed")
+            amount, note = -taken[refund["id"]], "refund failed"
+            await credits.add(connection, org_id, "adjust", amount, "stripe_refund", refund["id"], note=note)
     for dispute in payment.disputes:
         if dispute["status"] == "lost":
-            part = credit * int(dispute["amount"]) // int(charge["amount"])
+            part = _part(payment, given_back, int(dispute["amount"]))
             await credits.add(connection, org_id, "refund", -part, "stripe_dispute", dispute["id"])
+            given_back += int(dispute["amount"])
+
+
+def _part(payment: Charged, before: int, cents: int) -> int:
+    """What of the credit goes with so many cents that are given back, tax in proportion, in 10^-12 USD.
+
+    Parts are differences of shares that are rounded down, so those of the whole payment are the whole credit.
+
+    Args:
+        payment: Of credit.
+        before: Cents that were given back earlier.
+        cents: Those that are.
+    """
+    credit, charged = payment.credit_cents * PICO_USD_PER_CENT, int(payment.charge["amount"])
+    return credit * (before + cents) // charged - credit * before // charged
 
 
 def _gravest(statuses: Sequence[str]) -> str | None:

@@ -1,7 +1,7 @@
 """Payments, refunds, disputes, and the prepaid credit that they give and take."""
 
 import itertools
-from datetime import timedelta
+from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
@@ -29,8 +29,8 @@ def bought(**terms: Any) -> Charged:
     return Charged(**fields | terms)
 
 
-def refund(id: str, amount: int, status: str = "succeeded") -> Object:
-    return {"id": id, "amount": amount, "status": status}
+def refund(id: str, amount: int, status: str = "succeeded", created: datetime = START) -> Object:
+    return {"id": id, "amount": amount, "status": status, "created": unix(created)}
 
 
 def dispute(status: str, id: str = "du_1", amount: int = CENTS) -> Object:
@@ -82,6 +82,36 @@ async def test_tax_is_no_credit_and_is_given_back_in_proportion(database: Databa
     await write(database, bought(charge=other, refunds=[refund("re_2", 1000)]))
     # 10 of 29.75 dollars: what is not whole stays the customer's, less than 10^-12 dollars.
     assert ("refund", -(CREDIT * 1000 // 2975), "re_2") in await movements(database)
+
+
+async def test_what_is_given_back_in_parts_is_all_of_the_credit(database: Database) -> None:
+    await make_customer(database)
+    # With tax no part of it is whole; Stripe lists the newest first.
+    refunds: list[Object] = []
+    for number, amount in enumerate((1000, 999, 975, 1)):
+        at = START + timedelta(minutes=number)
+        refunds.insert(0, refund(f"re_{number}", amount, created=at))
+        given_back = sum(one["amount"] for one in refunds)
+        await write(database, bought(charge=charge(amount=2975, amount_refunded=given_back), refunds=refunds), at)
+    assert sum(amount for _, amount, _ in await movements(database)) == 0
+
+
+async def test_a_part_that_the_bank_returns_is_the_part_that_was_taken(database: Database) -> None:
+    await make_customer(database)
+    first, second = refund("re_1", 1000), refund("re_2", 1975, created=LATER)
+    with_tax = charge(amount=2975)
+    await write(database, bought(charge=with_tax, refunds=[second, first]))
+    failed = [{**second, "status": "failed"}, {**first, "status": "failed"}]
+    await write(database, bought(charge=with_tax, refunds=failed), LATER)
+    assert sum(amount for _, amount, _ in await movements(database)) == CREDIT
+
+
+async def test_a_dispute_over_the_rest_takes_the_rest(database: Database) -> None:
+    await make_customer(database)
+    disputed = charge(amount=2975, amount_refunded=1000, disputed=True)
+    lost = dispute("lost", amount=1975)
+    await write(database, bought(charge=disputed, refunds=[refund("re_1", 1000)], disputes=[lost]))
+    assert sum(amount for _, amount, _ in await movements(database)) == 0
 
 
 @pytest.mark.parametrize("order", list(itertools.permutations(range(3))))
