@@ -22,7 +22,9 @@ _UNLIKE_CLAIMS = text(
     f" FROM usage_events u {PRICED} WHERE u.claim_id IS NOT NULL GROUP BY 1), accounted AS ("
     " SELECT id, 'meter event' AS kind, value::numeric * :pico_per_nano AS cost, window_start AS at"
     " FROM stripe_meter_outbox WHERE replaces IS NULL"
-    " UNION ALL SELECT id, 'burn', -amount, created_at FROM credit_ledger WHERE kind = 'burn')"
+    # The ledger outlives organisations, their usage does not.
+    " UNION ALL SELECT id, 'burn', -amount, created_at FROM credit_ledger WHERE kind = 'burn'"
+    " AND org_id IN (SELECT id FROM orgs))"
     " SELECT COALESCE(a.kind, 'claim') AS kind, id, COALESCE(c.cost, 0) AS rows_cost, COALESCE(a.cost, 0) AS cost"
     " FROM claimed c FULL JOIN accounted a USING (id) WHERE COALESCE(c.cost, 0) <> COALESCE(a.cost, 0)"
     " AND COALESCE(c.billed_at, a.at) >= (SELECT at FROM first) ORDER BY 2 LIMIT :limit"
@@ -39,14 +41,16 @@ _STUCK = text(
     " OR (state = 'reconcile' AND created_at < now() - CAST(:doubt_patience AS interval))"
     " ORDER BY event_ts LIMIT :limit"
 )
-# What lies before ``claimed_until`` and is not claimed came late; the next window takes it, if there is one.
+# What lies before ``claimed_until`` and is not claimed came late; the next window takes it, if there is one of a
+# subscription that had begun by then.
 _LEFT = text(
     "SELECT s.org_id, p.period_start, count(*) AS rows FROM metering_periods p JOIN subscriptions s"
     " ON s.id = p.subscription_id JOIN usage_events u ON u.org_id = s.org_id AND u.billed_at >= p.period_start"
     " AND u.billed_at < p.claimed_until WHERE NOT p.is_trial AND u.claim_id IS NULL AND NOT u.is_prepaid"
     " AND s.status NOT IN ('incomplete', 'incomplete_expired') AND NOT EXISTS (SELECT 1 FROM metering_periods later"
     " JOIN subscriptions t ON t.id = later.subscription_id WHERE t.org_id = s.org_id AND NOT later.is_trial"
-    " AND later.claimed_until < later.period_end) GROUP BY 1, 2 ORDER BY 1, 2 LIMIT :limit"
+    " AND later.claimed_until < later.period_end AND u.billed_at >= (SELECT min(period_start) FROM metering_periods"
+    " WHERE subscription_id = t.id AND NOT is_trial)) GROUP BY 1, 2 ORDER BY 1, 2 LIMIT :limit"
 )
 _BEHIND = text(
     "SELECT s.org_id, p.claimed_until FROM metering_periods p JOIN subscriptions s ON s.id = p.subscription_id"

@@ -9,7 +9,8 @@ from sqlalchemy import text
 from app.billing import burns, claims, metering_checks, reissues
 from app.db import Database
 from app.partitions import ensure_partitions
-from tests.billing.metered import MINUTE, MONTH, Customer, make_customer, use
+from app.privacy import deletion
+from tests.billing.metered import MINUTE, MONTH, Customer, make_customer, make_period, make_subscription, use
 from tests.billing.test_burns import make_prepaid, spend
 
 NOW = datetime.now(UTC).replace(minute=30, second=0, microsecond=0)
@@ -117,6 +118,49 @@ async def test_a_late_row_that_no_window_will_take_is_found(database: Database, 
     await use(database, customer.org_id, START + MINUTE, START + 2 * MINUTE)
     (problem,) = await metering_checks.find_unclaimed_usage(database)
     assert problem.startswith(f"2 rows of organisation {customer.org_id}")
+
+
+async def test_late_rows_of_a_subscription_that_has_ended_are_found_beside_a_new_one(
+    database: Database, customer: Customer
+) -> None:
+    """The new one meters what was used since it began."""
+    await run(
+        database,
+        "UPDATE metering_periods SET period_end = claimed_until",
+        "UPDATE subscriptions SET is_current = false",
+    )
+    second = await make_subscription(database, customer.org_id, NOW - HOUR)
+    await make_period(database, second, NOW - HOUR, NOW + MONTH)
+    await use(database, customer.org_id, START + MINUTE)
+    (problem,) = await metering_checks.find_unclaimed_usage(database)
+    assert problem.startswith(f"1 rows of organisation {customer.org_id}")
+
+
+async def test_rows_that_the_newer_of_two_subscriptions_will_take_are_no_problem(
+    database: Database, customer: Customer
+) -> None:
+    await run(database, "UPDATE subscriptions SET is_current = false")
+    second = await make_subscription(database, customer.org_id, START + HOUR)
+    await make_period(database, second, START + HOUR, NOW + MONTH)
+    await run(
+        database,
+        "UPDATE metering_periods SET period_end = claimed_until WHERE subscription_id <> :id",
+        "UPDATE metering_periods SET claimed_until = now() WHERE subscription_id = :id",
+        id=second,
+    )
+    await use(database, customer.org_id, START + HOUR)
+    assert await problems(database) == [0, 0, 0]
+
+
+async def test_books_are_healthy_when_an_organisation_is_gone(database: Database, customer: Customer) -> None:
+    """Its burns stay in a ledger from which nobody can delete."""
+    await run(database, "UPDATE subscriptions SET status = 'canceled'", "UPDATE metering_periods SET is_trial = true")
+    async with database.begin() as connection:
+        for org_id in (await connection.execute(text("SELECT id FROM orgs"))).scalars().all():
+            await deletion.request_deletion(connection, org_id, NOW)
+    assert await deletion.delete_due(database, NOW + deletion.DELAY) == 2
+    await use(database, customer.org_id, START - MONTH, started_at=(START - MONTH).replace(day=1), is_prepaid=True)
+    assert await problems(database) == [0, 0, 0]
 
 
 async def test_windows_that_nobody_closes_are_found(database: Database, customer: Customer) -> None:
