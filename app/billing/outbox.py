@@ -69,7 +69,8 @@ _UNSENT = text(
 )
 _LEASE = text(
     "UPDATE stripe_meter_outbox SET state = 'sending', due_at = :until, attempts = attempts + 1,"
-    " first_sent_at = COALESCE(first_sent_at, :now) WHERE id = ANY(:ids)"
+    " first_sent_at = COALESCE(first_sent_at, :now) WHERE id = ANY(:ids) AND state IN ('pending', 'sending')"
+    " RETURNING id"
 )
 _DOUBT = "UPDATE stripe_meter_outbox SET state = 'reconcile', due_at = :due_at, last_error = :problem"
 _DOUBT_ONE = text(f"{_DOUBT} WHERE id = :id")
@@ -178,8 +179,10 @@ async def _take(connection: AsyncConnection, now: datetime, org_id: UUID | None)
         if sendable or not events:
             break
         passed += [event.id for event in events]
-    await connection.execute(_LEASE, {"now": now, "until": now + LEASE, "ids": [event.id for event in sendable]})
-    return sendable
+    # Meanwhile Stripe may have told that it does not count one.
+    lease = {"now": now, "until": now + LEASE, "ids": [event.id for event in sendable]}
+    leased = set((await connection.execute(_LEASE, lease)).scalars())
+    return [event for event in sendable if event.id in leased]
 
 
 async def _diverted(connection: AsyncConnection, event: Row[Any], now: datetime) -> bool:
@@ -191,7 +194,9 @@ async def _diverted(connection: AsyncConnection, event: Row[Any], now: datetime)
         problem = "its identifier may be forgotten" if is_forgotten else "its period has been invoiced"
         await connection.execute(_DOUBT_ONE, {"id": event.id, "due_at": now + LAG, "problem": problem})
         METER_EVENTS.labels("doubted").inc()
-    elif not await reissues.reissue(connection, event.id, now):
+        return True
+    is_placed = await reissues.reissue(connection, event.id, now)
+    if not is_placed and not await reissues.give_up(connection, event.id, event.org_id):
         await connection.execute(
             _WAIT, {"id": event.id, "due_at": now + _UNPLACED, "problem": "no period's invoice can take it"}
         )

@@ -21,6 +21,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.billing import claims, reissues
 from app.billing.gateway import Gateway
 from app.billing.outbox import LAG
+from app.billing.turns import Turns
 from app.db import Database
 from app.telemetry import METER_DRIFT, METER_EVENTS, METER_OUTBOX_ROWS, METER_WAITING_SECONDS, get_logger
 
@@ -52,11 +53,6 @@ _SET_ACKED = text(
 )
 _LATER = text(
     "UPDATE stripe_meter_outbox SET due_at = :due_at, last_error = COALESCE(:problem, last_error) WHERE id = ANY(:ids)"
-)
-_REJECT = text("UPDATE stripe_meter_outbox SET state = 'rejected', last_error = :problem WHERE id = :id")
-_IS_OVER = text(
-    "SELECT NOT EXISTS (SELECT 1 FROM subscriptions WHERE org_id = :org_id AND ended_at IS NULL"
-    " AND status NOT IN ('incomplete', 'incomplete_expired', 'canceled'))"
 )
 _BOOKS = text(
     "SELECT stripe_customer_id AS customer, meter, date_trunc('hour', event_ts, 'UTC') AS hour,"
@@ -117,16 +113,26 @@ async def settle_doubts(database: Database, gateway: Gateway, now: datetime) -> 
         now: By Stripe's clock.
 
     Raises:
-        StripeUnavailable: The rest is settled later; likewise ``StripeRefused`` and ``ConfigError``.
+        StripeUnavailable: The rest is settled later; likewise ``ConfigError``.
+        StripeRefused: Stripe does not tell of a customer; the doubts of the others are settled.
     """
     async with database.begin() as connection:
         found = (await connection.execute(_DOUBTED, {"now": now})).all()
+    turns = Turns("meter.doubt_failed")
     for row in found:
-        await _settle(database, gateway, Hour(row.stripe_customer_id, row.meter, row.hour), now)
+        with turns.of(customer=row.stripe_customer_id):
+            await _settle(database, gateway, Hour(row.stripe_customer_id, row.meter, row.hour), now)
+    turns.end()
 
 
 async def compare(
-    database: Database, gateway: Gateway, start: datetime, end: datetime, now: datetime, org_id: UUID | None = None
+    database: Database,
+    gateway: Gateway,
+    start: datetime,
+    end: datetime,
+    now: datetime,
+    turns: Turns,
+    org_id: UUID | None = None,
 ) -> list[Difference]:
     """The hours in which Stripe has counted something else than it took; those that still move are left out.
 
@@ -136,10 +142,11 @@ async def compare(
         start: Inclusive; its whole hour is compared.
         end: Exclusive; only hours that ended before it are.
         now: By Stripe's clock.
+        turns: A customer has one; of one that Stripe does not tell of, nothing is compared.
         org_id: One organisation's; None: everybody's.
 
     Raises:
-        StripeUnavailable: As every call; likewise ``StripeRefused`` and ``ConfigError``.
+        StripeUnavailable: As every call; likewise ``ConfigError``.
     """
     first, last = _whole(start), _whole(end)
     bind = {"start": first, "end": last, "settled": now - LAG, "org_id": org_id}
@@ -148,13 +155,14 @@ async def compare(
     taken = {Hour(row.customer, row.meter, row.hour): row for row in books}
     differences: list[Difference] = []
     for customer, meter in dict.fromkeys((row.customer, row.meter) for row in books):
-        sums = await gateway.meter_sums(await gateway.meter_id(meter), customer, first, last)
-        ours = [hour for hour in taken if (hour.customer, hour.meter) == (customer, meter)]
-        for hour in dict.fromkeys([*ours, *(Hour(customer, meter, at) for at in sums)]):
-            row, counted = taken.get(hour), sums.get(hour.start, 0)
-            value = row.value if row is not None else 0
-            if value != counted and (row is None or row.is_settled):
-                differences.append(Difference(hour, value, counted))
+        with turns.of(customer=customer):
+            sums = await gateway.meter_sums(await gateway.meter_id(meter), customer, first, last)
+            ours = [hour for hour in taken if (hour.customer, hour.meter) == (customer, meter)]
+            for hour in dict.fromkeys([*ours, *(Hour(customer, meter, at) for at in sums)]):
+                row, counted = taken.get(hour), sums.get(hour.start, 0)
+                value = row.value if row is not None else 0
+                if value != counted and (row is None or row.is_settled):
+                    differences.append(Difference(hour, value, counted))
     return differences
 
 
@@ -162,9 +170,11 @@ async def watch(database: Database, gateway: Gateway, now: datetime) -> None:
     """Compares the last days, and shows by how much they differ.
 
     Raises:
-        StripeUnavailable: As every call; likewise ``StripeRefused`` and ``ConfigError``.
+        StripeUnavailable: As every call; likewise ``ConfigError``.
+        StripeRefused: Stripe does not tell of a customer; the others are compared.
     """
-    differences = await compare(database, gateway, now - SPAN, now - LAG, now)
+    turns = Turns("meter.compare_failed")
+    differences = await compare(database, gateway, now - SPAN, now - LAG, now, turns)
     METER_DRIFT.set(sum(abs(one.taken - one.counted) for one in differences) / _NANO_USD_PER_MICRO_USD)
     for one in differences:
         log.error(
@@ -174,6 +184,7 @@ async def watch(database: Database, gateway: Gateway, now: datetime) -> None:
             taken=one.taken,
             counted=one.counted,
         )
+    turns.end()
 
 
 async def doubt(database: Database, differences: Sequence[Difference], now: datetime) -> int:
@@ -247,19 +258,10 @@ async def _decide(
     kept = [row.id for row in rows if row.state == "reconcile" and row.id not in lost]
     await connection.execute(_SET_ACKED, {"ids": kept, "now": now})
     for row in rows:
-        if row.id in lost and not await reissues.reissue(connection, row.id, now):
-            await _set_aside(connection, row, now)
-
-
-async def _set_aside(connection: AsyncConnection, row: Row[Any], now: datetime) -> None:
-    """What no period takes at present waits for the next, or for a person where there will be none."""
-    if not (await connection.execute(_IS_OVER, {"org_id": row.org_id})).scalar_one():
-        await _later(connection, [row], now, None)
-        return
-    problem = "Stripe has not counted it, and there is no invoice any more that it could be on"
-    await connection.execute(_REJECT, {"id": row.id, "problem": problem})
-    METER_EVENTS.labels("rejected").inc()
-    log.error("meter_event.lost", outbox_id=str(row.id), org_id=str(row.org_id))
+        if row.id not in lost or await reissues.reissue(connection, row.id, now):
+            continue
+        if not await reissues.give_up(connection, row.id, row.org_id):
+            await _later(connection, [row], now, None)
 
 
 async def _later(connection: AsyncConnection, rows: Sequence[Row[Any]], now: datetime, problem: str | None) -> None:

@@ -33,6 +33,11 @@ _SEQ = text(
     " WHERE org_id = :org_id AND meter = :meter AND window_start = :window_start"
 )
 _REPLACE = text("UPDATE stripe_meter_outbox SET state = 'replaced' WHERE id = :id")
+_IS_OVER = text(
+    "SELECT NOT EXISTS (SELECT 1 FROM subscriptions WHERE org_id = :org_id AND ended_at IS NULL"
+    " AND status NOT IN ('incomplete', 'incomplete_expired', 'canceled'))"
+)
+_REJECT = text("UPDATE stripe_meter_outbox SET state = 'rejected', last_error = :problem WHERE id = :id")
 
 
 async def reissue(connection: AsyncConnection, outbox_id: UUID, now: datetime) -> bool:
@@ -71,4 +76,24 @@ async def reissue(connection: AsyncConnection, outbox_id: UUID, now: datetime) -
     await connection.execute(_REPLACE, {"id": old.id})
     METER_EVENTS.labels("replaced").inc()
     log.warning("meter_event.replaced", outbox_id=str(old.id), by=str(row["id"]), org_id=str(old.org_id))
+    return True
+
+
+async def give_up(connection: AsyncConnection, outbox_id: UUID, org_id: UUID) -> bool:
+    """Leaves an event that no invoice takes to a person, if there will be none: the subscription has ended.
+
+    Args:
+        connection: An open transaction.
+        outbox_id: The row, which ``reissue`` could not replace.
+        org_id: Whose it is.
+
+    Returns:
+        Whether it is given up; False: the next period will take it.
+    """
+    if not (await connection.execute(_IS_OVER, {"org_id": org_id})).scalar_one():
+        return False
+    problem = "Stripe has not counted it, and there is no invoice any more that it could be on"
+    await connection.execute(_REJECT, {"id": outbox_id, "problem": problem})
+    METER_EVENTS.labels("rejected").inc()
+    log.error("meter_event.lost", outbox_id=str(outbox_id), org_id=str(org_id))
     return True

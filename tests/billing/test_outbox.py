@@ -23,6 +23,7 @@ END = datetime(2027, 2, 28, 12, tzinfo=START.tzinfo)
 """Of the first period."""
 HOUR = timedelta(hours=1)
 EVENTS = "/v1/billing/meter_events"
+NO_INVOICE = "Stripe has not counted it, and there is no invoice any more that it could be on"
 
 
 @dataclass(slots=True)
@@ -308,6 +309,40 @@ async def test_what_no_period_can_take_yet_waits(shop: Shop) -> None:
     await shop.world.settle()
     await shop.go(END + 72 * MINUTE)
     assert (await shop.states(), shop.total) == (["replaced", "acked"], 1)
+
+
+async def test_what_no_period_will_take_is_left_to_a_person(shop: Shop) -> None:
+    """Stripe was away until the last invoice was closed, and nothing had been sent."""
+    await shop.use(START + MINUTE)
+    shop.world.go(START + 17 * MINUTE)
+    await shop.claim()
+    (subscription,) = shop.world.v1.subscriptions.list({"customer": shop.customer}).data
+    shop.world.v1.subscriptions.cancel(subscription.id)
+    await shop.go(START + 80 * MINUTE)
+    (row,) = await shop.events()
+    assert (row.state, row.last_error, shop.total) == ("rejected", NO_INVOICE, 0)
+    # Until there is another subscription.
+    shop.world.subscribe(shop.customer)
+    await shop.world.settle()
+    assert await outbox.retry_rejected(shop.world.database) == 1
+    await shop.go(START + 90 * MINUTE)
+    assert (await shop.states(), shop.total) == (["replaced", "acked"], 1)
+
+
+async def test_what_is_doubted_while_it_is_taken_is_not_sent(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was taken by Stripe before, without an answer, and reported as not counted just now."""
+    await shop.use(START)
+    shop.world.go(START + 17 * MINUTE)
+    await shop.claim()
+    looked_at = outbox._diverted
+
+    async def told_meanwhile(*arguments: Any) -> bool:
+        await shop.world.run("UPDATE stripe_meter_outbox SET state = 'reconcile'")
+        return await looked_at(*arguments)
+
+    monkeypatch.setattr(outbox, "_diverted", told_meanwhile)
+    await shop.drain()
+    assert (await shop.states(), shop.total) == (["reconcile"], 0)
 
 
 async def test_whoever_waits_for_it_is_not_held_back_by_a_failure(shop: Shop) -> None:

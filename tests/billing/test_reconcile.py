@@ -13,6 +13,7 @@ from app.billing import claims, outbox, reconcile
 from app.billing.gateway import Gateway
 from app.billing.outbox import LAG
 from app.billing.reconcile import Difference, Event, uncounted
+from app.billing.turns import Turns
 from app.errors import StripeRefused, StripeUnavailable
 from app.tables import new_id
 from app.telemetry import METER_DRIFT, METER_EVENTS, METER_OUTBOX_ROWS, METER_WAITING_SECONDS
@@ -37,7 +38,7 @@ async def shop(stripe_world: StripeWorld, impatient: Gateway) -> Shop:
 
 async def compare(shop: Shop) -> list[Difference]:
     now = shop.world.now
-    return await reconcile.compare(shop.world.database, shop.gateway, START, now, now)
+    return await reconcile.compare(shop.world.database, shop.gateway, START, now, now, Turns("compare.failed"))
 
 
 async def drift(shop: Shop) -> float:
@@ -137,8 +138,45 @@ async def test_one_organisation_can_be_compared(stripe_world: StripeWorld, impat
         await lose(shop)
     await one.go(START + 3 * HOUR)
     now = one.world.now
-    found = await reconcile.compare(one.world.database, impatient, START, now, now, org_id=other.org_id)
+    turns = Turns("compare.failed")
+    found = await reconcile.compare(one.world.database, impatient, START, now, now, turns, org_id=other.org_id)
     assert [difference.hour.customer for difference in found] == [other.customer]
+
+
+async def test_a_customer_that_stripe_knows_no_more_keeps_nobody_from_being_compared(
+    stripe_world: StripeWorld, impatient: Gateway
+) -> None:
+    gone, other = await two_shops_with_a_loss(stripe_world, impatient)
+    await gone.go(START + 3 * HOUR)
+    stripe_world.v1.customers.delete(gone.customer)
+    now, database = stripe_world.now, stripe_world.database
+    with pytest.raises(StripeRefused):
+        await reconcile.watch(database, impatient, now)
+    assert METER_DRIFT._value.get() == 600
+    assert [difference.hour.customer for difference in await compare(other)] == [other.customer]
+
+
+async def test_a_customer_that_stripe_knows_no_more_keeps_nobody_in_doubt(
+    stripe_world: StripeWorld, impatient: Gateway
+) -> None:
+    gone, other = await two_shops_with_a_loss(stripe_world, impatient)
+    await stripe_world.run("UPDATE stripe_meter_outbox SET state = 'reconcile', due_at = :at", at=stripe_world.now)
+    stripe_world.v1.customers.delete(gone.customer)
+    with pytest.raises(StripeRefused):
+        await other.settle_doubts()
+    assert (await gone.states(), await other.states()) == (["reconcile"], ["replaced", "pending"])
+
+
+async def two_shops_with_a_loss(world: StripeWorld, gateway: Gateway) -> tuple[Shop, Shop]:
+    """Of each an event that Stripe has forgotten; the customer of the first is the first of all."""
+    shops = [await open_shop(world, gateway) for _ in range(2)]
+    for shop in shops:
+        await shop.use(START, tokens=4000)
+    await shops[0].go(START + 17 * MINUTE)
+    for shop in shops:
+        await lose(shop)
+    first, second = sorted(shops, key=lambda shop: shop.customer)
+    return first, second
 
 
 async def test_many_days_are_compared_page_by_page(shop: Shop) -> None:
@@ -192,8 +230,7 @@ async def test_what_no_selection_explains_is_left_to_a_person(shop: Shop) -> Non
     assert [row.state for row in rows] == ["reconcile", "acked"]
     assert rows[0].last_error == "Stripe's sum of its hour fits no selection of events"
     # A person doubts the rest as well.
-    differences = await reconcile.compare(shop.world.database, shop.gateway, START, shop.world.now, shop.world.now)
-    assert differences == []  # it still moves
+    assert await compare(shop) == []  # it still moves
     await shop.world.run("UPDATE stripe_meter_outbox SET state = 'reconcile', due_at = :at", at=shop.world.now)
     await shop.go(START + 3 * HOUR + MINUTE)
     assert shop.total == 12
