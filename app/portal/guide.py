@@ -161,18 +161,14 @@ async def changes(request: Request) -> Response:
 
 
 async def _own_key(request: Request) -> KeyListing | None:
-    """The newest key of the visitor's organisation that works and that they may see."""
+    """The newest key of the visitor's organisation that can send the examples and that they may see."""
     user = await find_user(request)
     if user is None or not allows(user.role, "keys.read"):
         return None
     now = datetime.now(UTC)
     async with database_of(request).begin() as connection:
         found = await api_keys.list_keys(connection, user.org_id, limit=50)
-    return next((key for key in found if key.last4 and key.revoked_at is None and not _is_over(key, now)), None)
-
-
-def _is_over(key: KeyListing, now: datetime) -> bool:
-    return key.terms.expires_at is not None and key.terms.expires_at <= now
+    return next((key for key in found if key.last4 and key.is_active(now) and "generation" in key.scopes), None)
 
 
 @cache

@@ -42,6 +42,13 @@ async def test_the_examples_have_the_visitors_own_key(world: World, acme: UUID, 
     assert "labels" in page
 
 
+async def test_a_key_that_cannot_send_the_examples_is_not_in_them(world: World, acme: UUID, owner: Browser) -> None:
+    key = await make_key(world.database, world.settings, acme, scopes=("usage",))
+    page = await owner.page("/guide")
+    assert key[-4:] not in page
+    assert "Make a key" in page
+
+
 async def test_who_may_not_see_keys_sees_none(world: World, acme: UUID) -> None:
     key = await make_key(world.database, world.settings, acme)
     async with visiting(world, acme, "viewer") as viewer:
