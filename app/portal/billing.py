@@ -22,6 +22,8 @@ from app.portal.session import database_of, note, require_user, settings_of
 
 READ = "billing.read"
 WRITE = "billing.write"
+MAX_LOOKS = 20
+"""So often the page looks by itself for a plan that was paid for, every three seconds."""
 _MAX_DIGITS = 9
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
@@ -35,6 +37,9 @@ async def show(request: Request) -> Response:
         standing = await account.read_account(connection, user.org_id, datetime.now(UTC))
         invoices = await account.read_invoices(connection, user.org_id)
     bought = request.query_params.get("bought")
+    # Stripe's news of it may take a moment longer than the browser.
+    is_awaited = bought == "subscription" and standing.held is None
+    look = _look(request.query_params.get("look", ""))
     return render(
         request,
         "billing.html",
@@ -46,8 +51,8 @@ async def show(request: Request) -> Response:
         is_sold=request.app.state.gateway is not None,
         done=request.query_params.get("done"),
         bought=bought,
-        # Stripe's news of it may take a moment longer than the browser.
-        is_awaited=bought == "subscription" and standing.held is None,
+        is_awaited=is_awaited,
+        next_look=look + 1 if is_awaited and look < MAX_LOOKS else None,
     )
 
 
@@ -182,6 +187,10 @@ def _leave(request: Request, url: str) -> Response:
     # Not a redirect: browsers hold where a form's redirect leads against `form-action`,
     # and Stripe's pages may lie under a domain of the operator's own.
     return render(request, "billing_leave.html", url=url)
+
+
+def _look(text: str) -> int:
+    return min(int(text), MAX_LOOKS) if text.isascii() and text.isdigit() and len(text) <= _MAX_DIGITS else 1
 
 
 def _whole(text: str) -> int:

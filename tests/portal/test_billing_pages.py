@@ -68,6 +68,18 @@ async def actions(stripe_world: StripeWorld, org_id: UUID) -> list[tuple[str, An
     return [tuple(row) for row in await stripe_world.rows(statement, id=org_id)]
 
 
+async def test_a_plan_that_was_paid_for_is_looked_for_a_while(owner: Browser) -> None:
+    assert "refresh" not in await owner.page("/billing")
+    address, looks = "/billing?bought=subscription", 0
+    while found := re.search(r'content="3;url=([^"]+)"', await owner.page(address)):
+        address, looks = found[1].replace("&amp;", "&"), looks + 1
+        assert looks < 50
+    assert looks == 19
+    assert "longer than usual" in await owner.page(address)
+    for look in ("0", "-1", "x", "9" * 9, "²"):
+        await owner.page(f"/billing?bought=subscription&look={look}")
+
+
 async def test_the_plans_are_offered_to_who_has_none(owner: Browser) -> None:
     page = await owner.page("/billing")
     for price in ("$19.00", "$99.00", "$499.00", "$4,990.00"):
