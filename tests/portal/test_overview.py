@@ -63,6 +63,19 @@ async def test_usage_of_long_ago_is_over_and_that_of_others_is_theirs(world: Wor
     assert "$0.000000" in page
 
 
+async def test_a_month_begins_with_its_first_microsecond_here_and_in_the_usage_api(
+    world: World, acme: UUID, owner: Browser
+) -> None:
+    month = NOW.replace(day=1, hour=0, minute=0, second=0, microsecond=0)
+    await bill(world.database, acme, {"billed_at": month}, {"billed_at": month - timedelta(microseconds=1)})
+    page = await owner.page("/overview")
+    assert 'data-live="spent">$0.000126</p>' in page
+    assert "1 request<" in page
+    key = await make_key(world.database, world.settings, acme)
+    api = await world.get("/v1/usage", key, bucket="month", start=(month - timedelta(days=1)).isoformat())
+    assert [line["cost"]["value"] for line in api.json()["data"]] == ["0.000126", "0.000126"]
+
+
 async def test_the_forecast_goes_by_the_last_seven_days(world: World, acme: UUID, owner: Browser) -> None:
     midnight = NOW.replace(hour=0, minute=0, second=0, microsecond=0)
     await bill(
