@@ -10,7 +10,7 @@ from datetime import datetime, timedelta
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import Row, Select, and_, delete, insert, select, update
+from sqlalchemy import ColumnElement, Row, Select, and_, delete, func, insert, or_, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.accounts.tokens import hash_token, new_token
@@ -19,6 +19,8 @@ from app.tables import Membership, Org, PortalSession, User, new_id
 
 SESSION_COOKIE = "tollgate_session"
 SESSION_LIFETIME = timedelta(days=7)
+IDLE_LIFETIME = timedelta(days=3)
+"""A session that nobody used for so long ends: a weekend signs nobody out, a forgotten browser does not stay in."""
 CODE_LIFETIME = timedelta(minutes=10)
 """How long the second factor is waited for after the password."""
 SEEN_INTERVAL = timedelta(minutes=5)
@@ -75,7 +77,7 @@ async def open_session(
     org_id: UUID | None = None,
     awaits_code: bool = False,
 ) -> str:
-    """Logs a person in for 7 days; returns the cookie's token.
+    """Logs a person in for 7 days, less if they do not come back in 3; returns the cookie's token.
 
     Args:
         connection: An open transaction.
@@ -113,7 +115,7 @@ async def find_person(connection: AsyncConnection, token: str, now: datetime) ->
 
     Dates when the session was last seen, every few minutes.
     """
-    statement = _found().where(PortalSession.token_hash == hash_token(token), PortalSession.expires_at > now)
+    statement = _found().where(PortalSession.token_hash == hash_token(token), ~_is_over(now))
     row = (await connection.execute(statement)).one_or_none()
     if row is None:
         return None
@@ -168,7 +170,7 @@ async def list_sessions(connection: AsyncConnection, user_id: UUID, now: datetim
     )
     statement = (
         select(*columns)
-        .where(PortalSession.user_id == user_id, PortalSession.expires_at > now, ~PortalSession.awaits_code)
+        .where(PortalSession.user_id == user_id, ~_is_over(now), ~PortalSession.awaits_code)
         .order_by(PortalSession.last_seen_at.desc().nulls_last(), PortalSession.id)
     )
     rows = await connection.execute(statement)
@@ -201,8 +203,13 @@ async def end_sessions(connection: AsyncConnection, user_id: UUID, keep: UUID | 
 
 async def delete_expired_sessions(connection: AsyncConnection, now: datetime) -> int:
     """Removes logins that have ended; returns how many."""
-    result = await connection.execute(delete(PortalSession).where(PortalSession.expires_at <= now))
+    result = await connection.execute(delete(PortalSession).where(_is_over(now)))
     return result.rowcount
+
+
+def _is_over(now: datetime) -> ColumnElement[bool]:
+    seen_at = func.coalesce(PortalSession.last_seen_at, PortalSession.created_at)
+    return or_(PortalSession.expires_at <= now, seen_at <= now - IDLE_LIFETIME)
 
 
 def _found() -> Select[*tuple[Any, ...]]:

@@ -8,7 +8,15 @@ from sqlalchemy import delete, insert, select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.accounts import sessions
-from app.accounts.sessions import CODE_LIFETIME, SEEN_INTERVAL, SESSION_LIFETIME, Device, Person, PortalUser
+from app.accounts.sessions import (
+    CODE_LIFETIME,
+    IDLE_LIFETIME,
+    SEEN_INTERVAL,
+    SESSION_LIFETIME,
+    Device,
+    Person,
+    PortalUser,
+)
 from app.db import Database
 from app.errors import NotFound
 from app.tables import Membership, PortalSession
@@ -35,11 +43,25 @@ async def join(connection: AsyncConnection, org_id: UUID, user_id: UUID, role: s
 async def test_a_session_lasts_seven_days(user_id: UUID, org_id: UUID, connection: AsyncConnection) -> None:
     token = await sessions.open_session(connection, user_id, NOW)
     end = NOW + SESSION_LIFETIME
+    for day in range(SESSION_LIFETIME.days):
+        assert await sessions.find_session(connection, token, NOW + timedelta(days=day)) is not None
     found = await sessions.find_session(connection, token, end - timedelta(seconds=1))
     assert found is not None
     assert found == PortalUser(found.session_id, user_id, "someone@acme.example", org_id, "Acme", "owner")
     assert await sessions.find_session(connection, token, end) is None
     assert await sessions.find_session(connection, "guess", NOW) is None
+
+
+async def test_a_session_ends_that_nobody_uses(user_id: UUID, connection: AsyncConnection) -> None:
+    token = await sessions.open_session(connection, user_id, NOW)
+    used = NOW + IDLE_LIFETIME - timedelta(seconds=1)
+    assert await sessions.find_session(connection, token, used) is not None
+    idle = used + IDLE_LIFETIME
+    assert len(await sessions.list_sessions(connection, user_id, idle - timedelta(seconds=1))) == 1
+    assert await sessions.delete_expired_sessions(connection, idle - timedelta(seconds=1)) == 0
+    assert await sessions.find_session(connection, token, idle) is None
+    assert await sessions.list_sessions(connection, user_id, idle) == []
+    assert await sessions.delete_expired_sessions(connection, idle) == 1
 
 
 async def test_the_token_is_not_in_the_database(user_id: UUID, connection: AsyncConnection) -> None:
