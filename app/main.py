@@ -52,6 +52,7 @@ from app.journal import Journal
 from app.key_cache import KeyCache
 from app.metering import Ledger
 from app.portal import pages
+from app.portal.cookies import HostCookies
 from app.portal.headers import SecurityHeaders
 from app.portal.live import Followers
 from app.portal.page import error_page, refused_page, wants_page
@@ -103,6 +104,8 @@ def create_app(settings: Settings) -> FastAPI:
     app.add_middleware(IdempotencyLayer)
     app.add_middleware(RequestMiddleware, requests=app.state.requests, failed=_answer_failure)
     app.add_middleware(SecurityHeaders, is_https=settings.env == "production")
+    if settings.env == "production":
+        app.add_middleware(HostCookies)
     for router in (*work, catalog.router, usage.router, keys.router, keys.public_router):
         app.include_router(router)
     for router in (health.router, docs.router, webhooks.router, playground.router, pages.router):
