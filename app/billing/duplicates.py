@@ -14,6 +14,7 @@ from sqlalchemy import Row, text
 from app import audit
 from app.billing import claims, effects, outbox
 from app.billing.gateway import Gateway
+from app.billing.turns import Turns
 from app.db import Database
 from app.telemetry import DUPLICATE_SUBSCRIPTIONS, get_logger
 
@@ -41,18 +42,29 @@ async def end_all(database: Database, gateway: Gateway, now: datetime, grace: ti
         How many were ended.
 
     Raises:
-        StripeUnavailable: As every call; the rest is for the next turn. Likewise ``StripeRefused``.
+        StripeUnavailable: As every call; the rest is for the next run.
+        StripeRefused: Of one of them; those of others are ended.
     """
     num_ended = 0
+    turns = Turns("subscription.duplicate_failed")
     for row in await _find(database):
-        # What we know may be old: the newer one may have ended since.
-        await effects.refresh(database, gateway, row.current_id, now, grace)
-        await effects.refresh(database, gateway, row.id, now, grace)
-        if await _find(database, row.id):
-            await _end(database, gateway, row, now)
-            await effects.refresh(database, gateway, row.id, now, grace)
-            num_ended += 1
+        with turns.of(org_id=str(row.org_id), subscription=row.id):
+            num_ended += await _end_if_duplicate(database, gateway, row, now, grace)
+    turns.end()
     return num_ended
+
+
+async def _end_if_duplicate(
+    database: Database, gateway: Gateway, row: Row[Any], now: datetime, grace: timedelta
+) -> bool:
+    # What we know may be old: the newer one may have ended since.
+    await effects.refresh(database, gateway, row.current_id, now, grace)
+    await effects.refresh(database, gateway, row.id, now, grace)
+    if not await _find(database, row.id):
+        return False
+    await _end(database, gateway, row, now)
+    await effects.refresh(database, gateway, row.id, now, grace)
+    return True
 
 
 async def _find(database: Database, id: str | None = None) -> Sequence[Row[Any]]:
