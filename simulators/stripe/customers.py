@@ -137,17 +137,29 @@ def update(world: World, params: Params, customer: str) -> Object:
 
 @operation("DELETE", "/v1/customers/{customer}")
 def delete(world: World, params: Params, customer: str) -> Object:
-    """Delete a customer, and end the subscriptions at once without billing anything more."""
+    """Delete a customer and end what runs for them at once; nothing more is billed, finalised or collected."""
     found = world.get(CUSTOMER, customer, "customer")
     for subscription in matching(world.all("subscription"), {"customer": customer}, "customer"):
         if subscription["status"] not in standing.ENDED:
             standing.finish(world, subscription)
+    _stop_billing(world, found)
     for method in matching(world.all(payment_methods.METHOD), {"customer": customer}, "customer"):
         method["customer"] = None
     world.emit("customer.deleted", found)
     world.delete(CUSTOMER, customer)
     world.put({"id": customer, "object": _DELETED})
     return {"id": customer, "object": CUSTOMER, "deleted": True}
+
+
+def _stop_billing(world: World, customer: Object) -> None:
+    """Let nothing come due for a customer that there is no more."""
+    for invoice in matching(world.all("invoice"), {"customer": customer["id"]}, "customer"):
+        if invoice["status"] in ("draft", "open"):
+            invoice.update(auto_advance=False, automatically_finalizes_at=None, next_payment_attempt=None)
+    for schedule in matching(world.all("subscription_schedule"), {"customer": customer["id"]}, "customer"):
+        if schedule["status"] == "not_started":
+            schedule.update(status="canceled", canceled_at=world.now(schedule))
+            world.emit("subscription_schedule.canceled", schedule)
 
 
 def _refuse_unknown(params: Params) -> None:

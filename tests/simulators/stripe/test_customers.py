@@ -3,6 +3,7 @@
 import pytest
 import stripe
 
+from tests.simulators.stripe.shop import Shop, at
 from tests.simulators.stripe.simulator import Simulator
 
 
@@ -15,6 +16,20 @@ def test_customer_is_made_found_changed_and_listed(simulator: Simulator) -> None
     assert simulator.v1.customers.retrieve(made.id).name == "Acme"
     assert [found.id for found in simulator.v1.customers.list({"email": "a@acme.example"}).data] == [made.id]
     assert simulator.v1.customers.list({"email": "b@acme.example"}).data == []
+
+
+def test_nothing_comes_due_for_a_deleted_customer(simulator: Simulator) -> None:
+    shop = Shop(simulator)
+    shop.subscribe()
+    later = {"customer": shop.customer, "start_date": at("2026-02-20")}
+    phase = {"items": [{"price": shop.month}], "duration": {"interval": "month"}}
+    schedule = shop.v1.subscription_schedules.create({**later, "phases": [phase]}).id
+    shop.go("2026-02-15")
+    draft = shop.invoices()[-1]
+    shop.v1.customers.delete(shop.customer)
+    shop.go("2026-03-15")
+    assert shop.v1.invoices.retrieve(draft.id).status == "draft"
+    assert shop.v1.subscription_schedules.retrieve(schedule).status == "canceled"
 
 
 def test_deleted_customer_is_only_a_mark(simulator: Simulator) -> None:
