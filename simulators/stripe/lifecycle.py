@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from simulators.stripe import checkout, collection, invoices, items, previews, renewals, schedules, standing
+from simulators.stripe.changes import recorded
 from simulators.stripe.periods import SECONDS_PER_DAY
 from simulators.stripe.world import Object, World
 
@@ -71,6 +72,9 @@ def _of_subscription(world: World, subscription: Object) -> Iterator[Due]:
         yield Due(subscription["created"] + FIRST_PAYMENT_S, 4, lambda: _expire(world, subscription))
     if subscription["status"] not in _RUNNING:
         return
+    resumes_at = (subscription["pause_collection"] or {}).get("resumes_at")
+    if resumes_at:
+        yield Due(resumes_at, 0, lambda: _resume_collection(world, subscription))
     end = items.period_of_subscription(subscription).end
     stop = subscription["cancel_at"]
     if stop is not None and stop <= end:
@@ -93,6 +97,11 @@ def _of_invoice(world: World, invoice: Object) -> Iterator[Due]:
             yield Due(invoice["due_date"], 4, lambda: _tell_overdue(world, invoice))
     elif invoice["next_payment_attempt"] and invoice["auto_advance"]:
         yield Due(invoice["next_payment_attempt"], 4, lambda: _retry(world, invoice))
+
+
+def _resume_collection(world: World, subscription: Object) -> None:
+    with recorded(world, subscription, renewals.UPDATED):
+        subscription["pause_collection"] = None
 
 
 def _retry(world: World, invoice: Object) -> None:

@@ -284,6 +284,18 @@ def test_unpaid_subscription_drafts_invoices_that_stay_drafts(simulator: Simulat
     assert (kept.status, kept.auto_advance) == ("draft", False)
 
 
+def test_collection_that_is_paused_until_a_moment_goes_on_then(simulator: Simulator) -> None:
+    shop = Shop(simulator)
+    made = shop.subscribe()
+    until = at("2026-02-20")
+    shop.v1.subscriptions.update(made.id, {"pause_collection": {"behavior": "void", "resumes_at": until}})
+    shop.go("2026-02-19")
+    assert shop.subscription(made.id).pause_collection.resumes_at == until
+    shop.go("2026-03-16")
+    assert shop.subscription(made.id).pause_collection is None
+    assert [invoice.status for invoice in shop.invoices()] == ["paid", "void", "paid"]
+
+
 @pytest.mark.parametrize(
     ("behavior", "status"), [("keep_as_draft", "draft"), ("void", "void"), ("mark_uncollectible", "uncollectible")]
 )
