@@ -6,15 +6,15 @@ again finds the clock `ready`.
 
 import structlog
 
-from simulators.stripe import lifecycle
+from simulators.stripe import lifecycle, standing
 from simulators.stripe.errors import StripeError, invalid
 from simulators.stripe.operations import Params, operation
+from simulators.stripe.periods import add_months, boundary
 from simulators.stripe.world import CLOCK, Object, World
 
 log = structlog.get_logger()
 
 _KEPT_S = 30 * 24 * 3600
-_MAX_ADVANCE_S = 2 * 366 * 24 * 3600
 
 
 @operation("POST", "/v1/test_helpers/test_clocks")
@@ -61,8 +61,8 @@ def advance(world: World, params: Params, test_clock: str) -> Object:
         raise StripeError("The test clock is already advancing.", status=429, code="lock_timeout")
     if until <= clock["frozen_time"]:
         raise invalid("frozen_time", "The clock can only be advanced to a time after its present frozen time.")
-    if until > clock["frozen_time"] + _MAX_ADVANCE_S:
-        raise invalid("frozen_time", "The clock cannot be advanced so far at once.")
+    if until > _furthest(world, clock):
+        raise invalid("frozen_time", "The clock can be advanced by two intervals of its shortest subscription at most.")
     clock.update(status="advancing", status_details={"advancing": {"target_frozen_time": until}})
     world.emit("test_helpers.test_clock.advancing", clock)
     world.defer(lambda: _advance(world, clock, until))
@@ -81,6 +81,18 @@ def delete(world: World, params: Params, test_clock: str) -> Object:
     world.emit("test_helpers.test_clock.deleted", clock)
     world.delete(CLOCK, test_clock)
     return {"id": test_clock, "object": CLOCK, "deleted": True}
+
+
+def _furthest(world: World, clock: Object) -> int:
+    """Where a clock may go at once: two intervals of its shortest subscription, or two years without one."""
+    now = int(clock["frozen_time"])
+    prices = [
+        item["price"]
+        for subscription in world.all(standing.KIND)
+        if world.clock_of(subscription) is clock and subscription["status"] not in standing.ENDED
+        for item in subscription["items"]["data"]
+    ]
+    return min((boundary(now, price["recurring"], 2) for price in prices), default=add_months(now, 24))
 
 
 def _advance(world: World, clock: Object, until: int) -> None:

@@ -11,6 +11,7 @@ import stripe
 
 from simulators.stripe import state
 from simulators.stripe.world import World
+from tests.simulators.stripe.shop import Shop, at
 from tests.simulators.stripe.simulator import API_KEY, Simulator, running
 
 START = 1_800_000_000
@@ -38,6 +39,20 @@ def test_clock_goes_forward_only_and_not_too_far(simulator: Simulator, ahead: in
     with pytest.raises(stripe.InvalidRequestError) as caught:
         simulator.v1.test_helpers.test_clocks.advance(clock, {"frozen_time": START + ahead})
     assert caught.value.param == "frozen_time"
+
+
+def test_clock_goes_two_intervals_of_its_shortest_subscription_at_once(simulator: Simulator) -> None:
+    shop = Shop(simulator, "2026-01-31")
+    clocks = simulator.v1.test_helpers.test_clocks
+    shop.subscribe(shop.year)
+    monthly = shop.subscribe(shop.month)
+    for too_far in ("2026-03-31 00:01", "2027-01-31"):
+        with pytest.raises(stripe.InvalidRequestError, match="two intervals"):
+            clocks.advance(shop.clock, {"frozen_time": at(too_far)})
+    clocks.advance(shop.clock, {"frozen_time": at("2026-03-31")})
+    shop.v1.subscriptions.cancel(monthly.id)
+    clocks.advance(shop.clock, {"frozen_time": at("2028-03-31")})
+    assert clocks.retrieve(shop.clock).status == "ready"
 
 
 def test_customer_under_a_clock_lives_in_its_time(simulator: Simulator) -> None:
@@ -72,7 +87,13 @@ def test_clock_that_fails_says_so(simulator: Simulator) -> None:
     clock = simulator.v1.test_helpers.test_clocks.create({"frozen_time": START}).id
     customer = simulator.v1.customers.create({"test_clock": clock}).id
     # Whatever happens to a subscription like this, it is none that the simulator made.
-    broken = {"id": "sub_broken", "object": "subscription", "customer": customer, "status": "active"}
+    broken = {
+        "id": "sub_broken",
+        "object": "subscription",
+        "customer": customer,
+        "status": "active",
+        "items": {"data": []},
+    }
     simulator.world.put(broken)
     simulator.v1.test_helpers.test_clocks.advance(clock, {"frozen_time": START + 100})
     assert simulator.v1.test_helpers.test_clocks.retrieve(clock).status == "internal_failure"
