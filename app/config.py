@@ -9,6 +9,7 @@ survive a restart; production refuses to start on anything that was not set.
 import hashlib
 import json
 import os
+import re
 import secrets as random_secrets
 import tempfile
 from email.utils import parseaddr
@@ -107,6 +108,13 @@ class Settings(BaseSettings):
             raise ValueError(f"must be 0 (keep everything) or at least {MIN_RETENTION_MONTHS}")
         return months
 
+    @field_validator("public_url")
+    @classmethod
+    def _refuse_no_address(cls, url: str | None) -> str | None:
+        if url is not None and not re.fullmatch(r"https?://[^\s/?#@]+(/[^\s?#]*)?", url):
+            raise ValueError("must be an address such as https://api.example.com")
+        return url
+
     @field_validator("smtp_url")
     @classmethod
     def _refuse_no_mail_server(cls, url: SecretStr | None) -> SecretStr | None:
@@ -137,6 +145,11 @@ class Settings(BaseSettings):
                 "TOLLGATE_STRIPE_WEBHOOK_SECRETS must be set in production, as TOLLGATE_STRIPE_API_KEY is:"
                 " secrets of at least 16 characters"
             )
+        # Customers would be sent to the machine that they sit at, by nobody.
+        for name in ("public_url", "mail_from"):
+            is_default = getattr(self, name) == type(self).model_fields[name].default
+            if self.smtp_url is not None and is_default:
+                raise ValueError(f"TOLLGATE_{name.upper()} must be set in production, as TOLLGATE_SMTP_URL is")
         return self
 
     @property

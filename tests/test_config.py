@@ -92,6 +92,34 @@ def test_production_takes_no_key_of_stripe_without_a_secret_for_its_webhooks(
     assert LONG_SECRET not in repr(settings)
 
 
+@pytest.mark.parametrize("missing", ["TOLLGATE_PUBLIC_URL", "TOLLGATE_MAIL_FROM"])
+def test_production_sends_no_mails_that_lead_nowhere(monkeypatch: pytest.MonkeyPatch, missing: str) -> None:
+    given = {
+        "TOLLGATE_ENV": "production",
+        "TOLLGATE_SECRET_KEY": LONG_SECRET,
+        "TOLLGATE_KEY_PEPPER": LONG_SECRET,
+        "TOLLGATE_DATABASE_URL": "postgresql://db/tollgate",
+        "TOLLGATE_SMTP_URL": "smtps://mail.example",
+        "TOLLGATE_PUBLIC_URL": "https://api.example",
+        "TOLLGATE_MAIL_FROM": "Acme <api@acme.example>",
+    }
+    for name, value in given.items():
+        monkeypatch.setenv(name, value)
+    assert load_settings().portal_url == "https://api.example"
+    monkeypatch.delenv(missing)
+    with pytest.raises(ConfigError, match=missing):
+        load_settings()
+
+
+@pytest.mark.parametrize(
+    "url", ["api.example", "ftp://api.example", "https://", "https://a b", "https://a@b", "https://a?b"]
+)
+def test_what_is_no_address_of_the_portal_is_refused(monkeypatch: pytest.MonkeyPatch, url: str) -> None:
+    monkeypatch.setenv("TOLLGATE_PUBLIC_URL", url)
+    with pytest.raises(ConfigError, match="TOLLGATE_PUBLIC_URL"):
+        load_settings()
+
+
 def test_without_a_secret_no_webhook_is_believed() -> None:
     assert load_settings().webhook_secrets == ()
 
