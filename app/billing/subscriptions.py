@@ -243,7 +243,7 @@ def _row(snapshot: Mapping[str, Any], sold: _Sold, prices: Prices) -> dict[str, 
 
 
 def _pending_plan(snapshot: Mapping[str, Any], sold: _Sold, prices: Prices) -> str | None:
-    """The plan of the next phase of its schedule, if that is another one or is paid by another interval."""
+    """The plan of the next phase of its schedule, if that is another one, another version, or paid otherwise."""
     schedule = snapshot["schedule"]
     if not isinstance(schedule, Mapping) or schedule["status"] not in ("active", "not_started"):
         return None
@@ -252,7 +252,8 @@ def _pending_plan(snapshot: Mapping[str, Any], sold: _Sold, prices: Prices) -> s
     for item in coming:
         price = item["price"]
         plan, part, interval = prices.get(price["id"] if isinstance(price, Mapping) else price, _NOTHING)
-        if part == "flat" and (plan.name, interval) != (sold.plan, sold.billing_interval):
+        is_flat = part == "flat"
+        if is_flat and (plan.name, plan.version, interval) != (sold.plan, sold.plan_version, sold.billing_interval):
             return plan.name
     return None
 

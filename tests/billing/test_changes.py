@@ -1,13 +1,14 @@
 """Changes of a subscription: when they begin, what they cost, and that nothing used is lost."""
 
 from collections.abc import Mapping
+from dataclasses import replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import pytest
 
-from app.billing import changes, claims, outbox
+from app.billing import catalog, changes, claims, effects, outbox, sync
 from app.billing.changes import Desk
 from app.errors import BadRequest, Conflict, NotFound, StripeRefused, StripeUnavailable
 from app.partitions import ensure_partitions
@@ -39,6 +40,12 @@ async def subscribed(
 async def held(world: StripeWorld, org_id: UUID) -> Any:
     (row,) = await world.rows("SELECT * FROM subscriptions WHERE org_id = :id AND is_current", id=org_id)
     return row
+
+
+async def effects_of_all(world: StripeWorld) -> None:
+    """Reads every subscription again."""
+    for row in await world.rows("SELECT stripe_subscription_id AS id FROM subscriptions"):
+        await effects.refresh(world.database, world.gateway, row.id, world.now, GRACE)
 
 
 def decline(world: StripeWorld, subscription: str) -> None:
@@ -123,6 +130,29 @@ async def test_what_costs_less_waits_for_the_end_of_what_is_paid(stripe_world: S
     row = await held(stripe_world, org_id)
     assert (row.plan, row.pending_plan, row.stripe_schedule_id) == ("starter", None, row.stripe_schedule_id)
     assert latest_invoice(stripe_world).total == 19_00
+
+
+async def test_who_bought_an_older_version_stays_on_it_and_may_choose_the_newer(
+    stripe_world: StripeWorld, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    org_id, _ = await subscribed(stripe_world, "growth")
+    newer = replace(catalog.plan("growth"), version=2, month_cents=89_00, year_cents=890_00)
+    monkeypatch.setattr(catalog, "VERSIONS", {**catalog.VERSIONS, ("growth", 2): newer})
+    monkeypatch.setattr(catalog, "PLANS", {**catalog.PLANS, "growth": newer})
+    report = await sync.push(stripe_world.database, stripe_world.gateway, stripe_world.now)
+    assert len(report.made) == 3
+    await effects_of_all(stripe_world)
+    row = await held(stripe_world, org_id)
+    assert (row.plan, row.plan_version) == ("growth", 1)
+    made = await changes.change_plan(desk(stripe_world, org_id), "growth", "month")
+    assert made.at == MONTH_END
+    row = await held(stripe_world, org_id)
+    assert (row.plan_version, row.pending_plan) == (1, "growth")
+    stripe_world.go(MONTH_END + timedelta(hours=2))
+    await stripe_world.settle()
+    row = await held(stripe_world, org_id)
+    assert (row.plan_version, row.pending_plan) == (2, None)
+    assert latest_invoice(stripe_world).total == 89_00
 
 
 async def test_a_planned_change_can_be_planned_anew(stripe_world: StripeWorld) -> None:
