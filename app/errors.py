@@ -71,7 +71,16 @@ class DataError(TollgateError):
 
 
 class NotificationFailed(TollgateError):
-    """Whoever was to be told did not take it."""
+    """Whoever was to be told did not take it.
+
+    Args:
+        message: Why.
+        is_final: Nor will they ever: it is not tried again.
+    """
+
+    def __init__(self, message: str, *, is_final: bool = False) -> None:
+        super().__init__(message)
+        self.is_final = is_final
 
 
 class AppError(TollgateError):

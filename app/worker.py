@@ -193,6 +193,12 @@ async def delete_expired_requests(database: Database, _: datetime) -> None:
         await prompts.delete_expired(connection)
 
 
+async def delete_old_notifications(database: Database, now: datetime) -> None:
+    """Removes mails and calls that were sent, or given up, long ago."""
+    async with database.begin() as connection:
+        await notifications.delete_old(connection, now)
+
+
 async def delete_organisations(database: Database, now: datetime) -> None:
     """Deletes those whose owners asked for it a day ago."""
     await deletion.delete_due(database, now)
@@ -237,6 +243,7 @@ JOBS = (
     Job("delete_expired_requests", 600.0, delete_expired_requests),
     Job("delete_organisations", 600.0, delete_organisations),
     Job("tell_limits", 60.0, tell_limits),
+    Job("delete_old_notifications", 3600.0, delete_old_notifications),
 )
 
 

@@ -9,12 +9,13 @@ import hmac
 from urllib.parse import urlsplit
 from uuid import UUID
 
+import httpx
 from sqlalchemy import delete, func, insert, select, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.config import Settings
 from app.errors import BadRequest, Conflict, NotFound
-from app.tables import WebhookEndpoint, new_id
+from app.tables import Org, WebhookEndpoint, new_id
 
 MAX_ENDPOINTS = 5
 MAX_URL_LENGTH = 2_000
@@ -35,6 +36,8 @@ async def add_endpoint(connection: AsyncConnection, org_id: UUID, url: str, crea
         Conflict: There are as many as there may be.
     """
     address = checked_url(url)
+    # Of two that are added at once, one counts after the other.
+    await connection.execute(select(Org.id).where(Org.id == org_id).with_for_update())
     count = select(func.count()).where(WebhookEndpoint.org_id == org_id)
     if (await connection.execute(count)).scalar_one() >= MAX_ENDPOINTS:
         raise Conflict("There are %(most)s webhook addresses already.", values={"most": MAX_ENDPOINTS}, param="url")
@@ -85,21 +88,27 @@ def checked_url(url: str) -> str:
 
     Raises:
         BadRequest: It is not an absolute http or https address of at most 2,000 printable ASCII
-            characters without a password in it.
+            characters, with a host that can be looked up and no user or password.
     """
     address = url.strip()
-    try:
-        parts = urlsplit(address)
-        is_callable = parts.scheme in {"http", "https"} and bool(parts.hostname) and parts.port != 0
-    except ValueError:
-        is_callable = False
-    if not is_callable or parts.username or not address.isascii() or not address.isprintable() or " " in address:
+    if not address.isascii() or not address.isprintable() or " " in address or not _is_callable(address):
         raise BadRequest("A webhook address begins with https:// and a host.", param="url")
     if len(address) > MAX_URL_LENGTH:
         raise BadRequest(
             "A webhook address has at most %(most)s characters.", values={"most": MAX_URL_LENGTH}, param="url"
         )
     return address
+
+
+def _is_callable(address: str) -> bool:
+    try:
+        parts = urlsplit(address)
+        # Whoever looks a name up spells it so first, and fails with labels that are empty or too long.
+        (parts.hostname or "").encode("idna")
+        has_place = bool(parts.hostname) and parts.port != 0 and "@" not in parts.netloc
+        return parts.scheme in {"http", "https"} and has_place and bool(httpx.URL(address).host)
+    except (ValueError, httpx.InvalidURL):
+        return False
 
 
 def _unknown() -> NotFound:

@@ -10,7 +10,7 @@ from app.alerts.notifications import SendMail
 from app.config import Settings
 from app.db import Database
 from app.errors import MailUnavailable, NotificationFailed
-from app.mail import Mail, send
+from app.mail import REFUSED, Mail, send
 from app.portal.i18n import LANGUAGES, Language
 from app.portal.mails import plain_mail
 from app.tables import Org, User
@@ -36,7 +36,7 @@ def alert_mailer(settings: Settings, database: Database) -> SendMail:
         try:
             await send(settings, limit_reached(spoken, to, org_name or "", event["data"], settings.portal_url))
         except MailUnavailable as error:
-            raise NotificationFailed(error.message) from error
+            raise NotificationFailed(error.message, is_final=error.code == REFUSED) from error
 
     return mail
 

@@ -1,18 +1,19 @@
 """Each notification reaches its recipient, signed, at least once, and nobody else."""
 
 import asyncio
+import socket
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from datetime import UTC, datetime, timedelta
 from typing import Any
 from uuid import UUID
 
 import pytest
-from sqlalchemy import insert, text
+from sqlalchemy import insert, text, update
 from standardwebhooks.webhooks import Webhook
 
-from app.alerts import endpoints, notifications
-from app.alerts.calls import Caller
+from app.alerts import calls, endpoints, notifications
+from app.alerts.calls import Caller, is_public
 from app.alerts.notifications import RETRY_AFTER, Messenger
 from app.config import Settings
 from app.db import Database
@@ -40,7 +41,8 @@ class Receiver:
         self.received.append((headers, body))
         status = self.statuses.pop(0) if self.statuses else 200
         location = "location: http://127.0.0.1:1/\r\n" if status == 302 else ""
-        writer.write(f"HTTP/1.1 {status} X\r\n{location}content-length: 2\r\nconnection: close\r\n\r\nok".encode())
+        head = f"{location}set-cookie: who=acme\r\ncontent-length: 2\r\nconnection: close"
+        writer.write(f"HTTP/1.1 {status} X\r\n{head}\r\n\r\nok".encode())
         await writer.drain()
         writer.close()
         await writer.wait_closed()
@@ -48,7 +50,34 @@ class Receiver:
 
 @asynccontextmanager
 async def receiving(*statuses: int) -> AsyncIterator[Receiver]:
-    receiver = Receiver(*statuses)
+    async with listening(Receiver(*statuses)) as receiver:
+        yield receiver
+
+
+class Patient(Receiver):
+    """Answers once as many were called as ``all_called`` waits for."""
+
+    def __init__(self, all_called: asyncio.Barrier) -> None:
+        super().__init__()
+        self.all_called = all_called
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await self.all_called.wait()
+        await super().answer(reader, writer)
+
+
+class Babbler(Receiver):
+    """Never comes to the point: one provisional answer after another."""
+
+    async def answer(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(ConnectionError):
+            while True:
+                writer.write(b"HTTP/1.1 103 Early Hints\r\n\r\n")
+                await writer.drain()
+
+
+@asynccontextmanager
+async def listening(receiver: Receiver) -> AsyncIterator[Receiver]:
     server = await asyncio.start_server(receiver.answer, "127.0.0.1", 0)
     receiver.url = f"http://localhost:{server.sockets[0].getsockname()[1]}/hook?from=tollgate"
     try:
@@ -129,15 +158,32 @@ async def test_what_is_not_taken_is_tried_again_under_the_same_id(
         assert await notifications.send_due(database, messenger, now) == 1
     assert len({headers["webhook-id"] for headers, _ in receiver.received}) == 1
     assert len(receiver.received) == 3
+    # Others may be at the same address.
+    assert [headers for headers, _ in receiver.received if "cookie" in headers] == []
 
 
 async def test_after_two_days_nobody_tries_any_more(database: Database, settings: Settings, caller: Caller) -> None:
     org_id, now = await make_org(database), datetime.now(UTC)
-    await queue(database, org_id, "webhook", str(new_id()), now)
+    post = Post()
+    post.refuses = 100
+    await queue(database, org_id, "mail", "a@acme.example", now)
     for _ in range(len(RETRY_AFTER) + 2):
-        await notifications.send_due(database, Messenger(settings, caller, Post()), now)
+        await notifications.send_due(database, Messenger(settings, caller, post), now)
         now += max(RETRY_AFTER)
-    assert await states(database) == [("failed", len(RETRY_AFTER) + 1, "the address was removed")]
+    assert await states(database) == [("failed", len(RETRY_AFTER) + 1, "the mail server is away")]
+
+
+async def test_who_will_never_take_it_is_not_tried_again(
+    database: Database, settings: Settings, caller: Caller
+) -> None:
+    org_id, now = await make_org(database), datetime.now(UTC)
+    async with receiving(410) as receiver:
+        async with database.begin() as connection:
+            endpoint = await endpoints.add_endpoint(connection, org_id, receiver.url)
+        for target in (endpoint, new_id()):
+            await queue(database, org_id, "webhook", str(target), now)
+        assert await notifications.send_due(database, Messenger(settings, caller, Post()), now) == 0
+    assert await states(database) == [("failed", 1, "it answered 410"), ("failed", 1, "the address was removed")]
 
 
 async def test_a_mail_that_fails_keeps_nobody_else_waiting(
@@ -150,6 +196,50 @@ async def test_a_mail_that_fails_keeps_nobody_else_waiting(
     assert await notifications.send_due(database, Messenger(settings, caller, post), now) == 1
     assert await notifications.send_due(database, Messenger(settings, caller, post), now + timedelta(minutes=1)) == 1
     assert sorted(target for target, _ in post.sent) == ["a@acme.example", "b@acme.example"]
+
+
+async def test_who_does_not_answer_keeps_nobody_else_waiting(
+    database: Database, settings: Settings, caller: Caller
+) -> None:
+    org_id, now = await make_org(database), datetime.now(UTC)
+    both = asyncio.Barrier(2)
+    async with listening(Patient(both)) as one, listening(Patient(both)) as other:
+        for receiver in (one, other):
+            async with database.begin() as connection:
+                endpoint = await endpoints.add_endpoint(connection, org_id, receiver.url)
+            await queue(database, org_id, "webhook", str(endpoint), now)
+        assert await notifications.send_due(database, Messenger(settings, caller, Post()), now) == 2
+
+
+async def test_what_nobody_expected_of_one_keeps_nobody_else_from_being_told(
+    database: Database, settings: Settings, caller: Caller
+) -> None:
+    tried = []
+
+    async def mail(target: str, _: dict[str, Any]) -> None:
+        tried.append(target)
+        if len(tried) == 1:
+            raise LookupError(target)
+
+    org_id, now = await make_org(database), datetime.now(UTC)
+    for name in ("a", "b", "c"):
+        await queue(database, org_id, "mail", f"{name}@acme.example", now)
+    with pytest.raises(LookupError):
+        await notifications.send_due(database, Messenger(settings, caller, mail), now)
+    assert sorted(tried) == [f"{name}@acme.example" for name in "abc"]
+    assert sorted(state for state, *_ in await states(database)) == ["pending", "sent", "sent"]
+
+
+async def test_what_is_over_is_forgotten_after_a_season(database: Database, settings: Settings) -> None:
+    org_id, now = await make_org(database), datetime.now(UTC)
+    for state in ("sent", "failed", "pending"):
+        id = await queue(database, org_id, "mail", "a@acme.example", now)
+        async with database.begin() as connection:
+            await connection.execute(update(Notification).where(Notification.id == id).values(state=state))
+    async with database.begin() as connection:
+        assert await notifications.delete_old(connection, now) == 0
+        assert await notifications.delete_old(connection, now + notifications.KEPT_FOR + timedelta(minutes=1)) == 2
+    assert [state for state, *_ in await states(database)] == ["pending"]
 
 
 async def test_a_worker_that_was_killed_is_followed_by_another(
@@ -166,11 +256,16 @@ async def test_a_worker_that_was_killed_is_followed_by_another(
     with pytest.raises(Killed):
         await notifications.send_due(database, Messenger(settings, caller, die), now)
     assert await notifications.send_due(database, Messenger(settings, caller, post), now) == 0
-    assert await notifications.send_due(database, Messenger(settings, caller, post), now + timedelta(minutes=3)) == 1
+    assert await notifications.send_due(database, Messenger(settings, caller, post), now + timedelta(minutes=6)) == 1
 
 
 @pytest.mark.parametrize(
-    "host", ["127.0.0.1", "localhost", "10.0.0.1", "169.254.169.254", "[::1]", "[::ffff:10.0.0.1]"]
+    "host",
+    [
+        *("127.0.0.1", "localhost", "10.0.0.1", "169.254.169.254", "100.64.0.1", "0.0.0.0", "224.0.0.1", "2130706433"),
+        *("[::1]", "[fd00:ec2::254]", "[fe80::1]", "[fec0::1]", "[ff02::1]", "[::ffff:10.0.0.1]", "[::10.0.0.1]"),
+        *("[64:ff9b::10.0.0.1]", "[64:ff9b:1::1]", "[2002:a00:1::]"),
+    ],
 )
 async def test_what_only_we_can_reach_is_not_called(host: str) -> None:
     caller = Caller()
@@ -179,8 +274,46 @@ async def test_what_only_we_can_reach_is_not_called(host: str) -> None:
     await caller.aclose()
 
 
+@pytest.mark.parametrize("address", ["93.184.215.14", "2606:4700::1111", "64:ff9b::93.184.215.14"])
+def test_what_everybody_reaches_may_be_called(address: str) -> None:
+    assert is_public(address)
+
+
+async def test_a_name_with_one_private_address_among_others_is_not_called(monkeypatch: pytest.MonkeyPatch) -> None:
+    def look_up(*_: object, **__: object) -> list[Any]:
+        return [(0, 0, 0, "", (address, 80)) for address in ("93.184.215.14", "10.0.0.1")]
+
+    monkeypatch.setattr(socket, "getaddrinfo", look_up)
+    caller = Caller()
+    with pytest.raises(NotificationFailed, match="not a public one"):
+        await caller.call("http://acme.example/", "whsec_YQ==", new_id(), EVENT, datetime.now(UTC))
+    await caller.aclose()
+
+
+async def test_what_was_looked_at_is_what_is_called(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name that means something else each time it is looked up."""
+    addresses = ["127.0.0.1", "192.0.2.1"]
+
+    def look_up(*_: object, **__: object) -> list[Any]:
+        return [(0, 0, 0, "", (addresses.pop(0), 80))]
+
+    async with receiving() as receiver:
+        monkeypatch.setattr(socket, "getaddrinfo", look_up)
+        url = receiver.url.replace("localhost", "acme.example")
+        await caller.call(url, "whsec_YQ==", new_id(), EVENT, datetime.now(UTC))
+    assert addresses == ["192.0.2.1"]
+    assert receiver.received[0][0]["host"].startswith("acme.example:")
+
+
+async def test_a_call_has_its_time_however_much_is_answered(caller: Caller, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(calls, "TIMEOUT_S", 0.2)
+    async with listening(Babbler()) as receiver:
+        with pytest.raises(NotificationFailed, match="no answer"):
+            await caller.call(receiver.url, "whsec_YQ==", new_id(), EVENT, datetime.now(UTC))
+
+
 async def test_an_address_that_is_nobodys_is_a_failure_like_any_other(caller: Caller) -> None:
-    for url in ("http://127.0.0.1:9/", "https://127.0.0.1:9/", "http://nobody.invalid/"):
+    for url in ("http://127.0.0.1:9/", "https://127.0.0.1:9/", "http://nobody.invalid/", f"http://{'a' * 64}.example/"):
         with pytest.raises(NotificationFailed, match="no answer"):
             await caller.call(url, "whsec_YQ==", new_id(), EVENT, datetime.now(UTC))
 
@@ -193,6 +326,9 @@ async def test_an_address_that_is_nobodys_is_a_failure_like_any_other(caller: Ca
         "ftp://acme.example/",
         "https://",
         "https://user:secret@acme.example/",
+        "https://:secret@acme.example/",
+        f"https://{'a' * 64}.example/",
+        "https://acme..example/",
         "https://acme.example:0/",
         "https://acme.example:99999/",
         "https://[::1/",
@@ -231,3 +367,16 @@ async def test_there_are_five_addresses_at_most(database: Database) -> None:
             await endpoints.add_endpoint(connection, org_id, f"https://acme.example/{number}")
         with pytest.raises(Conflict):
             await endpoints.add_endpoint(connection, org_id, "https://acme.example/more")
+
+
+async def test_addresses_that_are_added_at_once_are_five_at_most(database: Database) -> None:
+    org_id = await make_org(database)
+
+    async def add(number: int) -> bool:
+        with suppress(Conflict):
+            async with database.begin() as connection:
+                await endpoints.add_endpoint(connection, org_id, f"https://acme.example/{number}")
+                return True
+        return False
+
+    assert sum(await asyncio.gather(*(add(number) for number in range(8)))) == endpoints.MAX_ENDPOINTS
