@@ -2,7 +2,9 @@
 
 The row of an alert and the notifications of it are one transaction, and the row is there
 once: whatever is asked twice, or by two workers, is told once. Of several thresholds that
-are passed between two looks only the highest is told.
+are passed between two looks only the highest is told. Of a limit that was changed, a threshold
+is told again once more is used than they heard of: in a row of its own, or in place of
+that of the same share.
 """
 
 from contextlib import suppress
@@ -10,8 +12,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select, text
-from sqlalchemy.dialects.postgresql import insert
+from sqlalchemy import CursorResult, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.alerts.levels import Level, read_levels
@@ -27,6 +28,18 @@ THRESHOLDS = (50, 80, 100)
 ALERT_REACHED = "alert.reached"
 
 _ORGS = text("SELECT org_id FROM org_budgets ORDER BY org_id")
+# Who was told of as much of this period, as this share or a greater one, is not told again.
+_PASS = text(
+    'INSERT INTO alerts (org_id, measure, period_start, percent, used, "limit", reached_at)'
+    " SELECT CAST(:org_id AS uuid), CAST(:measure AS text), CAST(:period_start AS timestamptz),"
+    " CAST(:percent AS smallint), CAST(:used AS bigint), CAST(:limit AS bigint), CAST(:reached_at AS timestamptz)"
+    " WHERE NOT EXISTS (SELECT 1 FROM alerts a WHERE a.org_id = :org_id AND a.measure = :measure"
+    " AND a.period_start = :period_start AND a.percent >= :percent AND a.used >= :threshold)"
+    " ON CONFLICT (org_id, measure, period_start, percent) DO UPDATE SET used = excluded.used,"
+    ' "limit" = excluded."limit", reached_at = excluded.reached_at'
+    # Another worker's, made meanwhile, is the same.
+    ' WHERE alerts."limit" <> excluded."limit"'
+)
 _RECIPIENTS = text(
     "SELECT u.email FROM memberships m JOIN users u ON u.id = m.user_id"
     " WHERE m.org_id = :org_id AND m.role IN ('owner', 'admin', 'billing') ORDER BY u.email"
@@ -86,8 +99,10 @@ async def _pass(connection: AsyncConnection, org_id: UUID, level: Level, percent
         "limit": level.limit,
         "reached_at": now,
     }
-    is_new = (await connection.execute(insert(Alert).values(values).on_conflict_do_nothing())).rowcount
-    return Alert(**values) if is_new else None
+    # The least that is so many percent of the limit.
+    threshold = -(level.limit * -percent // 100)
+    result: CursorResult[None] = await connection.execute(_PASS, {**values, "threshold": threshold})
+    return Alert(**values) if result.rowcount else None
 
 
 async def _notify(connection: AsyncConnection, org_id: UUID, alert: Alert, now: datetime) -> None:

@@ -1,5 +1,6 @@
 """What is used up is told once a period, to those whom it concerns."""
 
+import asyncio
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
@@ -164,13 +165,36 @@ async def test_of_several_thresholds_at_once_the_highest_is_told(database: Datab
     assert [percent for _, _, percent in await notifications(database)] == [80]
 
 
-async def test_a_limit_that_is_raised_and_passed_again_is_not_told_again(database: Database) -> None:
+async def test_a_limit_that_is_changed_is_told_again_only_once_more_is_used(database: Database) -> None:
     org_id = await make_org(database)
     await make_user(database, org_id)
-    for cap in (100, 1000, 100):
-        await set_budget(database, org_id, spend_cap=cap, cost_used=80)
+    told = []
+    steps = [(100, 80), (1000, 80), (100, 80), (100, 100), (110, 100), (110, 110), (120, 119), (1000, 499), (1000, 500)]
+    for cap, used in steps:
+        before = len(await notifications(database))
+        await set_budget(database, org_id, spend_cap=cap, cost_used=used)
         await thresholds.tell_due(database, NOW)
-    assert len(await notifications(database)) == 1
+        told.append(len(await notifications(database)) - before)
+    assert told == [1, 0, 0, 1, 0, 1, 0, 0, 1]
+    assert [percent for _, _, percent in await notifications(database)] == [50, 80, 100, 100]
+
+
+async def test_a_limit_that_is_lowered_to_what_is_used_is_told_in_full(database: Database) -> None:
+    org_id = await make_org(database)
+    await make_user(database, org_id)
+    for cap in (100, 60):
+        await set_budget(database, org_id, spend_cap=cap, cost_used=60)
+        await thresholds.tell_due(database, NOW)
+    assert [percent for _, _, percent in await notifications(database)] == [50, 100]
+
+
+async def test_two_workers_tell_once(database: Database) -> None:
+    org_id = await make_org(database)
+    await make_user(database, org_id)
+    for cap, used in ((100, 100), (200, 200)):
+        await set_budget(database, org_id, spend_cap=cap, cost_used=used)
+        await asyncio.gather(*(thresholds.tell_due(database, NOW) for _ in range(4)))
+    assert [percent for _, _, percent in await notifications(database)] == [100, 100]
 
 
 async def test_those_who_can_act_and_every_address_are_told(database: Database) -> None:
