@@ -6,6 +6,7 @@ const page = document.getElementById("playground");
 const at = (id) => document.getElementById(id);
 const PICO_USD = 10n ** 12n;
 const MICRO = 10n ** 6n;
+const money = new Intl.NumberFormat(document.documentElement.lang, { style: "currency", currency: "USD", minimumFractionDigits: 6 });
 let running;
 
 if (page) {
@@ -145,7 +146,8 @@ function cost(input, cached, output) {
   let micro = pico / unit;
   const rest = pico % unit;
   if (rest * 2n > unit || (rest * 2n === unit && micro % 2n)) micro += 1n;
-  return `$${micro / MICRO}.${String(micro % MICRO).padStart(6, "0")}`;
+  // As a text: a number would not hold every amount exactly.
+  return money.format(`${micro / MICRO}.${String(micro % MICRO).padStart(6, "0")}`);
 }
 
 async function* events(response) {
