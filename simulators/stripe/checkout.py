@@ -11,7 +11,7 @@ from starlette.responses import RedirectResponse, Response
 
 from simulators.stripe import checkout_items as sold
 from simulators.stripe import customers, invoices, payment_methods, payments, setup_intents, subscriptions
-from simulators.stripe.cards import GENERIC, OFFERED, Refusal, refusal_of_attaching, refusal_of_charge
+from simulators.stripe.cards import OFFERED, Refusal, refusal_of_attaching, refusal_of_charge
 from simulators.stripe.changes import merge_metadata
 from simulators.stripe.errors import StripeError, declined, invalid
 from simulators.stripe.ids import new_id
@@ -119,11 +119,11 @@ def complete(world: World, session: Object, form: Mapping[str, str]) -> Object:
         StripeError: 402 for a card that declines; 400 for a session that is not open, or a code that there is not.
     """
     _require_open(session)
-    number = form.get("number", "").replace(" ", "")
+    number = payment_methods.checked(form.get("number", ""))
+    promotions = _promotions(world, session, form)
     refusal = _refusal(session, number)
     if refusal is not None:
         raise declined(refusal.message, refusal.decline_code, refusal.code)
-    promotions = _promotions(world, session, form)
     customer = _customer(world, session, form)
     method = payment_methods.make(world, number)
     method["billing_details"].update(email=customer["email"], name=customer["name"])
@@ -159,9 +159,11 @@ def submit(world: World, form: Mapping[str, str], session: str) -> Response:
     try:
         complete(world, found, form)
     except StripeError as error:
-        if found["status"] != "open":
+        if found["status"] == "open":
+            return _shown(world, found, form, problem=error)
+        if found["status"] != "complete":
             return _shown(world, found, form)
-        return _shown(world, found, form, problem=error)
+        # Pressed twice: the browser waits for the second answer only, and is to come back all the same.
     target = str(found["success_url"] or found["return_url"] or "")
     if not target:
         return _shown(world, found, form)
@@ -198,7 +200,10 @@ def _check(world: World, params: Params) -> None:
         raise invalid("subscription_data", "You can not pass `subscription_data` in this mode.")
     if mode != "payment" and "payment_intent_data" in params:
         raise invalid("payment_intent_data", "You can not pass `payment_intent_data` in this mode.")
-    now = world.now()
+    if params.get("discounts") and params.get("allow_promotion_codes"):
+        message = "You may only specify one of these parameters: allow_promotion_codes, discounts."
+        raise invalid("allow_promotion_codes", message)
+    now = world.now(world.find("customer", params.get("customer")))
     if not now + _LEAST_S <= params.get("expires_at", now + _DAY_S) <= now + _DAY_S:
         raise invalid("expires_at", "The `expires_at` timestamp must be between 30 minutes and 24 hours from now.")
 
@@ -239,8 +244,6 @@ def _require_open(session: Object) -> None:
 
 def _refusal(session: Object, number: str) -> Refusal | None:
     """Why the card will not do, before anything is made."""
-    if not number.isdecimal():
-        return GENERIC
     if not session["amount_total"]:
         return refusal_of_attaching(number[-4:])
     return refusal_of_charge({"card": {"last4": number[-4:]}})
@@ -249,11 +252,14 @@ def _refusal(session: Object, number: str) -> Refusal | None:
 def _promotions(world: World, session: Object, form: Mapping[str, str]) -> list[Object]:
     given: list[Object] = session["_params"].get("discounts") or []
     text = form.get("promotion_code", "").strip()
-    if not text or not session.get("allow_promotion_codes"):
+    if not text or not session.get("allow_promotion_codes") or session["mode"] == "setup":
         return given
     for code in world.all("promotion_code"):
         if code["active"] and code["code"].lower() == text.lower():
-            return [*given, {"promotion_code": code["id"]}]
+            promotions = [*given, {"promotion_code": code["id"]}]
+            # Refused before anything is made.
+            sold.discounted(world, session, promotions)
+            return promotions
     raise invalid("promotion_code", "This code is invalid.", "resource_missing")
 
 

@@ -47,15 +47,22 @@ def totals(world: World, lines: list[Object], params: Params) -> Object:
     is_trial = bool(data.get("trial_period_days") or data.get("trial_end"))
     due = [line for line in lines if not (is_trial and line["price"]["recurring"])]
     subtotal = sum(line["amount_subtotal"] for line in due)
+    currency = lines[0]["currency"]
     # Codes are looked at here already, so that one that is not valid is refused before anyone pays.
-    amount = discount_of(world, subtotal, params.get("discounts") or ())
-    return {**_amounts(subtotal, amount), "currency": lines[0]["currency"]}
+    customer = world.find("customer", params.get("customer"))
+    amount = discount_of(world, subtotal, params.get("discounts") or (), customer, currency)
+    return {**_amounts(subtotal, amount), "currency": currency}
 
 
 def discounted(world: World, session: Object, promotions: Iterable[Object]) -> Object:
-    """A session's amounts with what its customer brings."""
+    """A session's amounts with what its customer brings.
+
+    Raises:
+        StripeError: 400 for a coupon or a code that is not for this purchase.
+    """
+    customer = world.find("customer", session["customer"])
     subtotal = session["amount_subtotal"]
-    return _amounts(subtotal, discount_of(world, subtotal, promotions))
+    return _amounts(subtotal, discount_of(world, subtotal, promotions, customer, session["currency"]))
 
 
 def totals_of_invoice(invoice: Object) -> Object:
@@ -66,14 +73,14 @@ def totals_of_invoice(invoice: Object) -> Object:
     return {"amount_subtotal": invoice["subtotal"], "amount_total": invoice["total"], "total_details": details}
 
 
-def discount_of(world: World, subtotal: int, promotions: Iterable[Object]) -> int:
+def discount_of(
+    world: World, subtotal: int, promotions: Iterable[Object], customer: Object | None, currency: str
+) -> int:
     """What coupons and codes take off an amount, without being redeemed."""
     left = subtotal
-    for entry in promotions:
-        id = entry.get("coupon")
-        if entry.get("promotion_code"):
-            id = world.get("promotion_code", entry["promotion_code"], "discounts")["promotion"]["coupon"]
-        coupon = world.get("coupon", str(id), "discounts")
+    for index, entry in enumerate(promotions):
+        place = f"discounts[{index}]"
+        coupon, _ = discounts.resolve(world, entry, place, customer, currency=currency, subtotal=subtotal)
         if coupon["percent_off"] is not None:
             left -= cents(Decimal(left) * Decimal(str(coupon["percent_off"])) / 100)
         else:

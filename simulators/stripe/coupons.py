@@ -26,6 +26,8 @@ def create(world: World, params: Params) -> Object:
         StripeError: 400 for what does not go together, or an id that is taken.
     """
     _check_terms(params)
+    if "redeem_by" in params and params["redeem_by"] <= world.now():
+        raise invalid("redeem_by", "Invalid timestamp: `redeem_by` must be in the future.")
     if world.find(COUPON, params.get("id")) is not None:
         raise invalid("id", "Coupon already exists.", "resource_already_exists")
     made = world.new(
@@ -105,6 +107,8 @@ def create_code(world: World, params: Params) -> Object:
     if not _CODE_TEXT.fullmatch(code):
         raise invalid("code", "Promotion codes may only contain letters, digits and dashes.")
     _require_free_code(world, code)
+    if "expires_at" in params and params["expires_at"] <= world.now():
+        raise invalid("expires_at", "Invalid timestamp: `expires_at` must be in the future.")
     restrictions = params.get("restrictions", {})
     made = world.new(
         CODE,
@@ -161,6 +165,19 @@ def update_code(world: World, params: Params, promotion_code: str) -> Object:
             found["active"] = params["active"]
         merge_metadata(found, params)
     return found
+
+
+def end_of(found: Object) -> int | None:
+    """When a coupon or a code ends by itself that is still good; None if it does not."""
+    is_coupon = found["object"] == COUPON
+    moment: int | None = found["redeem_by" if is_coupon else "expires_at"]
+    return moment if found["valid" if is_coupon else "active"] else None
+
+
+def end(world: World, found: Object) -> None:
+    """Let nobody redeem a coupon or a code any more, whose time is over."""
+    with recorded(world, found, f"{found['object']}.updated"):
+        found["valid" if found["object"] == COUPON else "active"] = False
 
 
 def _check_terms(params: Params) -> None:

@@ -15,27 +15,70 @@ from simulators.stripe.rating import cents
 from simulators.stripe.world import Object, World
 
 
-def redeem(world: World, given: Any, param: str, **belongs_to: Any) -> list[str]:  # noqa: ANN401 - a parameter
+def redeem(
+    world: World,
+    given: Any,  # noqa: ANN401 - a parameter
+    param: str,
+    *,
+    currency: str | None = None,
+    **belongs_to: str,
+) -> list[str]:
     """Make discounts of a parameter `discounts`; returns their ids.
 
     Args:
         world: The account.
         given: A list of coupons, promotion codes and existing discounts; `""` for none.
         param: The parameter's name, for errors.
+        currency: What an amount is taken off; None where that is not known yet.
         belongs_to: `customer` and one of `subscription`, `subscription_item`, `invoice`, `invoice_item`.
 
     Raises:
-        StripeError: 404 for what there is not, 400 for a coupon or code that is not valid any more.
+        StripeError: As `resolve`, with nothing redeemed.
     """
-    made = []
+    customer = world.find("customer", belongs_to.get("customer"))
+    found = []
     for index, entry in enumerate(given or ()):
         place = f"{param}[{index}]"
         if entry.get("discount"):
-            made.append(world.get("discount", entry["discount"], f"{place}[discount]")["id"])
-            continue
-        coupon, code = _coupon(world, entry, place)
-        made.append(_discount(world, coupon, code, belongs_to)["id"])
-    return made
+            found.append(world.get("discount", entry["discount"], f"{place}[discount]"))
+        else:
+            found.append(resolve(world, entry, place, customer, currency=currency))
+    return [one["id"] if isinstance(one, dict) else _discount(world, *one, belongs_to)["id"] for one in found]
+
+
+def resolve(
+    world: World,
+    entry: Mapping[str, Any],
+    place: str,
+    customer: Object | None,
+    *,
+    currency: str | None = None,
+    subtotal: int | None = None,
+) -> tuple[Object, Object | None]:
+    """The coupon that an entry of `discounts` names, and the promotion code if it names one; nothing is redeemed.
+
+    Args:
+        world: The account.
+        entry: With `coupon` or `promotion_code`.
+        place: The entry's name, for errors.
+        customer: Who would redeem it; None for one who is not known yet.
+        currency: What an amount is taken off; None where that is not known yet.
+        subtotal: Cents of what is bought; likewise.
+
+    Raises:
+        StripeError: `resource_missing` for what there is not, 400 for what is not valid, or not for this customer, this
+            amount or this currency.
+    """
+    code = None
+    if entry.get("promotion_code"):
+        code = world.get("promotion_code", entry["promotion_code"], f"{place}[promotion_code]")
+        _check_code(world, code, f"{place}[promotion_code]", customer, subtotal)
+    coupon = world.get("coupon", code["promotion"]["coupon"] if code else entry.get("coupon", ""), f"{place}[coupon]")
+    if not coupon["valid"]:
+        raise invalid(f"{place}[coupon]", f"Coupon expired: {coupon['id']}", "coupon_expired")
+    if coupon["amount_off"] is not None and currency not in (None, coupon["currency"]):
+        raise invalid(f"{place}[coupon]", f"The coupon {coupon['id']} is in {coupon['currency']}, not in {currency}.")
+    return coupon, code
 
 
 def coupon_of(world: World, discount: str) -> Object:
@@ -69,16 +112,21 @@ def net(line: Mapping[str, Any]) -> int:
     return int(line["amount"]) - sum(int(taken["amount"]) for taken in line["discount_amounts"] or ())
 
 
-def _coupon(world: World, entry: Mapping[str, Any], place: str) -> tuple[Object, Object | None]:
-    code = None
-    if entry.get("promotion_code"):
-        code = world.get("promotion_code", entry["promotion_code"], f"{place}[promotion_code]")
-        if not code["active"]:
-            raise invalid(f"{place}[promotion_code]", "This promotion code is not active.", "promotion_code_inactive")
-    coupon = world.get("coupon", code["promotion"]["coupon"] if code else entry["coupon"], f"{place}[coupon]")
-    if not coupon["valid"]:
-        raise invalid(f"{place}[coupon]", f"Coupon expired: {coupon['id']}", "coupon_expired")
-    return coupon, code
+def _check_code(world: World, code: Object, place: str, customer: Object | None, subtotal: int | None) -> None:
+    if not code["active"]:
+        raise invalid(place, "This promotion code is not active.", "promotion_code_inactive")
+    if code["customer"] is not None and (customer is None or customer["id"] != code["customer"]):
+        raise invalid(place, "This promotion code is for another customer.")
+    restrictions = code["restrictions"]
+    if restrictions["first_time_transaction"] and customer is not None and _has_paid(world, customer):
+        message = "This promotion code cannot be redeemed because the associated customer has prior transactions."
+        raise invalid(place, message)
+    if subtotal is not None and subtotal < (restrictions["minimum_amount"] or 0):
+        raise invalid(place, "This promotion code cannot be redeemed for so small an amount.")
+
+
+def _has_paid(world: World, customer: Object) -> bool:
+    return any(charge["paid"] and charge["customer"] == customer["id"] for charge in world.all("charge"))
 
 
 def _discount(world: World, coupon: Object, code: Object | None, belongs_to: Mapping[str, Any]) -> Object:

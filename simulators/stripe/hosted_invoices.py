@@ -4,7 +4,7 @@ from collections.abc import Mapping
 
 from starlette.responses import RedirectResponse, Response
 
-from simulators.stripe import collection, invoices, payment_methods
+from simulators.stripe import collection, invoices, payment_methods, payments
 from simulators.stripe.cards import OFFERED
 from simulators.stripe.errors import StripeError
 from simulators.stripe.operations import page
@@ -30,20 +30,25 @@ def show_document(world: World, form: Mapping[str, str], invoice: str) -> Respon
 def submit(world: World, form: Mapping[str, str], invoice: str) -> Response:
     """Pay an open invoice with a card, whose holder is there."""
     found = _finalised(world, invoice)
-    number = form.get("number", "").replace(" ", "")
     try:
         if found["status"] not in ("open", "uncollectible"):
             raise StripeError(f"This invoice is {found['status']}.")
-        if not number.isdecimal():
-            raise StripeError("Your card number is incorrect.", status=402, type="card_error", code="incorrect_number")
-        method = payment_methods.make(world, number)
-        payment_methods.attach(world, method, world.get("customer", found["customer"]))
-        error = collection.charge(world, found, method, off_session=False)
-        if error is not None:
-            raise error
+        customer = world.get("customer", found["customer"])
+        method = payment_methods.make(world, payment_methods.checked(form.get("number", "")))
+        _pay(world, found, payment_methods.attach(world, method, customer))
     except StripeError as error:
         return _shown(world, found, problem=error)
     return RedirectResponse(f"{world.base_url}{_PAGE.format(invoice=invoice)}", status_code=303)
+
+
+def _pay(world: World, invoice: Object, method: Object) -> None:
+    error = collection.charge(world, invoice, method, off_session=False)
+    if error is not None:
+        raise error
+    intent = invoices.intent_of(world, invoice)
+    if intent is not None and intent["status"] == "requires_action":
+        # The cardholder is there, and agrees to what the bank asks.
+        payments.succeed(world, intent, method)
 
 
 def _finalised(world: World, id: str) -> Object:

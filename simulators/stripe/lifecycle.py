@@ -8,7 +8,7 @@ which at Stripe is a setting.
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from simulators.stripe import checkout, collection, invoices, items, previews, renewals, schedules, standing
+from simulators.stripe import checkout, collection, coupons, invoices, items, previews, renewals, schedules, standing
 from simulators.stripe.changes import recorded
 from simulators.stripe.periods import SECONDS_PER_DAY
 from simulators.stripe.world import Object, World
@@ -58,9 +58,18 @@ def _everything(world: World, clock: Object | None) -> Iterator[Due]:
         if due is not None:
             # A phase begins before the renewal at the same moment, which then bills the new phase's prices.
             yield Due(due, 1, lambda schedule=schedule: schedules.step(world, schedule))  # type: ignore[misc]
+    if clock is None:
+        yield from _of_promotions(world)
     for session in _under(world, clock, checkout.KIND):
         if session["status"] == "open":
             yield Due(session["expires_at"], 5, lambda session=session: checkout.expire(world, session))  # type: ignore[misc]
+
+
+def _of_promotions(world: World) -> Iterator[Due]:
+    for found in (*world.all(coupons.COUPON), *world.all(coupons.CODE)):
+        at = coupons.end_of(found)
+        if at is not None:
+            yield Due(at, 5, lambda found=found: coupons.end(world, found))  # type: ignore[misc]
 
 
 def _under(world: World, clock: Object | None, kind: str) -> list[Object]:

@@ -43,6 +43,7 @@ _NUMBERS = MappingProxyType(
     }
 )
 _BRANDS = (("4", "visa"), ("5", "mastercard"), ("3", "amex"))
+_MIN_DIGITS = 12
 _EXPIRES = {"exp_month": 12, "exp_year": 2034}
 
 
@@ -85,6 +86,20 @@ def make(world: World, number: str, details: Mapping[str, Any] | None = None) ->
     return world.new(METHOD, "pm", {**fields, "customer": None, "metadata": {}, "type": "card", "created": world.now()})
 
 
+def checked(number: str) -> str:
+    """A card's number without blanks.
+
+    Raises:
+        StripeError: 402 incorrect_number for what cannot be one.
+    """
+    digits = number.replace(" ", "")
+    if not digits.isdecimal() or len(digits) < _MIN_DIGITS or not _passes_luhn(digits):
+        raise StripeError(
+            "Your card number is incorrect.", status=402, type="card_error", code="incorrect_number", param="number"
+        )
+    return digits
+
+
 def attach(world: World, method: Object, customer: Object) -> Object:
     """Save a card with a customer.
 
@@ -112,11 +127,7 @@ def create(world: World, params: Params) -> Object:
     number = given.get("number") or _NUMBERS.get(given.get("token", "").removeprefix("tok_"))
     if number is None:
         raise missing("token", given.get("token", ""), "card[token]")
-    if not number.isdecimal() or not _passes_luhn(number):
-        raise StripeError(
-            "Your card number is incorrect.", status=402, type="card_error", code="incorrect_number", param="number"
-        )
-    made = make(world, number, given)
+    made = make(world, checked(number), given)
     _describe(made, params)
     merge_metadata(made, params)
     return made

@@ -127,9 +127,7 @@ def _own_card(live: list[Object]) -> str | None:
 
 def _change_card(world: World, session: Object, form: Mapping[str, str]) -> None:
     _require(world, session, "payment_method_update")
-    number = form.get("number", "").replace(" ", "")
-    if not number.isdecimal():
-        raise StripeError("Your card number is incorrect.", status=402, type="card_error", code="incorrect_number")
+    number = payment_methods.checked(form.get("number", ""))
     customer = world.get("customer", session["customer"])
     method = payment_methods.attach(world, payment_methods.make(world, number), customer)
     with recorded(world, customer, "customer.updated"):

@@ -331,7 +331,9 @@ def _change_fields(world: World, subscription: Object, params: Mapping[str, Any]
             subscription[name] = params[name] if params[name] != "" else None
     if "discounts" in params:
         owner = {"customer": subscription["customer"], "subscription": subscription["id"]}
-        subscription["discounts"] = discounts.redeem(world, params["discounts"], "discounts", **owner)
+        subscription["discounts"] = discounts.redeem(
+            world, params["discounts"], "discounts", currency=subscription["currency"], **owner
+        )
     if "default_tax_rates" in params:
         rates = params["default_tax_rates"] or ()
         subscription["default_tax_rates"] = [world.get("tax_rate", rate, "default_tax_rates") for rate in rates]

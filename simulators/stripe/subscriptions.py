@@ -48,8 +48,9 @@ def start(world: World, params: Mapping[str, Any]) -> Object:
     customer = world.get("customer", _given(params, "customer"), "customer")
     subscription = _made(world, customer, params)
     _require_payable(world, customer, subscription, params)
+    owner = {"customer": customer["id"], "subscription": subscription["id"]}
     subscription["discounts"] = discounts.redeem(
-        world, params.get("discounts"), "discounts", customer=customer["id"], subscription=subscription["id"]
+        world, params.get("discounts"), "discounts", currency=subscription["currency"], **owner
     )
     world.put(subscription)
     first = renewals.first_lines(world, subscription)

@@ -158,12 +158,55 @@ def test_session_expires_by_itself_or_when_it_is_told_to(simulator: Simulator) -
     assert shop.v1.subscriptions.list({"status": "all"}).data == []
 
 
+@pytest.mark.parametrize("number", ["", "letters", "1", "4242 4242 4242 4241"])
+def test_number_that_is_no_card_is_told(simulator: Simulator, number: str) -> None:
+    shop = Shop(simulator)
+    session = open_session(shop, customer=shop.customer)
+    refused = submit(session, number)
+    assert refused.status_code == 402
+    assert "Your card number is incorrect." in refused.text
+    assert shop.v1.checkout.sessions.retrieve(session.id).status == "open"
+
+
+@pytest.mark.parametrize(
+    "restrictions",
+    [
+        {"restrictions": {"first_time_transaction": True}},
+        {"restrictions": {"minimum_amount": 2_001, "minimum_amount_currency": "usd"}},
+        {"customer": "another"},
+    ],
+)
+def test_code_that_is_not_for_this_purchase_is_refused_before_anything_is_made(
+    simulator: Simulator, restrictions: dict[str, Any]
+) -> None:
+    shop = Shop(simulator)
+    shop.subscribe(shop.year)
+    if "customer" in restrictions:
+        restrictions = {"customer": shop.new_customer()}
+    promotion = {"type": "coupon", "coupon": shop.v1.coupons.create({"percent_off": 10}).id}
+    code = shop.v1.promotion_codes.create({"promotion": promotion, "code": "SPRING", **restrictions})
+    session = open_session(shop, customer=shop.customer, allow_promotion_codes=True)
+    refused = submit(session, promotion_code="spring")
+    assert refused.status_code == 400
+    assert "This promotion code" in refused.text
+    assert len(shop.v1.subscriptions.list().data) == 1
+    with pytest.raises(stripe.InvalidRequestError, match="This promotion code"):
+        open_session(shop, customer=shop.customer, discounts=[{"promotion_code": code.id}])
+
+
+def test_session_under_a_clock_ends_by_it(simulator: Simulator) -> None:
+    shop = Shop(simulator)
+    session = open_session(shop, customer=shop.customer, expires_at=at("2026-01-15") + HOUR)
+    assert session.expires_at == at("2026-01-15") + HOUR
+
+
 def test_session_is_paid_once(simulator: Simulator) -> None:
     shop = Shop(simulator)
     session = open_session(shop, customer=shop.customer)
-    submit(session)
-    again = submit(session)
-    assert "This session is complete." in again.text
+    first, again = submit(session), submit(session)
+    # A browser in which the button was pressed twice waits for the second answer only.
+    assert again.headers["location"] == first.headers["location"]
+    assert "This session is complete." in httpx.get(session.url).text
     assert len(shop.v1.subscriptions.list().data) == 1
 
 
@@ -198,6 +241,8 @@ def test_line_items_are_shown_when_they_are_asked_for(simulator: Simulator) -> N
         ({"customer": "cus_none"}, "No such customer"),
         ({"customer": "own", "customer_email": "a@b.example"}, "only specify one"),
         ({"expires_at": 1}, "between 30 minutes and 24 hours"),
+        ({"discounts": [{"coupon": "none"}]}, "No such coupon"),
+        ({"discounts": [{"coupon": "none"}], "allow_promotion_codes": True}, "only specify one"),
     ],
 )
 def test_what_does_not_go_together_is_refused(simulator: Simulator, params: dict[str, Any], message: str) -> None:

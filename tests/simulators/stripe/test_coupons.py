@@ -5,6 +5,7 @@ from typing import Any
 import pytest
 import stripe
 
+from tests.simulators.stripe.shop import Shop
 from tests.simulators.stripe.simulator import Simulator
 
 
@@ -77,6 +78,36 @@ def test_promotion_code_is_closed_and_opened(simulator: Simulator) -> None:
     simulator.v1.coupons.delete(coupon)
     with pytest.raises(stripe.InvalidRequestError):
         codes.update(made.id, {"active": True})
+
+
+def test_coupon_and_code_end_at_their_time(simulator: Simulator) -> None:
+    v1 = simulator.v1
+    now = simulator.control("GET")["now"]
+    coupon = v1.coupons.create({"percent_off": 10, "redeem_by": now + 7200}).id
+    code = v1.promotion_codes.create({"promotion": {"type": "coupon", "coupon": coupon}, "expires_at": now + 3600}).id
+    simulator.forward(3600)
+    assert (v1.coupons.retrieve(coupon).valid, v1.promotion_codes.retrieve(code).active) == (True, False)
+    simulator.forward(3600)
+    assert not v1.coupons.retrieve(coupon).valid
+    customer = v1.customers.create({}).id
+    item = {"customer": customer, "amount": 500, "currency": "usd"}
+    with pytest.raises(stripe.InvalidRequestError, match="Coupon expired"):
+        v1.invoice_items.create({**item, "discounts": [{"coupon": coupon}]})
+    for make, params in (
+        (v1.coupons, {"percent_off": 10, "redeem_by": now}),
+        (v1.promotion_codes, {"promotion": {"type": "coupon", "coupon": coupon}, "expires_at": now}),
+    ):
+        with pytest.raises(stripe.InvalidRequestError, match="in the future"):
+            make.create(params)
+
+
+def test_amount_is_taken_off_its_own_currency_only(simulator: Simulator) -> None:
+    shop = Shop(simulator)
+    coupon = shop.v1.coupons.create({"amount_off": 500, "currency": "eur"}).id
+    with pytest.raises(stripe.InvalidRequestError, match="is in eur, not in usd"):
+        shop.subscribe(discounts=[{"coupon": coupon}])
+    assert shop.v1.subscriptions.list({"status": "all"}).data == []
+    assert shop.v1.coupons.retrieve(coupon).times_redeemed == 0
 
 
 def test_tax_rate_keeps_its_percentage(simulator: Simulator) -> None:

@@ -142,6 +142,16 @@ def test_open_invoice_is_paid_on_its_page(simulator: Simulator) -> None:
     assert len([charge for charge in shop.v1.charges.list({"customer": shop.customer}).data if charge.paid]) == 2
 
 
+def test_cardholder_on_the_invoice_page_agrees_to_what_the_bank_asks(simulator: Simulator) -> None:
+    shop = Shop(simulator)
+    shop.subscribe()
+    simulator.control("POST", f"/customers/{shop.customer}/decline")
+    shop.go("2026-02-15 02:00")
+    invoice = shop.invoices()[-1]
+    assert httpx.post(invoice.hosted_invoice_url, data={"number": "4000 0027 6000 3184"}).status_code == 303
+    assert shop.v1.invoices.retrieve(invoice.id).status == "paid"
+
+
 def test_draft_has_no_page(simulator: Simulator) -> None:
     shop = Shop(simulator)
     shop.subscribe()
