@@ -102,17 +102,13 @@ async def enter_code(request: Request) -> Response:
     if user_id is None:
         return RedirectResponse("/login", SEE_OTHER)
     await require_attempt(request, "code", str(user_id))
-    now = datetime.now(UTC)
-    async with database_of(request).begin() as connection:
-        code = text_of(form, "code")
-        if await second_factor.accepts(connection, settings_of(request), user_id, code, now):
-            await sessions.close_session(connection, request.cookies[CODE_COOKIE])
-            response = await start_session(request, connection, user_id, now, following)
-            response.delete_cookie(CODE_COOKIE)
-            return response
-    log.info("login.code_refused")
-    problem = language_of(request).gettext("The code is wrong, was used already, or is too old.")
-    return render(request, "login_code.html", 401, problem=problem, following=following)
+    response = await _entered(request, user_id, text_of(form, "code"), following)
+    if response is None:
+        log.info("login.code_refused")
+        problem = language_of(request).gettext("The code is wrong, was used already, or is too old.")
+        return render(request, "login_code.html", 401, problem=problem, following=following)
+    await forgive_attempt(request, "code", str(user_id))
+    return response
 
 
 @router.post("/logout")
@@ -170,6 +166,18 @@ async def _checked_login(request: Request, email: str, form: FormData) -> users.
     password_hash = None if found is None else found.password_hash
     is_right = await hashing_of(request).fits(password_hash, password)
     return found if is_right else None
+
+
+async def _entered(request: Request, user_id: UUID, code: str, following: str) -> Response | None:
+    """A session for a right code; None: it is wrong, and counted."""
+    now = datetime.now(UTC)
+    async with database_of(request).begin() as connection:
+        if not await second_factor.accepts(connection, settings_of(request), user_id, code, now):
+            return None
+        await sessions.close_session(connection, request.cookies[CODE_COOKIE])
+        response = await start_session(request, connection, user_id, now, following)
+    response.delete_cookie(CODE_COOKIE)
+    return response
 
 
 async def _awaiting(request: Request) -> UUID | None:
