@@ -15,7 +15,9 @@ from sqlalchemy import insert
 from app.billing import account, claims, outbox
 from app.config import Settings
 from app.db import Database
+from app.errors import StripeRefused
 from app.partitions import ensure_partitions
+from app.portal.i18n import LANGUAGE_COOKIE
 from app.tables import MeterOutbox, new_id
 from tests.api.world import World, serving, write_model
 from tests.billing.conftest import gateway, simulator, stripe_world
@@ -66,6 +68,19 @@ async def actions(stripe_world: StripeWorld, org_id: UUID) -> list[tuple[str, An
     """What people did, by the audit log."""
     statement = "SELECT action, after FROM audit_log WHERE org_id = :id AND actor LIKE 'user:%' ORDER BY id"
     return [tuple(row) for row in await stripe_world.rows(statement, id=org_id)]
+
+
+async def test_what_stripe_says_is_told_as_its_own_words(
+    world: World, acme: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(*_: object) -> None:
+        raise StripeRefused("Your card was declined at 100%.", stripe_status=402)
+
+    monkeypatch.setattr("app.portal.billing.changes.preview", refuse)
+    async with visiting(world, acme, **{LANGUAGE_COOKIE: "zh"}) as browser:
+        answer = await browser.get("/billing/change?plan=growth&interval=month")
+    assert answer.status_code == 402
+    assert "Stripe 返回：Your card was declined at 100%." in answer.text
 
 
 async def test_a_plan_that_was_paid_for_is_looked_for_a_while(owner: Browser) -> None:
