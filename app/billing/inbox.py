@@ -72,7 +72,11 @@ _COUNT = text(
 )
 _NEWEST = text("SELECT max(created) FROM stripe_events WHERE created <= :now")
 _KNOWN = text("SELECT id FROM stripe_events WHERE id = ANY(:ids)")
-_DELETE_OLD = text("DELETE FROM stripe_events WHERE processed_at < now() - CAST(:kept_for AS interval)")
+# It is received before it is processed, and the index is of that.
+_DELETE_OLD = text(
+    "DELETE FROM stripe_events WHERE received_at < now() - CAST(:kept_for AS interval)"
+    " AND processed_at < now() - CAST(:kept_for AS interval)"
+)
 _LIST = text(
     "SELECT id, type, created, received_at, attempts, is_dead, last_error FROM stripe_events"
     " WHERE processed_at IS NULL AND (is_dead OR NOT :dead_only) ORDER BY received_at, id LIMIT :limit"

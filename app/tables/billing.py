@@ -137,6 +137,8 @@ class StripeEvent(Base):
     __table_args__ = (
         # What is to be worked off, oldest first, and the few that were given up.
         Index("ix_stripe_events_due", "due_at", postgresql_where=text("processed_at IS NULL")),
+        # What is old enough to be deleted. Rows lie nearly in this order, so a page range says enough.
+        Index(None, "received_at", postgresql_using="brin", postgresql_with={"autosummarize": "on"}),
     )
 
     id: Mapped[str] = mapped_column(primary_key=True)
@@ -175,12 +177,16 @@ class MeterOutbox(Base):
         one_of("state", OUTBOX_STATES),
         CheckConstraint("value > 0 AND value < 1000000000000000", name="value_in_range"),
         Index("uq_stripe_meter_outbox_window", "org_id", "meter", "window_start", "seq", unique=True),
-        # What is to be sent, a customer's in order.
+        # What is to be sent, a customer's in order; and all that is not settled, to be counted.
         Index(
-            "ix_stripe_meter_outbox_due",
+            "ix_stripe_meter_outbox_open",
             "due_at",
-            postgresql_where=text("state IN ('pending', 'sending', 'reconcile')"),
+            postgresql_where=text("state IN ('pending', 'sending', 'reconcile', 'rejected')"),
         ),
+        # What was claimed of a period, of which an invoice tells.
+        Index(None, "subscription_id", "event_ts"),
+        # Everybody's of an hour, to compare it with Stripe's sums. Rows lie nearly in this order.
+        Index(None, "event_ts", postgresql_using="brin", postgresql_with={"autosummarize": "on"}),
     )
 
     id: Mapped[UUID] = mapped_column(primary_key=True, default=new_id)
