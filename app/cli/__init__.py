@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from app.cli import bench, billing, db, health, keys, models, orgs, serve, training
+from app.cli import bench, billing, db, health, keys, models, orgs, people, serve, training
 from app.errors import TollgateError
 
 app = typer.Typer(
@@ -29,6 +29,7 @@ app.command("evaluate", epilog="Example: tollgate evaluate shakespeare --data pl
 app.add_typer(training.app, name="train")
 app.add_typer(models.app, name="models")
 app.add_typer(orgs.app, name="orgs")
+app.add_typer(people.app, name="people")
 app.add_typer(keys.app, name="keys")
 app.add_typer(billing.app, name="billing")
 app.add_typer(db.app, name="db")
