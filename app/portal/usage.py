@@ -1,5 +1,6 @@
 """/usage: what an organisation used, as chart, table, rows and files: the very rows that are billed."""
 
+import asyncio
 import csv
 import io
 from collections.abc import AsyncIterator, Sequence
@@ -21,9 +22,10 @@ from app.billing.receipts import ReceiptCursor, ReceiptQuery, cursor_of, read_re
 from app.billing.statement import Cursor, Line, Query, Receipt, read_lines
 from app.keys import KeyListing
 from app.portal.chart import Series, stacked_bars, swatch
+from app.portal.examples import published
 from app.portal.i18n import Language, language_of
 from app.portal.page import PageRoute, render
-from app.portal.session import database_of, require_user
+from app.portal.session import database_of, require_user, settings_of
 from app.portal.usage_filter import GROUPS, SPANS, UsageFilter
 from app.portal.usage_lines import Sums, added, bars_of, page_of, sums_of, value_of
 
@@ -55,6 +57,7 @@ async def show_usage(request: Request) -> Response:
         lines = await _read_all(connection, chosen.query(user.org_id, MAX_LINES))
         sums = sums_of(lines, chosen.group)
         keys = await _read_keys(connection, user, chosen, [line.key_id for line in lines])
+    cards = await asyncio.to_thread(published, settings_of(request).models_dir)
     page, has_more = page_of(lines, place, PAGE_LINES)
     language = language_of(request)
     names = {str(key.id): key.label for key in keys}
@@ -70,7 +73,7 @@ async def show_usage(request: Request) -> Response:
         lines=page,
         keys=keys,
         names=names,
-        models=_models(sums, chosen),
+        models=_models(sums, chosen, [card.name for card in cards]),
         groups=GROUPS,
         spans=SPANS,
         value_of=value_of(chosen.group),
@@ -197,10 +200,10 @@ def _rows_of(user: PortalUser, chosen: UsageFilter, limit: int) -> ReceiptQuery:
     )
 
 
-def _models(sums: Sequence[Sums], chosen: UsageFilter) -> list[str]:
-    """Those that can be chosen: where lines are by model, those that were used."""
+def _models(sums: Sequence[Sums], chosen: UsageFilter, served: Sequence[str]) -> list[str]:
+    """Those that can be chosen: what is served and, where lines are by model, what was used."""
     used = {one.value for one in sums} if chosen.group == "model" else set()
-    return sorted(used | ({chosen.model} if chosen.model else set()))
+    return sorted({*served, *used, *([chosen.model] if chosen.model else [])})
 
 
 def _numbers(line: Line) -> list[object]:

@@ -138,6 +138,14 @@ async def test_usage_is_told_apart_by_key_with_its_name(world: World, acme: UUID
     assert "<code>shakespeare</code>" not in await owner.page("/usage?model=other")
 
 
+async def test_a_model_can_be_chosen_however_lines_are_told_apart(world: World, acme: UUID, owner: Browser) -> None:
+    await bill(world.database, acme, {"model": "forgotten"})
+    for group in ("model", "key", "kind"):
+        assert '<option value="bytes">' in await owner.page(f"/usage?group={group}")
+    assert '<option value="forgotten">' in await owner.page("/usage")
+    assert '<option value="forgotten" selected>' in await owner.page("/usage?group=key&model=forgotten")
+
+
 async def test_beyond_the_patterns_there_are_others(world: World, acme: UUID, owner: Browser) -> None:
     await bill(world.database, acme, *({"model": f"model-{n}", "input_tokens": 10_000 * (10 - n)} for n in range(8)))
     page = await owner.page("/usage")
