@@ -70,7 +70,10 @@ _COUNT = text(
     " COALESCE(EXTRACT(EPOCH FROM now() - min(received_at) FILTER (WHERE NOT is_dead)), 0)::float8 AS age"
     " FROM stripe_events WHERE processed_at IS NULL"
 )
-_NEWEST = text("SELECT max(created) FROM stripe_events WHERE created <= :now")
+_SWEPT = text("SELECT until FROM stripe_sweeps")
+_SET_SWEPT = text(
+    "INSERT INTO stripe_sweeps (until) VALUES (:now) ON CONFLICT (id) DO UPDATE SET until = excluded.until"
+)
 _KNOWN = text("SELECT id FROM stripe_events WHERE id = ANY(:ids)")
 # It is received before it is processed, and the index is of that.
 _DELETE_OLD = text(
@@ -220,7 +223,9 @@ async def work_off(database: Database, gateway: Gateway, now: datetime, grace: t
 
 
 async def sweep(database: Database, gateway: Gateway, now: datetime) -> int:
-    """Takes in what happened at Stripe and was never delivered, as far back as something may be missing.
+    """Takes in what happened at Stripe and was never delivered, since it was looked for last.
+
+    Whatever came in meanwhile says nothing of what did not: the first event after an outage may be a new one.
 
     Args:
         database: With the inbox.
@@ -234,10 +239,10 @@ async def sweep(database: Database, gateway: Gateway, now: datetime) -> int:
         StripeUnavailable: They cannot be listed now; likewise ``StripeRefused``.
     """
     async with database.begin() as connection:
-        newest: datetime | None = await connection.scalar(_NEWEST, {"now": now})
+        swept: datetime | None = await connection.scalar(_SWEPT)
     oldest = now - STRIPE_REMEMBERS
-    # Where nothing has ever come in, everything may be missing.
-    since = max(newest - SWEEP_OVERLAP, oldest) if newest is not None else oldest
+    # Where it was never looked for, everything may be missing.
+    since = oldest if swept is None else max(min(swept, now) - SWEEP_OVERLAP, oldest)
     events = await gateway.list_events(int(since.timestamp()), tuple(effects.SUBJECTS))
     async with database.begin() as connection:
         ids = [event["id"] for event in events]
@@ -245,6 +250,7 @@ async def sweep(database: Database, gateway: Gateway, now: datetime) -> int:
         missing = [event for event in events if event["id"] not in known]
         for event in reversed(missing):
             await store(connection, json.dumps(event).encode())
+        await connection.execute(_SET_SWEPT, {"now": now})
     if missing:
         log.warning("stripe.events_missed", events=len(missing))
         STRIPE_EVENTS.labels("swept").inc(len(missing))

@@ -42,6 +42,7 @@ from app.tables.billing import (
     MeterOutbox,
     Payment,
     StripeEvent,
+    StripeSweep,
     Subscription,
 )
 from app.tables.privacy import StoredRequest
@@ -104,6 +105,7 @@ __all__ = [
     "SignUp",
     "StoredRequest",
     "StripeEvent",
+    "StripeSweep",
     "Subscription",
     "Throttled",
     "UsageEvent",

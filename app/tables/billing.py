@@ -153,6 +153,20 @@ class StripeEvent(Base):
     is_dead: Mapped[bool] = mapped_column(Boolean(), server_default="false")
 
 
+class StripeSweep(Base):
+    """Up to when Stripe was asked for events that were never delivered: one row, none before the first time.
+
+    Attributes:
+        until: By Stripe's clock.
+    """
+
+    __tablename__ = "stripe_sweeps"
+    __table_args__ = (CheckConstraint("id = 1", name="one_row"),)
+
+    id: Mapped[int] = mapped_column(SmallInteger(), primary_key=True, server_default="1", autoincrement=False)
+    until: Mapped[datetime]
+
+
 class MeterOutbox(Base):
     """The sum of the usage rows that claim it, on its way to Stripe as one meter event.
 

@@ -16,6 +16,8 @@ from app.errors import BadRequest, Conflict, StripeUnavailable
 from app.telemetry import STRIPE_EVENTS, STRIPE_INBOX, STRIPE_INBOX_SECONDS
 from tests.billing.stripe_world import GRACE, START, StripeWorld
 
+HOUR = timedelta(hours=1)
+
 CREATED = datetime(2026, 11, 27, 6, tzinfo=UTC)
 
 
@@ -403,8 +405,8 @@ async def test_events_are_deleted_when_they_have_been_done_with_for_long(databas
         assert left.scalars().all() == ["evt_new", "evt_waits"]
 
 
-async def test_a_sweep_goes_back_to_before_the_last_event_that_came(stripe_world: StripeWorld) -> None:
-    """And not to the beginning of time: what came before was delivered."""
+async def test_a_sweep_goes_back_to_before_the_last_one(stripe_world: StripeWorld) -> None:
+    """And not to the beginning of time: what came before was looked for."""
     world = stripe_world
     asked: list[int] = []
     listed = world.gateway.list_events
@@ -415,13 +417,31 @@ async def test_a_sweep_goes_back_to_before_the_last_event_that_came(stripe_world
 
     world.gateway.list_events = note  # type: ignore[method-assign]
     now = START + timedelta(days=40)
-    await inbox.sweep(world.database, world.gateway, now)
-    await keep(world.database, body(created=int(START.timestamp())))
-    await inbox.sweep(world.database, world.gateway, now)
-    await keep(world.database, body("evt_2", created=int((now - timedelta(days=2)).timestamp())))
-    await inbox.sweep(world.database, world.gateway, now)
-    await keep(world.database, body("evt_3", created=int((now + timedelta(days=2)).timestamp())))
-    await inbox.sweep(world.database, world.gateway, now)
-    overlap = inbox.SWEEP_OVERLAP
-    expected = [now - inbox.STRIPE_REMEMBERS, now - inbox.STRIPE_REMEMBERS, now - timedelta(days=2) - overlap]
-    assert [datetime.fromtimestamp(at, UTC) for at in asked] == [*expected, expected[-1]]
+    # The last goes by a clock that was put back.
+    for at in (now, now + HOUR, now + timedelta(days=50), now):
+        await inbox.sweep(world.database, world.gateway, at)
+    overlap, oldest = inbox.SWEEP_OVERLAP, inbox.STRIPE_REMEMBERS
+    expected = [now - oldest, now - overlap, now + timedelta(days=50) - oldest, now - overlap]
+    assert [datetime.fromtimestamp(at, UTC) for at in asked] == expected
+
+
+async def test_what_was_missed_is_found_though_something_newer_has_come_in(stripe_world: StripeWorld) -> None:
+    """All of it was down for five hours, and the first webhook after that is new."""
+    world = stripe_world
+    await inbox.sweep(world.database, world.gateway, START)
+    _, customer = await world.customer()
+    world.go(START + HOUR)
+    world.subscribe(customer)
+    world.go(START + 6 * HOUR)
+    await keep(world.database, body(created=int(world.now.timestamp())))
+    assert await inbox.sweep(world.database, world.gateway, world.now) > 0
+
+
+async def test_a_sweep_that_stripe_did_not_answer_is_made_up_for(stripe_world: StripeWorld) -> None:
+    world = stripe_world
+    await inbox.sweep(world.database, world.gateway, START)
+    world.simulator.hazard("outage", path="/v1/events")
+    with pytest.raises(StripeUnavailable):
+        await inbox.sweep(world.database, world.gateway, START + HOUR)
+    async with world.database.begin() as connection:
+        assert await connection.scalar(inbox._SWEPT) == START
