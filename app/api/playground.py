@@ -31,6 +31,8 @@ async def require_member_call(request: Request) -> Call:
             its key may not be used from here.
     """
     _refuse_other_sites(request)
+    # Whoever loses their role while their request is on its way, however slowly, has lost it.
+    await request.body()
     database: Database = request.app.state.database
     token = request.cookies.get(SESSION_COOKIE, "")
     async with database.begin() as connection:

@@ -10,6 +10,7 @@ from sqlalchemy import delete, select
 from starlette.types import Message
 
 from app.accounts.sessions import SESSION_COOKIE
+from app.api.playground import require_member_call
 from app.errors import AuthenticationFailed
 from app.portal import members, security
 from app.portal.forms import form_token
@@ -22,7 +23,11 @@ from tests.portal.people import session_of
 def slow_form(world: World, session: str, fields: dict[str, str], meanwhile: Callable[[], Awaitable[None]]) -> Request:
     """A form whose first byte arrives after ``meanwhile``."""
     body = urlencode({"token": form_token(world.settings, session), **fields}).encode()
-    headers = {"cookie": f"{SESSION_COOKIE}={session}", "content-type": "application/x-www-form-urlencoded"}
+    headers = {
+        "cookie": f"{SESSION_COOKIE}={session}",
+        "content-type": "application/x-www-form-urlencoded",
+        "sec-fetch-site": "same-origin",
+    }
     scope = {
         "type": "http",
         "method": "POST",
@@ -65,3 +70,14 @@ async def test_who_is_signed_out_while_their_form_is_on_its_way_does_nothing(wor
 
     with pytest.raises(AuthenticationFailed):
         await security.sign_out_everywhere(slow_form(world, await session_of(world, user_id), {}, signed_out))
+
+
+async def test_who_is_removed_while_their_prompt_is_on_its_way_gets_no_answer(world: World, acme: UUID) -> None:
+    user_id = await make_user(world.database, acme)
+
+    async def signed_out() -> None:
+        async with world.database.begin() as connection:
+            await connection.execute(delete(PortalSession))
+
+    with pytest.raises(AuthenticationFailed):
+        await require_member_call(slow_form(world, await session_of(world, user_id), {}, signed_out))
