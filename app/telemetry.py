@@ -121,6 +121,9 @@ JOB_DONE_SECONDS = Gauge(
     ("job",),
     multiprocess_mode="max",
 )
+JOB_INTERVAL_SECONDS = Gauge(
+    "tollgate_job_interval_seconds", "Pause of a periodic job after each run.", ("job",), multiprocess_mode="max"
+)
 ENGINE_SLOTS = Gauge(
     "tollgate_engine_slots", "Slots of a model by state.", ("model", "state"), multiprocess_mode="livemostrecent"
 )

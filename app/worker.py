@@ -39,7 +39,14 @@ from app.mail import send
 from app.portal.account_mails import composer
 from app.portal.alert_mails import alert_mailer
 from app.privacy import deletion, prompts
-from app.telemetry import JOB_DONE_SECONDS, JOB_FAILURES, JOB_SECONDS, get_logger, serving_metrics
+from app.telemetry import (
+    JOB_DONE_SECONDS,
+    JOB_FAILURES,
+    JOB_INTERVAL_SECONDS,
+    JOB_SECONDS,
+    get_logger,
+    serving_metrics,
+)
 
 log = get_logger(__name__)
 
@@ -308,6 +315,7 @@ async def _run_until_signal(database: Database, jobs: Sequence[Job], settings: S
 
 
 async def _repeat(job: Job, database: Database, stop: asyncio.Event, clock: Clock, pause: Pause) -> None:
+    JOB_INTERVAL_SECONDS.labels(job.name).set(job.interval_s)
     while not stop.is_set():
         await _attempt(job, database, clock())
         await _pause_or_stop(pause(job.interval_s), stop)

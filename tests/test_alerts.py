@@ -66,3 +66,16 @@ def test_an_alert_names_commands_that_there_are(rule: dict[str, Any]) -> None:
 def test_drift_in_micro_dollars_is_alerted() -> None:
     asked = " ".join(rule["expr"] for rule in RULES)
     assert {"tollgate_meter_drift_micro_usd", "tollgate_billing_drift_micro_usd"} <= set(re.findall(r"\w+", asked))
+
+
+def test_every_job_is_watched_whatever_its_interval() -> None:
+    """One that runs once an hour fails too seldom for a rule of the last minutes."""
+    (rule,) = [rule for rule in RULES if rule["alert"] == "TollgateJobOverdue"]
+    assert "tollgate_job_interval_seconds" in rule["expr"]
+    assert "{job=" not in rule["expr"]
+
+
+def test_a_worker_that_is_not_there_is_told_of() -> None:
+    """With it go its metrics, and what compares them says nothing any more."""
+    (rule,) = [rule for rule in RULES if rule["alert"] == "TollgateWorkerSilent"]
+    assert "absent(" in rule["expr"]

@@ -14,7 +14,7 @@ from app.db import Database
 from app.errors import ConfigError
 from app.partitions import ensure_partitions
 from app.tables import AccountMail, Invitation, PasswordReset, SignUp, UsageEvent
-from app.telemetry import JOB_DONE_SECONDS, JOB_FAILURES
+from app.telemetry import JOB_DONE_SECONDS, JOB_FAILURES, JOB_INTERVAL_SECONDS
 from app.worker import Job
 from tests.billing.test_rollups import event
 from tests.factories import make_org, make_user
@@ -57,6 +57,7 @@ async def test_a_job_runs_at_once_then_at_its_interval_until_stopped(database: D
     assert times == [NOW, NOW + timedelta(seconds=5)]
     assert turns.asked == [5.0, 5.0]
     assert JOB_DONE_SECONDS.labels("note")._value.get() > 0
+    assert JOB_INTERVAL_SECONDS.labels("note")._value.get() == 5
 
 
 async def test_a_job_that_fails_is_counted_and_tried_again(database: Database) -> None:
