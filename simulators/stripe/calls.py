@@ -29,6 +29,7 @@ from simulators.stripe.meter_events import customer_of
 from simulators.stripe.operations import OPERATIONS, Operation, Params
 from simulators.stripe.paging import page_of
 from simulators.stripe.parameters import convert
+from simulators.stripe.unsupported import refuse_unsupported
 from simulators.stripe.world import API_VERSION, Object, World
 
 log = structlog.get_logger()
@@ -254,6 +255,7 @@ async def _understood(request: Request, request_id: str) -> Asked:
     operation, path = route(request.method, request.url.path)
     sent = await _sent(request)
     params = convert(schema.call(operation.verb, operation.path).parameters, sent)
+    refuse_unsupported(operation.verb, operation.path, params)
     key = request.headers.get("idempotency-key") if request.method != "GET" else None
     return Asked(operation, request.url.path, path, params, sent, request_id, key)
 

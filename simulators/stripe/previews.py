@@ -25,6 +25,17 @@ from simulators.stripe.world import Object, World
 
 # Redeeming changes these, whoever's they are.
 _COUNTED = ("coupon", "promotion_code")
+_CHANGES = (
+    "billing_cycle_anchor",
+    "cancel_at",
+    "cancel_at_period_end",
+    "default_tax_rates",
+    "discounts",
+    "items",
+    "proration_behavior",
+    "proration_date",
+    "trial_end",
+)
 
 
 def upcoming(world: World, subscription: Object) -> Object | None:
@@ -47,6 +58,8 @@ def create_preview(world: World, params: Params) -> Object:
     with scratch.standing_at(None, world.now()):
         _add_items(scratch, customer, params)
         if "subscription" in params:
+            if "discounts" in params:
+                details["discounts"] = params["discounts"]
             found = _changed(scratch, scratch.get(standing.KIND, params["subscription"], "subscription"), details)
         else:
             found = _started(scratch, customer, params, details)
@@ -76,12 +89,11 @@ def _add_items(scratch: World, customer: str, params: Params) -> None:
 
 def _changed(scratch: World, subscription: Object, details: Mapping[str, Any]) -> Object | None:
     before = subscription["latest_invoice"]
-    change = {
-        name: details[name]
-        for name in ("items", "proration_behavior", "proration_date", "trial_end", "billing_cycle_anchor")
-        if name in details
-    }
-    change |= {name: details[name] for name in ("cancel_at", "cancel_at_period_end") if name in details}
+    change = {name: details[name] for name in _CHANGES if name in details}
+    if (details.get("billing_cycle_anchor") or {}).get("type") == "timestamp":
+        raise invalid(
+            "subscription_details[billing_cycle_anchor]", "The anchor of a subscription that runs can only become now."
+        )
     if details.get("cancel_now"):
         subscriptions.cancel(scratch, {"invoice_now": True, "prorate": True}, subscription["id"])
     elif change:
@@ -92,8 +104,20 @@ def _changed(scratch: World, subscription: Object, details: Mapping[str, Any]) -
 
 
 def _started(scratch: World, customer: str, params: Params, details: Mapping[str, Any]) -> Object | None:
-    kept = ("items", "billing_mode", "trial_end", "default_tax_rates", "metadata")
+    kept = (
+        "billing_mode",
+        "cancel_at",
+        "cancel_at_period_end",
+        "default_tax_rates",
+        "items",
+        "metadata",
+        "proration_behavior",
+        "trial_end",
+    )
     wanted = {name: details[name] for name in kept if name in details}
+    anchor = details.get("billing_cycle_anchor") or {}
+    if anchor.get("timestamp"):
+        wanted["billing_cycle_anchor"] = anchor["timestamp"]
     wanted |= {"customer": customer, "payment_behavior": "default_incomplete", "discounts": params.get("discounts")}
     subscription = subscriptions.start(scratch, wanted)
     latest = scratch.find(invoices.KIND, subscription["latest_invoice"])

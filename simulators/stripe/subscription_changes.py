@@ -16,6 +16,7 @@ from simulators.stripe.standing import KIND
 from simulators.stripe.subscriptions import require_live, resolve_cancel_at, trial_end_of
 from simulators.stripe.world import Object, World
 
+_ENTRY = ("discounts", "metadata", "price", "price_data", "quantity", "tax_rates")
 _PLAIN = (
     "automatic_tax",
     "collection_method",
@@ -84,7 +85,7 @@ def retrieve_item(world: World, params: Params, item: str) -> Object:
 def create_item(world: World, params: Params) -> Object:
     """Add an item to a subscription."""
     subscription = world.get(KIND, params["subscription"], "subscription")
-    entry = {name: value for name, value in params.items() if name in ("price", "quantity", "metadata", "tax_rates")}
+    entry = {name: value for name, value in params.items() if name in _ENTRY}
     change(world, subscription, {**_behavior(params), "items": [entry]})
     added: Object = subscription["items"]["data"][-1]
     return added
@@ -94,7 +95,7 @@ def create_item(world: World, params: Params) -> Object:
 def update_item(world: World, params: Params, item: str) -> Object:
     """Change one item of a subscription."""
     found, subscription = items.find(world, item)
-    entry = {name: value for name, value in params.items() if name in ("price", "quantity", "metadata", "tax_rates")}
+    entry = {name: value for name, value in params.items() if name in _ENTRY}
     change(world, subscription, {**_behavior(params), "items": [{**entry, "id": item}]})
     return found
 

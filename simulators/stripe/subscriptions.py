@@ -13,7 +13,7 @@ from simulators.stripe.changes import recorded
 from simulators.stripe.errors import StripeError, declined, invalid
 from simulators.stripe.ids import new_id
 from simulators.stripe.operations import Params, listing, matching, operation
-from simulators.stripe.periods import SECONDS_PER_DAY, Period
+from simulators.stripe.periods import SECONDS_PER_DAY, Period, boundary
 from simulators.stripe.standing import KIND
 from simulators.stripe.world import Object, World
 
@@ -53,7 +53,7 @@ def start(world: World, params: Mapping[str, Any]) -> Object:
         world, params.get("discounts"), "discounts", currency=subscription["currency"], **owner
     )
     world.put(subscription)
-    first = renewals.first_lines(world, subscription)
+    first = _first_lines(world, subscription, params)
     is_waiting = any(line["amount"] for line in first) and subscription["collection_method"] == "charge_automatically"
     if subscription["trial_end"] is None and is_waiting:
         subscription["status"] = "incomplete"
@@ -181,6 +181,8 @@ def _made(world: World, customer: Object, params: Mapping[str, Any]) -> Object:
     entries = params.get("items") or ()
     data = [items.make(world, subscription, entry, f"items[{index}]") for index, entry in enumerate(entries)]
     items.check(data, subscription["billing_mode"]["type"])
+    if "billing_cycle_anchor" in params:
+        _check_anchor(subscription, data, now)
     subscription["currency"] = data[0]["price"]["currency"]
     subscription["items"] = listing(f"/v1/subscription_items?subscription={subscription['id']}", data)
     for item in data:
@@ -191,6 +193,15 @@ def _made(world: World, customer: Object, params: Mapping[str, Any]) -> Object:
     elif subscription["cancel_at_period_end"]:
         subscription["cancel_at"] = items.period_of_subscription(subscription).end
     return subscription
+
+
+def _check_anchor(subscription: Object, data: list[Object], now: int) -> None:
+    anchor = subscription["billing_cycle_anchor"]
+    begin = subscription["trial_end"] or now
+    natural = min(boundary(begin, item["price"]["recurring"], 1) for item in data)
+    if not now <= anchor <= natural:
+        message = f"The anchor must be in the future, and not later than the next natural billing date ({natural})."
+        raise invalid("billing_cycle_anchor", message)
 
 
 def _fields(world: World, customer: Object, params: Mapping[str, Any], now: int) -> Object:
@@ -240,7 +251,8 @@ def _require_payable(world: World, customer: Object, subscription: Object, param
     is_charged = subscription["collection_method"] == "charge_automatically" and subscription["trial_end"] is None
     if behavior == "pending_if_incomplete":
         raise invalid("payment_behavior", "You cannot set `payment_behavior` to `pending_if_incomplete` here.")
-    if behavior == "default_incomplete" or not is_charged or not _costs(world, subscription):
+    is_free = not any(line["amount"] for line in _first_lines(world, subscription, params))
+    if behavior == "default_incomplete" or not is_charged or is_free:
         return
     method = collection.default_method(world, customer, None, subscription)
     if method is None:
@@ -254,8 +266,10 @@ def _require_payable(world: World, customer: Object, subscription: Object, param
         raise declined(refusal.message, refusal.decline_code, refusal.code)
 
 
-def _costs(world: World, subscription: Object) -> bool:
-    return any(line["amount"] for line in renewals.first_lines(world, subscription))
+def _first_lines(world: World, subscription: Object, params: Mapping[str, Any]) -> list[Object]:
+    """What is billed at once; the time before an anchor that was set is free where nothing is prorated."""
+    is_free = "billing_cycle_anchor" in params and params.get("proration_behavior") == "none"
+    return [] if is_free and subscription["trial_end"] is None else renewals.first_lines(world, subscription)
 
 
 def _collect_first(world: World, subscription: Object, invoice: Object, behavior: str) -> None:

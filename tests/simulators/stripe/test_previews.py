@@ -103,3 +103,13 @@ def test_items_of_the_caller_are_on_it(simulator: Simulator) -> None:
         shop.v1.invoices.create_preview({})
     with pytest.raises(stripe.InvalidRequestError, match="by their amount"):
         shop.v1.invoices.create_preview({"subscription": made.id, "invoice_items": [{"price": shop.month}]})
+
+
+def test_anchor_of_a_new_subscription_is_previewed_and_of_a_running_one_refused(simulator: Simulator) -> None:
+    shop = Shop(simulator, "2026-02-15")
+    anchor = {"type": "timestamp", "timestamp": at("2026-03-01")}
+    details = {"items": [{"price": shop.month}], "billing_cycle_anchor": anchor}
+    assert shop.v1.invoices.create_preview({"customer": shop.customer, "subscription_details": details}).total == 1_000
+    running = {"subscription": shop.subscribe().id, "subscription_details": {"billing_cycle_anchor": anchor}}
+    with pytest.raises(stripe.InvalidRequestError, match="can only become now"):
+        shop.v1.invoices.create_preview(running)

@@ -222,6 +222,26 @@ def test_cancelling_with_invoice_now_bills_usage_and_credits_unused_time(simulat
     assert credit.proration_details.credited_items.invoice == shop.invoices()[0].id
 
 
+@pytest.mark.parametrize(("behavior", "total"), [("create_prorations", 1_000), ("none", None)])
+def test_time_before_the_anchor_is_billed_in_part_or_free(
+    simulator: Simulator, behavior: str, total: int | None
+) -> None:
+    shop = Shop(simulator, "2026-02-15")
+    made = shop.subscribe(shop.month, billing_cycle_anchor=at("2026-03-01"), proration_behavior=behavior)
+    assert made.status == "active"
+    assert [invoice.total for invoice in shop.invoices()] == ([] if total is None else [total])
+    assert item_of(made, shop.month).current_period_end == at("2026-03-01")
+    shop.go("2026-03-02")
+    assert shop.invoices()[-1].total == 2_000
+
+
+@pytest.mark.parametrize("anchor", ["2026-01-14", "2026-02-15 00:01"])
+def test_anchor_is_ahead_and_within_a_period(simulator: Simulator, anchor: str) -> None:
+    shop = Shop(simulator)
+    with pytest.raises(stripe.InvalidRequestError, match="natural billing date"):
+        shop.subscribe(billing_cycle_anchor=at(anchor))
+
+
 def test_subscription_that_there_is_not_is_a_404(simulator: Simulator) -> None:
     with pytest.raises(stripe.InvalidRequestError) as caught:
         simulator.v1.subscriptions.retrieve("sub_none")
