@@ -265,13 +265,14 @@ async def playground_key(connection: AsyncConnection, org_id: UUID) -> bytes:
     Raises:
         Conflict: The organisation has 1,000 keys already.
     """
-    of_playground = (ApiKey.org_id == org_id, ApiKey.is_playground, ApiKey.revoked_at.is_(None))
-    living = select(ApiKey.key_hash, ApiKey.expires_at).where(*of_playground)
+    living = select(ApiKey.id, ApiKey.key_hash, ApiKey.expires_at).where(
+        ApiKey.org_id == org_id, ApiKey.is_playground, ApiKey.revoked_at.is_(None)
+    )
     found = (await connection.execute(living)).one_or_none()
     if found is not None and (found.expires_at is None or found.expires_at > datetime.now(UTC)):
         return bytes(found.key_hash)
     if found is not None:  # somebody gave it an end; it makes room for the next
-        await _revoke(connection, [*of_playground, ApiKey.expires_at <= datetime.now(UTC)], "revoked")
+        await _revoke(connection, [ApiKey.id == found.id], "revoked")
     await _check_room(connection, org_id)
     values = {
         **_columns(_PLAYGROUND),

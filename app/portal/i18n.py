@@ -133,7 +133,7 @@ class Language:
         at = at.astimezone(UTC)
         date = format_date(at.date(), "medium", locale=self.locale)
         # Languages join a day and its time each in their own way: "{1}, {0}" or "{1} {0}".
-        text = get_datetime_format("medium", locale=self.locale).format(f"{at:%H:%M}", date)
+        text = str(get_datetime_format("medium", locale=self.locale)).format(f"{at:%H:%M}", date)
         return _time(at, "%Y-%m-%dT%H:%M:%SZ", f"{text} UTC")
 
     def ago(self, at: datetime, now: datetime) -> Markup:

@@ -74,7 +74,8 @@ def codes_of_the_api() -> set[str]:
     for file in (*files, *(app / f"{name}.py" for name in ("admission", "auth", "idempotency", "keys"))):
         for node in ast.walk(ast.parse(file.read_text())):
             if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id in KINDS:
-                found |= {word.value.value for word in node.keywords if word.arg == "code"}
+                codes = [word.value for word in node.keywords if word.arg == "code"]
+                found |= {str(code.value) for code in codes if isinstance(code, ast.Constant)}
     return found - OF_NO_CALLER
 
 

@@ -165,7 +165,7 @@ def errors_in(path: Path) -> Iterator[tuple[str, str | None]]:
             if isinstance(message, ast.Name):
                 yield from ((place, text) for text in constants.get(message.id, ()))
             else:
-                yield place, message.value if isinstance(message, ast.Constant) else None
+                yield place, str(message.value) if isinstance(message, ast.Constant) else None
 
 
 def test_what_went_wrong_is_told_with_its_values() -> None:
