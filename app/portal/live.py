@@ -31,7 +31,7 @@ NUM_LOOKS = 12
 MAX_FOLLOWERS = 50
 """Of one organisation, in each process."""
 _RETRY_MS = 500
-_CROWDED_RETRY_MS = 30_000
+_LATER_MS = 30_000
 _HEADERS = {"content-type": "text/event-stream", "cache-control": "no-store", "x-accel-buffering": "no"}
 
 _STANDING = text(
@@ -46,7 +46,11 @@ router = APIRouter(include_in_schema=False, route_class=PageRoute)
 @router.get("/live")
 async def live(request: Request) -> Response:
     """Events ``standing``, each a JSON object of texts by the names that elements of a page have in ``data-live``."""
-    user = await require_user(request, "usage.read")
+    try:
+        user = await require_user(request, "usage.read")
+    except DatabaseUnavailable:
+        # A browser that is refused asks no more, however soon the database is back.
+        return Response(f"retry: {_LATER_MS}\n\n", headers=_HEADERS)
     events = standings(database_of(request), user.org_id, language_of(request))
     return StreamingResponse(followed(request.app.state.followers, user.org_id, events), headers=_HEADERS)
 
@@ -82,7 +86,7 @@ async def followed(followers: Followers, org_id: UUID, events: AsyncGenerator[st
     # Counted here and not before: an answer that is never begun is never ended either.
     with followers.one_more(org_id) as has_room:
         if not has_room:
-            yield f"retry: {_CROWDED_RETRY_MS}\n\n"
+            yield f"retry: {_LATER_MS}\n\n"
             return
         async for event in events:
             yield event

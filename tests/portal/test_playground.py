@@ -12,6 +12,7 @@ import pytest
 from sqlalchemy import text
 
 from app import keys as api_keys
+from app.errors import DatabaseUnavailable
 from app.portal import live
 from app.portal.guide import ERRORS
 from app.portal.i18n import LANGUAGE_COOKIE, LANGUAGES
@@ -209,6 +210,16 @@ async def test_an_organisation_has_only_so_many_who_follow_it() -> None:
     assert [event async for event in live.followed(followers, globex, figures())] == ["one", "two"]
     await first.aclose()  # as when the browser leaves
     assert [event async for event in live.followed(followers, acme, figures())] == ["one", "two"]
+
+
+async def test_a_browser_asks_again_when_the_database_is_back(owner: Browser, monkeypatch: pytest.MonkeyPatch) -> None:
+    async def away(*_: object) -> None:
+        raise DatabaseUnavailable("Away.")
+
+    monkeypatch.setattr(live, "require_user", away)
+    answer = await owner.get("/live")
+    assert (answer.status_code, answer.text) == (200, "retry: 30000\n\n")
+    assert answer.headers["content-type"] == "text/event-stream"
 
 
 async def test_live_figures_are_for_members(world: World, owner: Browser) -> None:
