@@ -31,7 +31,8 @@ _MAX_LINES = 10_000
 # no claim comes between the two.
 _USED = text(
     "SELECT (SELECT COALESCE(SUM(value), 0) FROM stripe_meter_outbox WHERE subscription_id = :subscription_id"  # noqa: S608 - constants
-    f" AND event_ts >= :start AND event_ts < :end AND state <> 'replaced') * {PICO_USD_PER_NANO_USD}"
+    " AND event_ts >= :start AND event_ts < :end AND state NOT IN ('replaced', 'written_off'))"
+    f" * {PICO_USD_PER_NANO_USD}"
     f" + (SELECT COALESCE(SUM({COST}), 0) FROM usage_events u {PRICED} WHERE u.org_id = :org_id"
     " AND u.billed_at >= :start AND u.billed_at < :end AND u.claim_id IS NULL AND NOT u.is_prepaid)"
 )

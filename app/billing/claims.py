@@ -92,7 +92,8 @@ _SEQ = text(
 )
 _VALUE = text(
     "SELECT COALESCE(sum(value), 0)::bigint FROM stripe_meter_outbox"
-    " WHERE subscription_id = :subscription_id AND event_ts >= :start AND event_ts < :end AND state <> 'replaced'"
+    " WHERE subscription_id = :subscription_id AND event_ts >= :start AND event_ts < :end"
+    " AND state NOT IN ('replaced', 'written_off')"
 )
 
 

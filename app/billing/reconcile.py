@@ -23,6 +23,7 @@ from app.billing.gateway import Gateway
 from app.billing.outbox import LAG
 from app.billing.turns import Turns
 from app.db import Database
+from app.errors import StripeRefused
 from app.telemetry import METER_DRIFT, METER_EVENTS, METER_OUTBOX_ROWS, METER_WAITING_SECONDS, get_logger
 
 log = get_logger(__name__)
@@ -34,6 +35,7 @@ MAX_SELECTIONS = 100_000
 """Sums of events of one hour that are tried."""
 
 _NANO_USD_PER_MICRO_USD = 1_000
+_MISSING = "resource_missing"
 _STATES = ("sending", "pending", "reconcile", "rejected")
 
 _DOUBTED = text(
@@ -58,12 +60,18 @@ _BOOKS = text(
     "SELECT stripe_customer_id AS customer, meter, date_trunc('hour', event_ts, 'UTC') AS hour,"
     " COALESCE(sum(value) FILTER (WHERE state = 'acked'), 0)::bigint AS value,"
     " bool_and(state IN ('acked', 'rejected') AND COALESCE(acked_at <= :settled, true)) AS is_settled"
-    " FROM stripe_meter_outbox WHERE event_ts >= :start AND event_ts < :end AND state <> 'replaced'"
+    " FROM stripe_meter_outbox WHERE event_ts >= :start AND event_ts < :end"
+    " AND state NOT IN ('replaced', 'written_off')"
     " AND (CAST(:org_id AS uuid) IS NULL OR org_id = :org_id) GROUP BY 1, 2, 3 ORDER BY 1, 2, 3"
 )
 _DOUBT = text(
     "UPDATE stripe_meter_outbox SET state = 'reconcile', due_at = :now, last_error = 'Stripe has counted less'"
     " WHERE stripe_customer_id = :customer AND meter = :meter AND state = 'acked' AND event_ts >= :hour"
+    " AND event_ts < CAST(:hour AS timestamptz) + interval '1 hour'"
+)
+_REJECT = text(
+    "UPDATE stripe_meter_outbox SET state = 'rejected', last_error = :problem"
+    " WHERE stripe_customer_id = :customer AND meter = :meter AND state = 'reconcile' AND event_ts >= :hour"
     " AND event_ts < CAST(:hour AS timestamptz) + interval '1 hour'"
 )
 _ROWS = text(
@@ -120,8 +128,9 @@ async def settle_doubts(database: Database, gateway: Gateway, now: datetime) -> 
         found = (await connection.execute(_DOUBTED, {"now": now})).all()
     turns = Turns("meter.doubt_failed")
     for row in found:
-        with turns.of(customer=row.stripe_customer_id):
-            await _settle(database, gateway, Hour(row.stripe_customer_id, row.meter, row.hour), now)
+        hour = Hour(row.stripe_customer_id, row.meter, row.hour)
+        with turns.of(customer=hour.customer):
+            await _settle(database, gateway, hour, now)
     turns.end()
 
 
@@ -238,12 +247,26 @@ async def _settle(database: Database, gateway: Gateway, hour: Hour, now: datetim
         if _moves(before, now):
             await _later(connection, before, now, None)
             return
-    end = hour.start + HOUR
-    sums = await gateway.meter_sums(await gateway.meter_id(hour.meter), hour.customer, hour.start, end)
+    meter_id, end = await gateway.meter_id(hour.meter), hour.start + HOUR
+    try:
+        sums = await gateway.meter_sums(meter_id, hour.customer, hour.start, end)
+    except StripeRefused as refusal:
+        if refusal.stripe_code != _MISSING:
+            raise
+        await _reject(database, hour, refusal.message)
+        return
     async with database.begin() as connection:
         rows = (await connection.execute(_EVENTS_LOCKED, hour.bind)).all()
         if rows == before:
             await _decide(connection, hour, rows, sums.get(hour.start, 0), now)
+
+
+async def _reject(database: Database, hour: Hour, problem: str) -> None:
+    """Of a customer that was deleted nobody will ever tell what was counted: a person has to know."""
+    async with database.begin() as connection:
+        rejected = (await connection.execute(_REJECT, {**hour.bind, "problem": problem})).rowcount
+    METER_EVENTS.labels("rejected").inc(rejected)
+    log.error("meter_events.lost", customer=hour.customer, hour=hour.start.isoformat(), problem=problem)
 
 
 async def _decide(

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import typer
 
-from app.cli import events
+from app.cli import events, meter_events
 from app.cli.context import with_database
 
 if TYPE_CHECKING:
@@ -19,6 +19,7 @@ T = TypeVar("T")
 
 app = typer.Typer(no_args_is_help=True, help="Money: the ledger and what is made of it.")
 app.add_typer(events.app, name="events")
+app.add_typer(meter_events.app, name="meter-events")
 
 
 @app.command(epilog="Example: tollgate billing doctor")

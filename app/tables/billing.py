@@ -25,7 +25,7 @@ SUBSCRIPTION_STATUSES = (
     "paused",
     "canceled",
 )
-OUTBOX_STATES = ("pending", "sending", "acked", "rejected", "reconcile", "replaced")
+OUTBOX_STATES = ("pending", "sending", "acked", "rejected", "reconcile", "replaced", "written_off")
 CREDIT_KINDS = ("grant", "purchase", "burn", "expire", "refund", "adjust")
 PAYMENT_PURPOSES = ("invoice", "credit")
 
@@ -181,7 +181,7 @@ class MeterOutbox(Base):
         identifier: uuid5 of organisation, meter, window_start and seq; what makes sending twice count once.
         state: ``sending`` while it may be under way; ``reconcile``: nobody knows whether it counts;
             ``rejected``: Stripe does not take it, somebody has to look; ``replaced``: another row
-            carries its value now.
+            carries its value now; ``written_off``: a person charges nobody for it.
         first_sent_at: From 23 hours later on the identifier protects no longer.
         replaces: The row whose value this one carries.
     """

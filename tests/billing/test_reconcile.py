@@ -2,7 +2,7 @@
 
 from collections.abc import AsyncIterator
 from contextlib import suppress
-from datetime import timedelta
+from datetime import datetime, timedelta
 from itertools import combinations
 
 import pytest
@@ -162,9 +162,28 @@ async def test_a_customer_that_stripe_knows_no_more_keeps_nobody_in_doubt(
     gone, other = await two_shops_with_a_loss(stripe_world, impatient)
     await stripe_world.run("UPDATE stripe_meter_outbox SET state = 'reconcile', due_at = :at", at=stripe_world.now)
     stripe_world.v1.customers.delete(gone.customer)
+    await other.settle_doubts()
+    assert (await gone.states(), await other.states()) == (["rejected"], ["replaced", "pending"])
+    (row,) = await gone.events()
+    assert gone.customer in row.last_error
+
+
+async def test_a_customer_whose_sums_are_refused_keeps_nobody_in_doubt(
+    stripe_world: StripeWorld, impatient: Gateway, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    refused, other = await two_shops_with_a_loss(stripe_world, impatient)
+    await stripe_world.run("UPDATE stripe_meter_outbox SET state = 'reconcile', due_at = :at", at=stripe_world.now)
+    asked = impatient.meter_sums
+
+    async def refuse(meter_id: str, customer: str, *span: datetime) -> dict[datetime, int]:
+        if customer == refused.customer:
+            raise StripeRefused("This key may not read meters.", stripe_status=403)
+        return await asked(meter_id, customer, *span)
+
+    monkeypatch.setattr(impatient, "meter_sums", refuse)
     with pytest.raises(StripeRefused):
         await other.settle_doubts()
-    assert (await gone.states(), await other.states()) == (["reconcile"], ["replaced", "pending"])
+    assert (await refused.states(), await other.states()) == (["reconcile"], ["replaced", "pending"])
 
 
 async def two_shops_with_a_loss(world: StripeWorld, gateway: Gateway) -> tuple[Shop, Shop]:
