@@ -104,8 +104,15 @@ RULES = (
     Rule(_("You left before a whole answer was there"), _("all of it"), _("nothing"), "aborted"),
     Rule(_("It failed or timed out before the first token"), _("nothing"), _("nothing"), ""),
     Rule(_("It failed or timed out in a stream"), _("all of it"), _("what was sent"), "error"),
+    Rule(_("Our server broke down in a stream"), _("all of it"), _("what was sent, or one part less"), "error"),
     Rule(_("It was refused"), _("nothing"), _("nothing"), ""),
     Rule(_("It was sent again with the same Idempotency-Key"), _("nothing more"), _("nothing more"), ""),
+    Rule(
+        _("You left a request that had an Idempotency-Key"),
+        _("all of it"),
+        _("all of it: the answer is finished and kept for you"),
+        "stop, length",
+    ),
     Rule(_("It asked for several answers to one prompt"), _("once"), _("of those that are returned"), "stop, length"),
     Rule(
         _("A part of the prompt was in the cache"), _("that part at the cached price"), _("all of it"), "stop, length"
