@@ -15,6 +15,7 @@ Rows are taken under a lease and sent without a transaction; two senders at once
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
+from itertools import count
 from typing import Any, Literal
 from uuid import UUID
 
@@ -34,6 +35,8 @@ Outcome = Literal["acked", "duplicate", "unavailable", "rejected"]
 
 MAX_AT_ONCE = 16
 """Customers whose events are sent together; one event of each."""
+MAX_ROUNDS = 100
+"""Of a turn: by a present of long ago, leases would be over and identifiers that are forgotten not be."""
 UNIQUE_FOR = timedelta(hours=23)
 """For which Stripe is trusted to know an identifier: an hour less than it promises."""
 LEASE = timedelta(minutes=2)
@@ -91,7 +94,7 @@ _WAIT = text("UPDATE stripe_meter_outbox SET due_at = :due_at, last_error = :pro
 
 
 async def drain(database: Database, gateway: Gateway, *, now: datetime, org_id: UUID | None = None) -> None:
-    """Sends what is due, one at a time per customer and meter.
+    """Sends what is due, one at a time per customer and meter; a part of it where it is very much.
 
     Args:
         database: With the outbox.
@@ -103,7 +106,7 @@ async def drain(database: Database, gateway: Gateway, *, now: datetime, org_id: 
         StripeUnavailable: ``org_id`` is given and something of it was not taken; do not
             change its prices now.
     """
-    while True:
+    for _ in range(MAX_ROUNDS) if org_id is None else count():
         async with database.begin() as connection:
             events = await _take(connection, now, org_id)
         if not events:

@@ -165,6 +165,17 @@ async def test_a_customers_events_are_sent_one_at_a_time_and_in_order(shop: Shop
     assert [tokens for tokens, _ in shop.counted()] == [1, 2, 3, 4, 5, 6, 7, 8]
 
 
+async def test_a_turn_ends_and_the_next_goes_on(shop: Shop, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(outbox, "MAX_ROUNDS", 2)
+    await shop.use(*(START + number * 15 * MINUTE for number in range(6)))
+    shop.world.go(START + 2 * HOUR)
+    await shop.claim()
+    await shop.drain()
+    assert (await shop.states()).count("acked") == 2
+    await outbox.drain(shop.world.database, shop.gateway, now=shop.world.now, org_id=shop.org_id)
+    assert (await shop.states()).count("acked") == 6
+
+
 async def test_two_workers_count_once(shop: Shop) -> None:
     for number in range(6):
         await shop.use(START + number * 15 * MINUTE)
