@@ -9,6 +9,7 @@ knows an address must not be able to lock its owner out from a single machine.
 
 from datetime import UTC, datetime, timedelta
 from ipaddress import IPv4Address, ip_address, ip_network
+from uuid import UUID
 
 from fastapi import Request
 
@@ -22,6 +23,8 @@ _HOUR = timedelta(hours=1)
 FROM_ONE_PLACE = Limit(10, _QUARTER)
 ON_ONE_NAME = Limit(30, _QUARTER)
 MAILS = Limit(5, _HOUR)
+ORGANISATIONS = Limit(5, timedelta(days=30))
+"""Of one person: each comes with what the free plan gives away every month."""
 _HOME_NETWORK_BITS = 64  # RFC 6177: a site gets at least one such network
 
 
@@ -56,6 +59,17 @@ async def require_mail(request: Request, address: str) -> None:
     if not await _take(request, Attempt(f"mail {address}", MAILS)):
         wait_s = _HOUR.total_seconds()
         raise RateLimited("Enough mails went to this address. Please wait an hour.", retry_after_s=wait_s)
+
+
+async def require_founding(request: Request, person_id: UUID) -> None:
+    """Counts one organisation that a person founds.
+
+    Raises:
+        RateLimited: There were too many within a month.
+    """
+    if not await _take(request, Attempt(f"organization of {person_id}", ORGANISATIONS)):
+        wait_s = ORGANISATIONS.step.total_seconds()
+        raise RateLimited("You have founded enough organisations for this month.", retry_after_s=wait_s)
 
 
 def place_of(ip: str | None) -> str:

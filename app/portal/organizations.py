@@ -9,12 +9,12 @@ from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
 from app.accounts import members, sessions, sign_ups
-from app.accounts.orgs import orgs_of
+from app.accounts.orgs import checked_name, orgs_of
 from app.accounts.permissions import PERMISSIONS
 from app.accounts.sessions import Person
 from app.errors import BadRequest, NotFound
 from app.portal import mails
-from app.portal.attempts import require_attempt
+from app.portal.attempts import require_founding
 from app.portal.forms import text_of
 from app.portal.i18n import language_of
 from app.portal.page import HOME, SEE_OTHER, PageRoute, render
@@ -34,13 +34,14 @@ async def found_organization(request: Request) -> Response:
     """Founds an organisation on the free plan, and looks at it.
 
     Raises:
-        RateLimited: Too many at once.
+        RateLimited: Too many within a month.
     """
     person = await require_person(request)
     form = await read_form_of(request, person)
-    await require_attempt(request, "organization", str(person.user_id))
     name = text_of(form, "name")
     try:
+        checked_name(name)
+        await require_founding(request, person.user_id)
         async with database_of(request).begin() as connection:
             org_id = await sign_ups.found_org(connection, person.user_id, name)
             await sessions.choose_org(connection, person, org_id)
