@@ -1,10 +1,14 @@
-"""Checks of usage on its way to Stripe: what was claimed is what is sent, nothing is left, nothing waits for ever."""
+"""Checks of usage on its way to Stripe and onto invoices.
+
+What was claimed is what is sent and what is invoiced; nothing is left, nothing waits for ever.
+"""
 
 from datetime import timedelta
 
 from sqlalchemy import text
 
 from app.billing.check import LIMIT, Check, read
+from app.billing.invoices import AUDITED_FOR
 from app.billing.prices import PICO_USD_PER_NANO_USD
 from app.billing.statement import COST, PRICED
 from app.db import Database
@@ -57,6 +61,12 @@ _BEHIND = text(
     " WHERE NOT p.is_trial AND p.claimed_until < LEAST(p.period_end, now() - CAST(:patience AS interval))"
     " AND s.status NOT IN ('incomplete', 'incomplete_expired') ORDER BY 2, 1 LIMIT :limit"
 )
+# As the worker found it last: it compares them again while they are recent.
+_UNLIKE_INVOICES = text(
+    "SELECT id, org_id, metered_value, ledger_value FROM invoices WHERE metered_value <> ledger_value"
+    " AND status IN ('open', 'paid', 'uncollectible') AND created > now() - CAST(:audited_for AS interval)"
+    " ORDER BY created, id LIMIT :limit"
+)
 
 
 async def find_unlike_claims(database: Database) -> list[str]:
@@ -89,8 +99,19 @@ async def find_unclaimed_usage(database: Database) -> list[str]:
     return problems + [f"organisation {row.org_id} is claimed until {row.claimed_until} only" for row in behind]
 
 
+async def find_unlike_invoices(database: Database) -> list[str]:
+    """Recent invoices whose metered lines count something else than was claimed for their periods."""
+    rows = await read(database, _UNLIKE_INVOICES, {**LIMIT, "audited_for": AUDITED_FOR})
+    return [
+        f"invoice {row.id} of organisation {row.org_id} counts {row.metered_value} (10^-9 USD of list price), the"
+        f" ledger {row.ledger_value}"
+        for row in rows
+    ]
+
+
 METERING_CHECKS = (
     Check("claims are the rows", "What is sent or burnt is the sum of usage rows, each in one.", find_unlike_claims),
     Check("usage reaches Stripe", "No meter event was refused, or waits for long.", find_stuck_events),
     Check("due usage is claimed", "Whatever is used under a subscription is metered.", find_unclaimed_usage),
+    Check("invoices are the ledger", "A recent invoice has the usage that was claimed for it.", find_unlike_invoices),
 )

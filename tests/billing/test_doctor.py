@@ -1,7 +1,6 @@
 """Each invariant of the ledger holds in a healthy world and is found broken once it is broken."""
 
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from pathlib import Path
 
 import pytest
@@ -81,6 +80,11 @@ FAULTS = {
         "INSERT INTO metering_periods (subscription_id, period_start, period_end, is_trial, claimed_until)"
         " SELECT id, now() - interval '1 day', now(), false, now() - interval '1 day' FROM subscriptions",
     ],
+    "invoices are the ledger": [
+        "INSERT INTO invoices (id, org_id, status, subtotal, total, amount_due, amount_paid, period_start, period_end,"
+        " created, lines, metered_value, ledger_value, synced_at) SELECT 'in_1', org_id, 'paid', 0, 0, 0, 0, now(),"
+        " now(), now(), '[]', 2, 1, now() FROM api_keys WHERE name = 'foreign'"
+    ],
 }
 EVERY = pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.name.replace(" ", "-"))
 
@@ -94,7 +98,7 @@ async def books(database: Database, settings: Settings, tmp_path: Path) -> Datab
     own, other = await make_org(database), await make_org(database, "Other", plan="free")
     key = await make_key(database, settings, own, name="own")
     async with database.begin() as connection:
-        await set_budget(connection, own, Change(credit=Decimal(3)))
+        await set_budget(connection, own, Change(credit=3 * 10**12))
         await entitlement.apply(connection, own, datetime.now(UTC), timedelta(0))
     await use(database, key, tmp_path)
     await make_key(database, settings, other, name="foreign")

@@ -4,12 +4,14 @@ from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
-from sqlalchemy import text
+from sqlalchemy import insert, text
 
 from app.billing import burns, claims, metering_checks, reissues
+from app.billing.invoices import AUDITED_FOR
 from app.db import Database
 from app.partitions import ensure_partitions
 from app.privacy import deletion
+from app.tables import Invoice
 from tests.billing.metered import MINUTE, MONTH, Customer, make_customer, make_period, make_subscription, use
 from tests.billing.test_burns import make_prepaid, spend
 
@@ -44,7 +46,7 @@ async def run(database: Database, *statements: str, **bind: object) -> None:
 
 
 async def test_healthy_books_have_no_problems(database: Database, customer: Customer) -> None:
-    assert await problems(database) == [0, 0, 0]
+    assert await problems(database) == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -73,9 +75,9 @@ async def test_an_event_that_took_the_place_of_another_is_no_claim(database: Dat
     async with database.begin() as connection:
         ids = (await connection.execute(text("SELECT id FROM stripe_meter_outbox"))).scalars().all()
         assert await reissues.reissue(connection, ids[0], NOW)
-    assert await problems(database) == [0, 0, 0]
+    assert await problems(database) == [0, 0, 0, 0]
     await run(database, "UPDATE stripe_meter_outbox SET state = 'acked' WHERE id = :id", id=ids[0])
-    assert await problems(database) == [1, 0, 0]
+    assert await problems(database) == [1, 0, 0, 0]
 
 
 async def test_claims_whose_rows_were_dropped_with_their_month_are_healthy(
@@ -87,7 +89,7 @@ async def test_claims_whose_rows_were_dropped_with_their_month_are_healthy(
         " window_end, value, event_ts, identifier, state) VALUES (gen_random_uuid(), gen_random_uuid(),"
         " gen_random_uuid(), 'cus', 'm', '2020-01-01', '2020-01-02', 1, '2020-01-01', gen_random_uuid(), 'acked')",
     )
-    assert await problems(database) == [0, 0, 0]
+    assert await problems(database) == [0, 0, 0, 0]
 
 
 @pytest.mark.parametrize(
@@ -110,7 +112,7 @@ async def test_events_that_wait_for_ever_are_found(
 
 async def test_a_late_row_that_a_window_will_take_is_no_problem(database: Database, customer: Customer) -> None:
     await use(database, customer.org_id, START + MINUTE)
-    assert await problems(database) == [0, 0, 0]
+    assert await problems(database) == [0, 0, 0, 0]
 
 
 async def test_a_late_row_that_no_window_will_take_is_found(database: Database, customer: Customer) -> None:
@@ -149,7 +151,7 @@ async def test_rows_that_the_newer_of_two_subscriptions_will_take_are_no_problem
         id=second,
     )
     await use(database, customer.org_id, START + HOUR)
-    assert await problems(database) == [0, 0, 0]
+    assert await problems(database) == [0, 0, 0, 0]
 
 
 async def test_books_are_healthy_when_an_organisation_is_gone(database: Database, customer: Customer) -> None:
@@ -160,7 +162,7 @@ async def test_books_are_healthy_when_an_organisation_is_gone(database: Database
             await deletion.request_deletion(connection, org_id, NOW)
     assert await deletion.delete_due(database, NOW + deletion.DELAY) == 2
     await use(database, customer.org_id, START - MONTH, started_at=(START - MONTH).replace(day=1), is_prepaid=True)
-    assert await problems(database) == [0, 0, 0]
+    assert await problems(database) == [0, 0, 0, 0]
 
 
 async def test_windows_that_nobody_closes_are_found(database: Database, customer: Customer) -> None:
@@ -172,9 +174,32 @@ async def test_windows_that_nobody_closes_are_found(database: Database, customer
     assert (await problems(database))[2] == 0
 
 
+@pytest.mark.parametrize(
+    ("values", "found"),
+    [
+        ({}, 1),
+        ({"ledger_value": 750}, 0),
+        ({"ledger_value": None}, 0),
+        ({"metered_value": None}, 0),
+        ({"status": "draft"}, 0),
+        ({"created": NOW - AUDITED_FOR - HOUR}, 0),
+    ],
+)
+async def test_an_invoice_that_is_not_what_was_claimed_is_found(
+    database: Database, customer: Customer, values: dict[str, object], found: int
+) -> None:
+    """Long after it was made somebody has seen to it by hand."""
+    amounts = dict.fromkeys(("subtotal", "total", "amount_due", "amount_paid"), 0)
+    times = dict.fromkeys(("period_start", "period_end", "created", "synced_at"), NOW)
+    row = {"id": "in_1", "org_id": customer.org_id, "status": "paid", "metered_value": 750, "ledger_value": 600}
+    async with database.begin() as connection:
+        await connection.execute(insert(Invoice).values(lines=[], **amounts | times | row | values))
+    assert await problems(database) == [0, 0, 0, found]
+
+
 async def test_usage_of_a_trial_is_not_due(database: Database) -> None:
     customer = await make_customer(database, START, START + MONTH)
     await run(database, "UPDATE metering_periods SET is_trial = true, claimed_until = :now", now=NOW)
     await use(database, customer.org_id, START + HOUR)
-    assert await problems(database) == [0, 0, 0]
+    assert await problems(database) == [0, 0, 0, 0]
     assert isinstance(customer.org_id, UUID)
