@@ -46,7 +46,7 @@ def test_switched_off_it_does_not_strike() -> None:
     [
         {"name": "flood"},
         {"name": "outage", "colour": "red"},
-        {"name": "outage", "times": 0},
+        {"name": "outage", "times": -1},
         {"name": "outage", "times": "2"},
         {"name": "outage", "rate": 1.5},
         {"name": "slow", "seconds": -1},
