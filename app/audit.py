@@ -27,6 +27,8 @@ OPERATOR = "operator"
 """Whoever has the command line."""
 TOLLGATE = "tollgate"
 """Its own jobs."""
+SOMEBODY = "somebody"
+"""Whoever found a key where it should not be, and said so."""
 STRIPE = "stripe"
 """What an event from there led to."""
 

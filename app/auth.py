@@ -128,6 +128,14 @@ class Key:
             raise PermissionDenied("This API key may not be used from this address.", code="ip_not_allowed")
 
 
+def caller_ip(request: Request) -> str | None:
+    """The address of the caller, if it is an IP address: through a careless proxy it can be anything."""
+    try:
+        return str(ip_address(request.client.host if request.client else ""))
+    except ValueError:
+        return None
+
+
 def generate_key() -> str:
     """A new key: 178 random bits and their checksum."""
     secret = "".join(secrets.choice(_ALPHABET) for _ in range(_SECRET_LENGTH))

@@ -66,6 +66,11 @@ class Terms:
     monthly_cap: int | None = None
     expires_at: datetime | None = None
 
+    @property
+    def told(self) -> dict[str, Any]:
+        """By name, for the audit log."""
+        return {name: getattr(self, name) for name in self.__slots__}
+
 
 _PLAYGROUND = Terms("Playground", ("generation", "classification"))
 

@@ -1,5 +1,6 @@
 """/v1/keys: an organisation's keys, managed with a key of the scope ``keys``; and reports of leaked ones."""
 
+from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
 from typing import Annotated, Any
@@ -7,8 +8,9 @@ from uuid import UUID
 
 from fastapi import APIRouter, Path, Query, Request, Response
 from pydantic import BaseModel, ConfigDict, Field
+from sqlalchemy.ext.asyncio import AsyncConnection
 
-from app import keys, throttle
+from app import audit, keys, throttle
 from app.api.answers import json_response
 from app.api.call import Call, RequiredCall, Services, parse_body
 from app.api.key_schemas import (
@@ -25,7 +27,7 @@ from app.api.key_schemas import (
 from app.api.middleware import record_of
 from app.api.openapi import body_of, public_responses, read_responses, write_responses
 from app.api.usage_schemas import Money
-from app.auth import is_well_formed
+from app.auth import caller_ip, is_well_formed
 from app.billing.prices import money
 from app.db import Database
 from app.errors import BadRequest, NotFound, RateLimited
@@ -103,6 +105,7 @@ async def create_key(call: RequiredCall) -> Response:
         terms = Terms(**{"name": body.name, **_changes(body)})
         new = await keys.mint_key(connection, call.services.settings, call.key.org_id, terms)
         created = await keys.get_key(connection, new.id, call.key.org_id)
+        await _note(call, connection, "key.create", new.id, after=created.terms.told)
     return _created(call, created, new)
 
 
@@ -126,7 +129,9 @@ async def update_key(call: RequiredCall, key_id: KeyId) -> Response:
         if changes.get(required, "") is None:
             raise BadRequest(f"'{required}' cannot be null.", param=required)
     async with call.services.database.begin() as connection:
-        changed = await keys.update_key(connection, _key_id(key_id), changes, call.key.org_id)
+        before = await keys.get_key(connection, _key_id(key_id), call.key.org_id)
+        changed = await keys.update_key(connection, before.id, changes, call.key.org_id)
+        await _note(call, connection, "key.change", before.id, before=before.terms.told, after=changed.terms.told)
     return json_response(ApiKeyAnswer(**_shown(changed)))
 
 
@@ -136,6 +141,7 @@ async def revoke_key(call: RequiredCall, key_id: KeyId) -> Response:
     await _enter(call)
     async with call.services.database.begin() as connection:
         revoked = await keys.revoke_key(connection, _key_id(key_id), call.key.org_id)
+        await _note(call, connection, "key.revoke", revoked.id)
     return json_response(ApiKeyAnswer(**_shown(revoked)))
 
 
@@ -155,6 +161,8 @@ async def rotate_key(call: RequiredCall, key_id: KeyId) -> Response:
             connection, call.services.settings, _key_id(key_id), old_ends_at=old_ends_at, org_id=call.key.org_id
         )
         created = await keys.get_key(connection, new.id, call.key.org_id)
+        after = {"replaced_by": new.id, "old_ends_at": old_ends_at}
+        await _note(call, connection, "key.rotate", _key_id(key_id), after=after)
     return _created(call, created, new)
 
 
@@ -173,8 +181,46 @@ async def report_leaked_key(request: Request) -> Response:
     await _slow_down(services.database, request)
     async with services.database.begin() as connection:
         key_id = await keys.report_leak(connection, services.settings, key)
+        if key_id is not None:
+            await _note_leak(request, connection, key_id)
     log.warning("key.reported_as_leaked", key_id=None if key_id is None else str(key_id))
     return json_response(LeakReceipt(object="leak_report", status="received"))
+
+
+async def _note(
+    call: Call,
+    connection: AsyncConnection,
+    action: str,
+    key_id: UUID,
+    *,
+    before: Mapping[str, Any] | None = None,
+    after: Mapping[str, Any] | None = None,
+) -> None:
+    """Writes into the audit log what was done by a key; the last step of its transaction."""
+    await audit.record(
+        connection,
+        org_id=call.key.org_id,
+        actor=f"key:{call.key.id}",
+        action=action,
+        target=f"key:{key_id}",
+        before=before,
+        after=after,
+        ip=caller_ip(call.request),
+        request_id=call.id,
+    )
+
+
+async def _note_leak(request: Request, connection: AsyncConnection, key_id: UUID) -> None:
+    leaked = await keys.get_key(connection, key_id)
+    await audit.record(
+        connection,
+        org_id=leaked.org_id,
+        actor=audit.SOMEBODY,
+        action="key.leak",
+        target=f"key:{key_id}",
+        ip=caller_ip(request),
+        request_id=record_of(request.scope).id,
+    )
 
 
 async def _enter(call: Call) -> None:

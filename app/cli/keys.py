@@ -11,13 +11,15 @@ from app.cli.context import with_database
 from app.errors import BadRequest
 
 if TYPE_CHECKING:
+    from sqlalchemy.ext.asyncio import AsyncConnection
+
     from app.config import Settings
     from app.db import Database
     from app.keys import KeyListing
 
 app = typer.Typer(no_args_is_help=True, help="API keys of an organisation.")
-
 _PICO_USD = 10**12
+
 
 Org = Annotated[UUID, typer.Option("--org", help="Id of the organisation.", show_default=False)]
 KeyId = Annotated[UUID, typer.Argument(help="Id of the key, as `keys list` shows it.", show_default=False)]
@@ -63,7 +65,10 @@ def create(
 
     async def run(database: "Database", settings: "Settings") -> str:
         async with database.begin() as connection:
-            return (await keys.mint_key(connection, settings, org, keys.Terms(**changes))).key
+            new = await keys.mint_key(connection, settings, org, keys.Terms(**changes))
+            created = await keys.get_key(connection, new.id)
+            await _note(connection, created, "key.create", after=created.terms.told)
+        return new.key
 
     print(with_database(run))
 
@@ -95,7 +100,9 @@ def update(
 
     async def run(database: "Database", _: "Settings") -> None:
         async with database.begin() as connection:
-            await keys.update_key(connection, key_id, changes)
+            before = await keys.get_key(connection, key_id)
+            changed = await keys.update_key(connection, key_id, changes)
+            await _note(connection, changed, "key.change", before=before.terms.told, after=changed.terms.told)
 
     with_database(run)
     print(f"The key {key_id} is changed.")
@@ -114,7 +121,10 @@ def rotate(
     async def run(database: "Database", settings: "Settings") -> str:
         old_ends_at = datetime.now(UTC) + timedelta(hours=overlap_hours)
         async with database.begin() as connection:
-            return (await keys.rotate_key(connection, settings, key_id, old_ends_at=old_ends_at)).key
+            new = await keys.rotate_key(connection, settings, key_id, old_ends_at=old_ends_at)
+            old = await keys.get_key(connection, key_id)
+            await _note(connection, old, "key.rotate", after={"replaced_by": new.id, "old_ends_at": old_ends_at})
+        return new.key
 
     print(with_database(run))
 
@@ -126,7 +136,7 @@ def revoke(key_id: KeyId) -> None:
 
     async def run(database: "Database", _: "Settings") -> None:
         async with database.begin() as connection:
-            await keys.revoke_key(connection, key_id)
+            await _note(connection, await keys.revoke_key(connection, key_id), "key.revoke")
 
     with_database(run)
     print(f"The key {key_id} is revoked.")
@@ -145,6 +155,28 @@ def list_keys(org: Org) -> None:
     for key in with_database(run):
         line = f"{key.id}  {key.prefix}…{key.last4}  {key.state(now):7}  {','.join(key.scopes)}  {key.name}"
         print(line if key.replaced_by is None else f"{line}  (replaced by {key.replaced_by})")
+
+
+async def _note(
+    connection: "AsyncConnection",
+    key: "KeyListing",
+    action: str,
+    *,
+    before: "dict[str, Any] | None" = None,
+    after: "dict[str, Any] | None" = None,
+) -> None:
+    """Writes into the organisation's audit log what the operator did; the last step of its transaction."""
+    from app import audit
+
+    await audit.record(
+        connection,
+        org_id=key.org_id,
+        actor=audit.OPERATOR,
+        action=action,
+        target=f"key:{key.id}",
+        before=before,
+        after=after,
+    )
 
 
 def _changes(

@@ -7,7 +7,6 @@ import asyncio
 from collections.abc import Sequence
 from datetime import UTC, datetime, timedelta
 from decimal import Decimal
-from typing import Any
 from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
@@ -68,7 +67,7 @@ async def create_key(request: Request) -> Response:
         async with database_of(request).begin() as connection:
             new = await api_keys.mint_key(connection, settings_of(request), user.org_id, terms, created_by=user.user_id)
             created = await api_keys.get_key(connection, new.id, user.org_id)
-            await note(request, connection, user, "key.create", f"key:{new.id}", after=_told(created.terms))
+            await note(request, connection, user, "key.create", f"key:{new.id}", after=created.terms.told)
     except (BadRequest, Conflict) as error:
         return await _form_page(request, None, fields_of(form), error)
     return await _shown_once(request, created, new)
@@ -93,7 +92,7 @@ async def change_key(request: Request, key_id: str) -> Response:
         changes = {name: getattr(terms, name) for name in Terms.__slots__}
         async with database_of(request).begin() as connection:
             changed = await api_keys.update_key(connection, key.id, changes, user.org_id)
-            before, after = _told(key.terms), _told(changed.terms)
+            before, after = key.terms.told, changed.terms.told
             await note(request, connection, user, "key.change", f"key:{key.id}", before=before, after=after)
     except (BadRequest, Conflict) as error:
         return await _form_page(request, key, fields_of(form), error)
@@ -198,11 +197,6 @@ def _month_of(user: PortalUser, now: datetime, key_ids: Sequence[UUID]) -> Query
 def _models(fields: KeyFields, published_names: Sequence[str]) -> list[str]:
     """Those that can be ticked: what is served, and what the key names beside it."""
     return sorted({*published_names, *fields.allowed_models})
-
-
-def _told(terms: Terms) -> dict[str, Any]:
-    """The terms for the audit log."""
-    return {name: getattr(terms, name) for name in Terms.__slots__}
 
 
 def _key_id(value: str) -> UUID:

@@ -280,3 +280,31 @@ async def test_reports_are_slowed_down_per_address(world: World, monkeypatch: py
     response = await world.http.post("/v1/leaked-keys", json={"key": auth.generate_key()})
     assert error_of(response) == (429, "rate_limit_exceeded", None)
     assert response.headers["retry-after"] == "60"
+
+
+async def test_what_a_key_does_to_keys_is_in_the_audit_log(world: World) -> None:
+    created = await create(world, name="first")
+    key_id = created["id"]
+    await change(world, key_id, name="second")
+    new = (await world.post(f"/v1/keys/{key_id}/rotate", {})).json()
+    await delete(world, key_id)
+    await world.http.post("/v1/leaked-keys", json={"key": new["key"]})
+    await world.http.post("/v1/leaked-keys", json={"key": new["key"]})  # has ended already
+    async with world.database.begin() as connection:
+        rows = await connection.exec_driver_sql(
+            "SELECT actor, action, target, \"before\"->>'name' AS old, \"after\"->>'name' AS new, host(ip) AS ip,"
+            ' request_id IS NOT NULL AS has_request, "after" FROM audit_log ORDER BY id'
+        )
+        told = rows.all()
+        (own,) = await connection.exec_driver_sql(f"SELECT id FROM api_keys WHERE last4 = '{world.key[-4:]}'")
+    by = f"key:{own.id}"
+    assert [tuple(row[:5]) for row in told] == [
+        (by, "key.create", f"key:{key_id}", None, "first"),
+        (by, "key.change", f"key:{key_id}", "first", "second"),
+        (by, "key.rotate", f"key:{key_id}", None, None),
+        (by, "key.revoke", f"key:{key_id}", None, None),
+        ("somebody", "key.leak", f"key:{new['id']}", None, None),
+    ]
+    assert {(row.ip, row.has_request) for row in told} == {("127.0.0.1", True)}
+    assert created["key"] not in str(told)
+    assert new["key"] not in str(told)

@@ -76,6 +76,23 @@ def test_a_key_is_created_with_terms_changed_rotated_and_revoked(run: Run, setti
     assert [line.split()[2] for line in lines] == ["revoked", "revoked"]
     assert lines[1].endswith(f"(replaced by {new.id})")
     assert key not in "".join(lines)
+    assert actions(settings, org) == [
+        ("operator", "key.create", f"key:{made.id}"),
+        ("operator", "key.change", f"key:{made.id}"),
+        ("operator", "key.rotate", f"key:{made.id}"),
+        ("operator", "key.revoke", f"key:{new.id}"),
+    ]
+
+
+def actions(settings: Settings, org: object) -> list[tuple[str, ...]]:
+    """What the audit log of an organisation tells, oldest first."""
+
+    async def read(database: Database) -> list[tuple[str, ...]]:
+        async with database.begin() as connection:
+            query = f"SELECT actor, action, target FROM audit_log WHERE org_id = '{org}' ORDER BY id"
+            return [tuple(row) for row in await connection.exec_driver_sql(query)]
+
+    return asyncio.run(_with_database(settings, read))
 
 
 @pytest.mark.parametrize(
