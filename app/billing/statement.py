@@ -9,7 +9,6 @@ arrive meanwhile move nothing.
 """
 
 import base64
-import binascii
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
@@ -76,13 +75,14 @@ class Cursor:
         """
         try:
             raw = base64.urlsafe_b64decode(token + "=" * (-len(token) % 4))
-            start, model, key_id, kind = from_json(raw)
-            cursor = cls(datetime.fromisoformat(start), str(model), UUID(key_id), str(kind))
-        except (ValueError, TypeError, AttributeError, binascii.Error):
+            written, model, key_id, kind = from_json(raw)
+            start = datetime.fromisoformat(written)
+            if start.tzinfo is None or "\0" in str(model) + str(kind):
+                raise ValueError("a time without a zone, or a text that the database cannot hold")
+            # The first and last hours of all time are not in every zone.
+            return cls(start.astimezone(UTC), str(model), UUID(key_id), str(kind))
+        except (ValueError, TypeError, AttributeError, OverflowError):
             raise BadRequest("Invalid value for 'after': it is not the 'next' of a page.", param="after") from None
-        if cursor.start.tzinfo is None or "\0" in cursor.model + cursor.kind:
-            raise BadRequest("Invalid value for 'after': it is not the 'next' of a page.", param="after")
-        return cursor
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,7 +1,7 @@
 """The rows one by one, newest first, against those that were written."""
 
 from dataclasses import replace
-from datetime import timedelta
+from datetime import datetime, timedelta, timezone
 
 import pytest
 
@@ -58,8 +58,17 @@ async def test_rows_may_be_limited_to_models_and_keys(database: Database) -> Non
 
 @pytest.mark.parametrize(
     "token",
-    ["", "a", "é", "W10", "WzEsMl0", "bnVsbA", ReceiptCursor(START.replace(tzinfo=None), KEY).token],
-    ids=["empty", "short", "odd", "no-fields", "numbers", "null", "naive-time"],
+    [
+        "",
+        "a",
+        "é",
+        "W10",
+        "WzEsMl0",
+        "bnVsbA",
+        ReceiptCursor(START.replace(tzinfo=None), KEY).token,
+        ReceiptCursor(datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=1))), KEY).token,
+    ],
+    ids=["empty", "short", "odd", "no-fields", "numbers", "null", "naive-time", "before-all-time"],
 )
 def test_a_made_up_cursor_is_refused(token: str) -> None:
     with pytest.raises(BadRequest) as refusal:

@@ -2,7 +2,7 @@
 
 import random
 from dataclasses import replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime, timedelta, timezone
 from decimal import Decimal
 from typing import Any
 from uuid import UUID
@@ -13,6 +13,7 @@ from sqlalchemy import insert
 from app.billing.prices import PRICES
 from app.billing.statement import Cursor, Line, Query, Receipt, read_lines, read_receipt
 from app.db import Database
+from app.errors import BadRequest
 from app.tables import UsageEvent, new_id
 
 ORG, OTHER_ORG, KEY = new_id(), new_id(), new_id()
@@ -149,3 +150,10 @@ async def test_a_statement_may_be_limited_to_models_and_keys(database: Database)
     ):
         lines, _ = await read(database, replace(QUERY, **limits))
         assert [line.input_tokens for line in lines] == expected
+
+
+@pytest.mark.parametrize("start", [datetime(2031, 1, 1), datetime(1, 1, 1, tzinfo=timezone(timedelta(hours=1)))])  # noqa: DTZ001
+def test_a_cursor_of_no_time_in_utc_is_refused(start: datetime) -> None:
+    with pytest.raises(BadRequest) as refusal:
+        Cursor.parse(Cursor(start, "a", KEY, "generation").token)
+    assert refusal.value.param == "after"
