@@ -15,7 +15,6 @@ Rows are taken under a lease and sent without a transaction; two senders at once
 import asyncio
 from collections.abc import Iterable, Mapping, Sequence
 from datetime import datetime, timedelta
-from itertools import count
 from typing import Any, Literal
 from uuid import UUID
 
@@ -35,8 +34,8 @@ Outcome = Literal["acked", "duplicate", "unavailable", "rejected"]
 
 MAX_AT_ONCE = 16
 """Customers whose events are sent together; one event of each."""
-MAX_ROUNDS = 100
-"""Of a turn: by a present of long ago, leases would be over and identifiers that are forgotten not be."""
+MAX_TURN_S = 60.0
+"""After which a turn ends: its present shall not be older than a lease."""
 UNIQUE_FOR = timedelta(hours=23)
 """For which Stripe is trusted to know an identifier: an hour less than it promises."""
 LEASE = timedelta(minutes=2)
@@ -106,14 +105,16 @@ async def drain(database: Database, gateway: Gateway, *, now: datetime, org_id: 
         StripeUnavailable: ``org_id`` is given and something of it was not taken; do not
             change its prices now.
     """
-    for _ in range(MAX_ROUNDS) if org_id is None else count():
+    clock = asyncio.get_running_loop().time
+    ends_at_s = clock() + MAX_TURN_S
+    while True:
         async with database.begin() as connection:
             events = await _take(connection, now, org_id)
         if not events:
             break
         outcomes = await asyncio.gather(*(_send(database, gateway, event, now) for event in events))
         # It is away: the others would wait for their deadlines one after the other.
-        if all(outcome == "unavailable" for outcome in outcomes):
+        if all(outcome == "unavailable" for outcome in outcomes) or clock() >= ends_at_s:
             break
     if org_id is not None:
         async with database.begin() as connection:
