@@ -5,7 +5,7 @@ after 3, 5 and 7 days, each counted from the attempt before (a stand-in for Stri
 published); a first invoice is not tried again. Only automatic attempts, and the first one, count.
 """
 
-from simulators.stripe import invoices, payments, standing
+from simulators.stripe import cards, invoices, payments, standing
 from simulators.stripe.changes import recorded
 from simulators.stripe.errors import StripeError
 from simulators.stripe.periods import SECONDS_PER_DAY
@@ -111,11 +111,20 @@ def _failed(world: World, invoice: Object) -> None:
             invoice["attempt_count"] += 1
             invoice["next_payment_attempt"] = _next_attempt(world, invoice) if is_retried else None
     world.emit("invoice.payment_failed", invoice)
+    if _wants_cardholder(world, invoice):
+        world.emit("invoice.payment_action_required", invoice)
     if subscription is None:
         return
     standing.failed(world, subscription)
     if is_counted and is_retried and invoice["next_payment_attempt"] is None:
         standing.given_up(world, subscription)
+
+
+def _wants_cardholder(world: World, invoice: Object) -> bool:
+    """Whether the last attempt failed because the cardholder was not there to agree."""
+    intent = invoices.intent_of(world, invoice)
+    error = intent["last_payment_error"] if intent is not None else None
+    return error is not None and error["code"] == cards.UNATTENDED.code
 
 
 def _next_attempt(world: World, invoice: Object) -> int | None:

@@ -284,6 +284,17 @@ def test_unpaid_subscription_drafts_invoices_that_stay_drafts(simulator: Simulat
     assert (kept.status, kept.auto_advance) == ("draft", False)
 
 
+def test_renewal_that_wants_the_cardholder_says_so(simulator: Simulator) -> None:
+    shop = Shop(simulator)
+    made = shop.subscribe()
+    card = shop.v1.payment_methods.attach("pm_card_authenticationRequired", {"customer": shop.customer}).id
+    shop.v1.customers.update(shop.customer, {"invoice_settings": {"default_payment_method": card}})
+    shop.go("2026-02-15 01:00")
+    assert shop.subscription(made.id).status == "past_due"
+    told = ["invoice.payment_failed", "invoice.payment_action_required"]
+    assert shop.events(*told) == told
+
+
 def test_collection_that_is_paused_until_a_moment_goes_on_then(simulator: Simulator) -> None:
     shop = Shop(simulator)
     made = shop.subscribe()
