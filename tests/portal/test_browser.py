@@ -20,6 +20,7 @@ from playwright.async_api import Browser, BrowserContext, Page, Response, async_
 from app import keys as api_keys
 from app.accounts import sessions
 from app.accounts.sessions import SESSION_COOKIE
+from app.alerts.endpoints import add_endpoint
 from app.portal import pages
 from tests.api.world import World
 from tests.factories import make_key, make_user
@@ -42,6 +43,33 @@ MORE = (
 )
 VISITED = ("/", "/login", "/signup", "/forgot")
 """By people who are not signed in."""
+LONG_NAME = "Product descriptions of the spring catalogue, every night (do not rotate before Friday)"
+LONG_EMAIL = "maximiliana.featherstonehaugh-cholmondeley@translations-and-localisation.example"
+LONG_HOOK = "https://hooks.translations-and-localisation.example/tollgate/alerts/production"
+# What is pressed and lower than a finger needs; links within text and boxes within their labels are not meant.
+TOO_LOW = """() => [...document.querySelectorAll("a, button, input, select, textarea, summary")]
+  .filter((part) => part.checkVisibility() && getComputedStyle(part).display !== "inline")
+  .filter((part) => !["checkbox", "radio", "hidden"].includes(part.type))
+  .filter((part) => part.getBoundingClientRect().height < 44)
+  .map((part) => part.outerHTML.slice(0, 120))"""
+# Words of tables that go on in the next line: a rectangle for each part. Addresses may break, and after a hyphen all.
+BROKEN = """() => {
+  const broken = [];
+  for (const cell of document.querySelectorAll("td:not(.address, .wide), th, .button, button")) {
+    const walk = document.createTreeWalker(cell, NodeFilter.SHOW_TEXT);
+    for (let node = walk.nextNode(); node; node = walk.nextNode()) {
+      if (node.parentElement.closest(".name, pre") || !node.parentElement.checkVisibility()) continue;
+      for (const { 0: word, index } of node.data.matchAll(/[^\\s-]{2,}/g)) {
+        if (/[^\\x00-\\x7f]/.test(word)) continue;
+        const range = new Range();
+        range.setStart(node, index);
+        range.setEnd(node, index + word.length);
+        if (new Set([...range.getClientRects()].map((part) => Math.round(part.top))).size > 1) broken.push(word);
+      }
+    }
+  }
+  return broken;
+}"""
 SEEN_BY_AXE = ((375, "light", "en"), (768, "dark", "en"), (1440, "light", "zh"))
 """Each width, look and language once."""
 
@@ -64,10 +92,12 @@ async def chromium() -> AsyncIterator[Browser]:
 async def lived_in(world: World, acme: UUID) -> str:
     """The session of an owner whose organisation has keys and usage; the token of its cookie."""
     user_id = await make_user(world.database, acme, "someone@acme.example")
-    for name in ("website", "nightly batch"):
+    await make_user(world.database, acme, LONG_EMAIL, "admin")
+    for name in ("website", "nightly batch", LONG_NAME):
         await make_key(world.database, world.settings, acme, name=name)
     async with world.database.begin() as connection:
         token = await sessions.open_session(connection, user_id, NOW)
+        await add_endpoint(connection, acme, LONG_HOOK)
         found = await api_keys.list_keys(connection, acme)
     models = ("shakespeare", "tang-poetry", "bytes", "labels", "m5", "m6", "m7")
     await bill(
@@ -76,7 +106,7 @@ async def lived_in(world: World, acme: UUID) -> str:
         *(
             {
                 "model": models[number % len(models)],
-                "key_id": found[number % 2].id,
+                "key_id": found[number % 3].id,
                 "input_tokens": 1000 * (1 + number % 11),
                 "billed_at": NOW - timedelta(hours=number * 5),
             }
@@ -138,7 +168,7 @@ class Watch:
 async def test_pages_can_be_used_by_everybody(
     chromium: Browser, world: World, acme: UUID, lived_in: str, width: int, theme: str, code: str
 ) -> None:
-    """Nothing wider than the screen, no complaint of the browser, no serious violation; a picture of each page."""
+    """Nothing too wide, too low to press or broken within a word, nothing that axe or the browser minds; pictures."""
     context = await context_of(chromium, world, lived_in, width=width, theme=theme, code=code)
     page = await context.new_page()
     watch, problems = Watch(page), []
@@ -148,8 +178,7 @@ async def test_pages_can_be_used_by_everybody(
         await page.goto(path)
         name = "keys-one" if path.startswith("/keys/0") else re.sub("[^a-z0-9]+", "-", path).strip("-") or "landing"
         await page.screenshot(path=PICTURES / f"{width}-{theme}-{code}" / f"{name}.png", full_page=True)
-        if await page.evaluate("document.documentElement.scrollWidth > innerWidth"):
-            problems.append(f"{path} is wider than {width}")
+        problems += await faults_of(page, path, width)
         if (width, theme, code) in SEEN_BY_AXE:
             problems += [f"{path}: {violation}" for violation in await violations_of(page)]
     await context.clear_cookies()
@@ -157,10 +186,21 @@ async def test_pages_can_be_used_by_everybody(
         await page.goto(path)
         name = path.strip("/") or "landing"
         await page.screenshot(path=PICTURES / f"{width}-{theme}-{code}" / f"visitor-{name}.png", full_page=True)
+        problems += await faults_of(page, path, width)
         problems += [f"{path}: {violation}" for violation in await violations_of(page)]
     assert problems == []
     assert watch.complaints == []
     await context.close()
+
+
+async def faults_of(page: Page, path: str, width: int) -> list[str]:
+    """What a designer would mend: a page wider than the screen, what no finger hits, words that fall apart."""
+    faults = [f"{path}: broken {word}" for word in await page.evaluate(BROKEN)]
+    if await page.evaluate("document.documentElement.scrollWidth > innerWidth"):
+        faults.append(f"{path} is wider than {width}")
+    if width == 375:
+        faults += [f"{path}: low {part}" for part in await page.evaluate(TOO_LOW)]
+    return faults
 
 
 async def violations_of(page: Page) -> list[str]:
@@ -171,6 +211,34 @@ async def violations_of(page: Page) -> list[str]:
         for one in found
         if one["impact"] in ("serious", "critical")
     ]
+
+
+async def test_every_page_has_a_title_of_its_own(chromium: Browser, world: World, acme: UUID, lived_in: str) -> None:
+    context = await context_of(chromium, world, lived_in)
+    page = await context.new_page()
+    paths = {path.partition("?")[0] for path in await paths_of(world, acme)}
+    addresses: dict[str, set[str]] = {}
+    for path in paths:
+        answer = await page.goto(path)
+        assert answer is not None
+        if answer.ok:
+            # Pages that lead elsewhere count as where they lead.
+            addresses.setdefault(await page.title(), set()).add(urlsplit(page.url).path)
+    assert {title: found for title, found in addresses.items() if len(found) > 1} == {}
+    assert all(title.endswith(" · Tollgate") for title in addresses)
+    await context.close()
+
+
+async def test_on_paper_a_page_is_its_content(chromium: Browser, world: World, lived_in: str) -> None:
+    context = await context_of(chromium, world, lived_in, theme="dark")
+    page = await context.new_page()
+    await page.goto("/usage")
+    await page.emulate_media(media="print")
+    assert await page.get_by_role("navigation").count() == 0
+    assert not await page.get_by_role("link", name="Download CSV").is_visible()
+    assert await page.get_by_role("cell", name="shakespeare").first.is_visible()
+    assert await page.evaluate("getComputedStyle(document.body).color") == "rgb(23, 26, 33)"
+    await context.close()
 
 
 @pytest.mark.parametrize("is_signed_in", [True, False])
@@ -228,7 +296,21 @@ async def test_a_filter_applies_when_it_is_chosen(chromium: Browser, world: Worl
     context = await context_of(chromium, world, lived_in)
     page = await context.new_page()
     await page.goto("/usage")
+    assert not await page.get_by_role("button", name="Show").is_visible()
     await page.get_by_label("Group by").select_option("key")
     await page.wait_for_url("**/usage?*group=key*")
     assert await page.get_by_role("cell", name="nightly batch").first.is_visible()
+    await context.close()
+
+
+async def test_a_date_that_is_typed_waits_for_the_button(chromium: Browser, world: World, lived_in: str) -> None:
+    context = await context_of(chromium, world, lived_in)
+    page = await context.new_page()
+    await page.goto("/usage?span=custom")
+    address = page.url
+    await page.get_by_label("From", exact=True).fill(f"{NOW - timedelta(days=9):%Y-%m-%d}")
+    await page.get_by_label("From", exact=True).blur()
+    assert page.url == address
+    await page.get_by_role("button", name="Show").click()
+    await page.wait_for_url(f"**start={NOW - timedelta(days=9):%Y-%m-%d}*")
     await context.close()
