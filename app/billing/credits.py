@@ -19,6 +19,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.billing.burns import burn
 from app.billing.statement import COST, PRICED
+from app.billing.turns import Turns
 from app.db import Database
 from app.tables import CreditEntry, new_id
 
@@ -114,12 +115,19 @@ async def switch(connection: AsyncConnection, org_id: UUID, *, is_prepaid: bool)
 
 
 async def expire_due(database: Database, now: datetime) -> None:
-    """Takes away what is left of grants and purchases whose time is over; a transaction for each organisation."""
+    """Takes away what is left of grants and purchases whose time is over; a transaction for each organisation.
+
+    Raises:
+        DataError: An organisation's usage has no price; the credit of the others expires. Likewise ``DBAPIError``.
+    """
     async with database.begin() as connection:
         org_ids = (await connection.execute(_EXPIRED, {"now": now})).scalars().all()
+    turns = Turns("credit.expiry_failed")
     for org_id in org_ids:
-        async with database.begin() as connection:
-            await _expire(connection, org_id, now)
+        with turns.of(org_id=str(org_id)):
+            async with database.begin() as connection:
+                await _expire(connection, org_id, now)
+    turns.end()
 
 
 def remainders(movements: Sequence[Movement]) -> dict[UUID, int]:

@@ -13,6 +13,7 @@ from sqlalchemy.exc import DBAPIError
 from app.billing import burns, credits
 from app.billing.credits import Movement, remainders
 from app.db import Database
+from app.errors import DataError
 from app.tables import new_id
 from tests.billing.metered import START, rows_of, use
 from tests.billing.test_burns import HOUR, TOKEN, burnt, credit_and_balance, make_prepaid, spend
@@ -131,6 +132,18 @@ async def test_nothing_expires_of_what_is_used_up(database: Database) -> None:
     await spend(database, org_id, START, tokens=5)
     await credits.expire_due(database, START + 2 * DAY)
     assert await credit_and_balance(database, org_id) == (0, 0)
+
+
+async def test_usage_without_a_price_keeps_nobody_elses_credit(database: Database) -> None:
+    org_ids = [await make_prepaid(database) for _ in range(3)]
+    for org_id in org_ids:
+        await add(database, org_id, "grant", 5 * TOKEN, str(org_id), expires_at=START + DAY)
+    broken = sorted(org_ids, key=str)[0]
+    await use(database, broken, START, is_prepaid=True, price_version=99)
+    with pytest.raises(DataError):
+        await credits.expire_due(database, START + DAY)
+    balances = {org_id: await credit_and_balance(database, org_id) for org_id in org_ids}
+    assert [balances.pop(broken), *balances.values()] == [(5 * TOKEN, 5 * TOKEN), (0, 0), (0, 0)]
 
 
 def movement(amount: int, expires_in: int | None = None) -> Movement:
