@@ -138,7 +138,7 @@ async def test_usage_without_a_price_keeps_nobody_elses_credit(database: Databas
     org_ids = [await make_prepaid(database) for _ in range(3)]
     for org_id in org_ids:
         await add(database, org_id, "grant", 5 * TOKEN, str(org_id), expires_at=START + DAY)
-    broken = sorted(org_ids, key=str)[0]
+    broken = min(org_ids, key=str)
     await use(database, broken, START, is_prepaid=True, price_version=99)
     with pytest.raises(DataError):
         await credits.expire_due(database, START + DAY)
