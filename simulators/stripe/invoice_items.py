@@ -71,6 +71,14 @@ def pending(world: World, customer: str, currency: str, subscription: str | None
     return found
 
 
+def forget_prorations(world: World, subscription: Object) -> None:
+    """Delete the prorations of a subscription that no invoice has taken up."""
+    for item in pending(world, subscription["customer"], subscription["currency"], subscription["id"]):
+        if item["proration"] and item["parent"] is not None:
+            world.delete(KIND, item["id"])
+            world.emit("invoiceitem.deleted", item)
+
+
 def of_subscription(subscription: Object, item: Object | None = None) -> Object:
     """The `parent` of an invoice item that belongs to a subscription."""
     details = {"subscription": subscription["id"], "subscription_item": item["id"] if item else None}

@@ -127,6 +127,8 @@ def _check(world: World, subscription: Object, params: Mapping[str, Any]) -> Non
         raise invalid("cancel_at", "You may only specify one of these parameters: cancel_at, cancel_at_period_end.")
     if "default_payment_method" in params:
         world.get("payment_method", params["default_payment_method"], "default_payment_method")
+    if "proration_date" in params:
+        _check_proration_date(subscription, params["proration_date"])
     behavior = params.get("payment_behavior")
     if behavior == "pending_if_incomplete":
         raise invalid("payment_behavior", "The simulator does not know `pending_if_incomplete`.")
@@ -136,6 +138,15 @@ def _check(world: World, subscription: Object, params: Mapping[str, Any]) -> Non
         refusal = cards.refusal_of_charge(method) if method else cards.GENERIC
         if refusal is not None:
             raise declined(refusal.message, refusal.decline_code, refusal.code)
+
+
+def _check_proration_date(subscription: Object, moment: int) -> None:
+    data = subscription["items"]["data"]
+    start, end = (
+        edge(item[f"current_period_{name}"] for item in data) for name, edge in (("start", min), ("end", max))
+    )
+    if not start <= moment <= end:
+        raise invalid("proration_date", "The proration date must lie in the current period of the subscription.")
 
 
 def _change_items(world: World, subscription: Object, params: Mapping[str, Any], behavior: str) -> bool:

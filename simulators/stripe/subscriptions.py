@@ -8,7 +8,18 @@ import copy
 from collections.abc import Mapping
 from typing import Any
 
-from simulators.stripe import cards, collection, discounts, invoices, items, prorations, renewals, standing, usage
+from simulators.stripe import (
+    cards,
+    collection,
+    discounts,
+    invoice_items,
+    invoices,
+    items,
+    prorations,
+    renewals,
+    standing,
+    usage,
+)
 from simulators.stripe.changes import recorded
 from simulators.stripe.errors import StripeError, declined, invalid
 from simulators.stripe.ids import new_id
@@ -101,7 +112,7 @@ def cancel(world: World, params: Params, subscription_exposed_id: str) -> Object
     """Cancel now.
 
     With `prorate`, unused time is credited; with `invoice_now`, usage so far and all that is pending is billed at once.
-    Without `invoice_now` usage that was not billed never is.
+    Without `invoice_now` usage that was not billed never is; without either, pending prorations are forgotten.
     """
     subscription = world.get(KIND, subscription_exposed_id, "id")
     require_live(subscription)
@@ -116,6 +127,8 @@ def cancel(world: World, params: Params, subscription_exposed_id: str) -> Object
             prorations.credit_unused(world, subscription, item, now)
     if params.get("invoice_now"):
         renewals.bill_now(world, subscription, "subscription_update", made)
+    elif not params.get("prorate"):
+        invoice_items.forget_prorations(world, subscription)
     if subscription["status"] not in standing.ENDED:
         standing.finish(world, subscription, "cancellation_requested")
     return subscription

@@ -372,3 +372,26 @@ def test_pending_updates_are_refused(simulator: Simulator) -> None:
         shop.v1.subscriptions.update(made.id, {"payment_behavior": "pending_if_incomplete"})
     with pytest.raises(stripe.InvalidRequestError, match="pending_if_incomplete"):
         shop.subscribe(shop.year, payment_behavior="pending_if_incomplete")
+
+
+@pytest.mark.parametrize("moment", ["2026-01-14 23:59", "2026-02-15 00:01"])
+def test_proration_date_outside_of_the_period_is_refused(simulator: Simulator, moment: str) -> None:
+    shop = Shop(simulator)
+    made = shop.subscribe(shop.month)
+    item = item_of(made, shop.month).id
+    change = {"items": [{"id": item, "quantity": 2}], "proration_date": at(moment)}
+    with pytest.raises(stripe.InvalidRequestError, match="current period"):
+        shop.v1.subscriptions.update(made.id, change)
+
+
+@pytest.mark.parametrize(("terms", "kept"), [({}, 0), ({"prorate": True}, 3), ({"invoice_now": True}, 0)])
+def test_prorations_that_wait_are_forgotten_by_a_plain_cancellation(
+    simulator: Simulator, terms: dict[str, bool], kept: int
+) -> None:
+    shop = Shop(simulator)
+    made = shop.subscribe(shop.month)
+    shop.go("2026-01-20")
+    shop.v1.subscriptions.update(made.id, {"items": [{"id": item_of(made, shop.month).id, "quantity": 2}]})
+    shop.v1.subscriptions.cancel(made.id, terms)
+    assert len(shop.v1.invoice_items.list({"customer": shop.customer, "pending": True}).data) == kept
+    assert len(shop.invoices()) == (2 if terms.get("invoice_now") else 1)
