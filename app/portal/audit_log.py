@@ -11,11 +11,13 @@ from app import audit
 from app.accounts.users import emails_of
 from app.audit import Entry
 from app.errors import BadRequest
+from app.keys import find_keys
 from app.portal.page import PageRoute, render
 from app.portal.session import database_of, require_user
 
 PAGE_ENTRIES = 50
 PERSON = "user:"
+KEY = "key:"
 _MAX_ID_DIGITS = 18
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
@@ -35,12 +37,14 @@ async def show_audit_log(request: Request) -> Response:
             connection, user.org_id, before=_place(before), limit=PAGE_ENTRIES + 1, with_sessions=with_sessions
         )
         shown = entries[:PAGE_ENTRIES]
-        emails = await emails_of(connection, _people(shown))
+        emails = await emails_of(connection, _ids(shown, PERSON))
+        keys = await find_keys(connection, user.org_id, _ids(shown, KEY))
     return render(
         request,
         "audit.html",
         entries=shown,
         people={f"{PERSON}{id}": email for id, email in emails.items()},
+        keys={f"{KEY}{key.id}": key.label for key in keys},
         changes={entry.id: _changes(entry.before, entry.after) for entry in shown},
         with_sessions=with_sessions,
         is_first=not before,
@@ -56,9 +60,10 @@ def _place(text: str) -> int | None:
     return int(text)
 
 
-def _people(entries: Sequence[Entry]) -> set[UUID]:
+def _ids(entries: Sequence[Entry], kind: str) -> set[UUID]:
+    """Those of this kind that the entries name."""
     named = {name for entry in entries for name in (entry.actor, entry.target)}
-    return {UUID(name.removeprefix(PERSON)) for name in named if name.startswith(PERSON)}
+    return {UUID(name.removeprefix(kind)) for name in named if name.startswith(kind)}
 
 
 def _changes(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:

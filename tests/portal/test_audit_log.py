@@ -5,8 +5,9 @@ from uuid import UUID, uuid4
 import pytest
 
 from app import audit
+from app import keys as api_keys
 from tests.api.world import World
-from tests.factories import make_org
+from tests.factories import make_key, make_org
 from tests.portal.people import member
 
 
@@ -36,11 +37,24 @@ async def test_what_changed_is_shown_newest_first(world: World, org_id: UUID) ->
 async def test_people_are_named(world: World, org_id: UUID) -> None:
     async with member(world, org_id, email="person@acme.example") as owner:
         await owner.submit("/members", "/members/invite", email="new@customer.example", role="viewer")
-        page = (await owner.get("/audit")).text
+        page = (await owner.get("/audit")).text.replace("<wbr>", "")
         assert "person@acme.example</span>" in page
         assert "new@customer.example" in page
         assert "127.0.0.1" in page
         assert "member.invite" in page
+
+
+async def test_keys_are_named_by_what_their_owner_calls_them(world: World, org_id: UUID) -> None:
+    other = await make_org(world.database, "Globex")
+    for owner_id, name in ((org_id, "<b>laptop</b>"), (other, "theirs")):
+        await make_key(world.database, world.settings, owner_id, name=name)
+        async with world.database.begin() as connection:
+            (key,) = await api_keys.list_keys(connection, owner_id)
+        await write(world, org_id, "key.change", actor=f"key:{key.id}", target=f"key:{key.id}")
+    async with member(world, org_id) as owner:
+        page = (await owner.get("/audit")).text
+    assert page.count("key &lt;b&gt;laptop&lt;/b&gt; …") == 2
+    assert "theirs" not in page
 
 
 async def test_long_logs_have_pages(world: World, org_id: UUID) -> None:
