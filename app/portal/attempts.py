@@ -14,8 +14,9 @@ from uuid import UUID
 from fastapi import Request
 
 from app import throttle
+from app.auth import caller_ip
 from app.errors import RateLimited
-from app.portal.session import database_of, ip_of
+from app.portal.session import database_of
 from app.throttle import Attempt, Limit
 
 _QUARTER = timedelta(minutes=15)
@@ -90,5 +91,5 @@ async def _take(request: Request, *attempts: Attempt) -> bool:
 
 
 def _attempts(request: Request, what: str, *names: str) -> tuple[Attempt, ...]:
-    place = Attempt(f"{what} from {place_of(ip_of(request))}", FROM_ONE_PLACE)
+    place = Attempt(f"{what} from {place_of(caller_ip(request))}", FROM_ONE_PLACE)
     return place, *(Attempt(f"{what} on {name}", ON_ONE_NAME) for name in names)

@@ -6,7 +6,6 @@ there is no id of an organisation in any address to guess.
 
 from collections.abc import Mapping
 from datetime import UTC, datetime
-from ipaddress import ip_address
 from typing import Any
 from uuid import UUID
 
@@ -19,6 +18,7 @@ from app.accounts import permissions, sessions
 from app.accounts.hashing import Hashing
 from app.accounts.orgs import orgs_of
 from app.accounts.sessions import SESSION_COOKIE, Device, Person, PortalUser
+from app.auth import caller_ip
 from app.config import Settings
 from app.db import Database
 from app.errors import AuthenticationFailed
@@ -114,7 +114,7 @@ async def note(
         target=target,
         before=before,
         after=after,
-        ip=ip_of(request),
+        ip=caller_ip(request),
         request_id=_request_id(),
     )
 
@@ -146,7 +146,7 @@ async def note_person(
             action=action,
             target=target or f"user:{person_id}",
             after=after,
-            ip=ip_of(request),
+            ip=caller_ip(request),
             request_id=_request_id(),
         )
 
@@ -169,22 +169,9 @@ def hashing_of(request: Request) -> Hashing:
     return hashing
 
 
-def host_of(request: Request) -> str:
-    """The address of the caller; empty where there is none."""
-    return request.client.host if request.client else ""
-
-
-def ip_of(request: Request) -> str | None:
-    """The same, if it is an IP address: through a careless proxy it can be anything."""
-    try:
-        return str(ip_address(host_of(request)))
-    except ValueError:
-        return None
-
-
 def device_of(request: Request) -> Device:
     """What a login is recognised by later."""
-    return Device(ip_of(request), request.headers.get("user-agent"))
+    return Device(caller_ip(request), request.headers.get("user-agent"))
 
 
 async def _wait_for_form(request: Request) -> None:
