@@ -19,7 +19,7 @@ from uuid import UUID
 import pyotp
 import segno
 from pyotp.exceptions import OTPVerificationError
-from sqlalchemy import delete, func, insert, select, update
+from sqlalchemy import ColumnElement, delete, func, insert, select, update
 from sqlalchemy.dialects.postgresql import insert as insert_or
 from sqlalchemy.ext.asyncio import AsyncConnection
 
@@ -33,9 +33,11 @@ NUM_RECOVERY_CODES = 10
 MAX_FAILURES = 5
 LOCK = timedelta(minutes=15)
 """After the fifth wrong code; twice as long after each further five."""
+SETUP_LIFETIME = timedelta(minutes=15)
 MAX_LOCK = timedelta(days=1)
 # Steps of 30 s before and after the present that are accepted: clocks differ (RFC 6238 section 5.2).
 _WINDOW = 1
+_STEP_S = 30
 _SALT_BYTES = 16
 _SECRET_BYTES = 20  # RFC 4226 section 4: 160 bits are recommended.
 _RECOVERY_LENGTH = 16  # of 32 letters and digits: 80 bits
@@ -54,15 +56,21 @@ class Setup:
     svg: str
 
 
-async def start(connection: AsyncConnection, user_id: UUID) -> None:
-    """Begins to set an authenticator up, anew if that was begun before.
+async def start(connection: AsyncConnection, user_id: UUID, now: datetime) -> None:
+    """Begins to set an authenticator up, anew if that was begun before; it has to be confirmed soon.
+
+    The password is asked for before this and not again, so whoever finds the session open later must
+    find nothing to confirm.
 
     Raises:
         Conflict: There is one that is in use.
     """
-    fresh = insert_or(SecondFactor).values(user_id=user_id, salt=secrets.token_bytes(_SALT_BYTES))
+    values = {"user_id": user_id, "salt": secrets.token_bytes(_SALT_BYTES), "last_counter": _step_of(now)}
+    fresh = insert_or(SecondFactor).values(values)
     fresh = fresh.on_conflict_do_update(
-        index_elements=["user_id"], set_={"salt": fresh.excluded.salt}, where=SecondFactor.confirmed_at.is_(None)
+        index_elements=["user_id"],
+        set_={"salt": fresh.excluded.salt, "last_counter": fresh.excluded.last_counter},
+        where=SecondFactor.confirmed_at.is_(None),
     )
     if not (await connection.execute(fresh)).rowcount:
         raise Conflict("A second factor is in use. Turn it off first.", code="second_factor_in_use")
@@ -76,9 +84,11 @@ async def is_on(connection: AsyncConnection, user_id: UUID) -> bool:
     return (await connection.execute(statement)).one_or_none() is not None
 
 
-async def find_setup(connection: AsyncConnection, settings: Settings, user_id: UUID, email: str) -> Setup | None:
-    """What was begun and not confirmed; None: nothing."""
-    statement = select(SecondFactor.salt).where(SecondFactor.user_id == user_id, SecondFactor.confirmed_at.is_(None))
+async def find_setup(
+    connection: AsyncConnection, settings: Settings, user_id: UUID, email: str, now: datetime
+) -> Setup | None:
+    """What was begun a quarter of an hour ago at most and not confirmed; None: nothing."""
+    statement = select(SecondFactor.salt).where(*_begun(user_id, now))
     salt = (await connection.execute(statement)).scalar_one_or_none()
     if salt is None:
         return None
@@ -98,9 +108,9 @@ async def confirm(
         Ten recovery codes, shown once; None: the code is wrong.
 
     Raises:
-        Conflict: Nothing was begun, or it was confirmed already.
+        Conflict: Nothing was begun, or too long ago, or it was confirmed already.
     """
-    statement = select(SecondFactor).where(SecondFactor.user_id == user_id, SecondFactor.confirmed_at.is_(None))
+    statement = select(SecondFactor).where(*_begun(user_id, now))
     row = (await connection.execute(statement.with_for_update())).one_or_none()
     if row is None:
         raise Conflict("Setting up the second factor was not begun.", code="second_factor_not_begun")
@@ -162,6 +172,15 @@ def secret_of(settings: Settings, user_id: UUID, salt: bytes) -> str:
     return base64.b32encode(
         hmac.digest(key, b"second-factor:" + user_id.bytes + salt, "sha256")[:_SECRET_BYTES]
     ).decode()
+
+
+def _begun(user_id: UUID, now: datetime) -> tuple[ColumnElement[bool], ...]:
+    oldest = _step_of(now - SETUP_LIFETIME)
+    return SecondFactor.user_id == user_id, SecondFactor.confirmed_at.is_(None), SecondFactor.last_counter > oldest
+
+
+def _step_of(now: datetime) -> int:
+    return int(now.timestamp()) // _STEP_S
 
 
 def _counter_of(secret: str, code: str, now: datetime) -> int | None:

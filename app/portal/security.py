@@ -99,7 +99,7 @@ async def start_second_factor(request: Request) -> Response:
     except PermissionDenied as error:
         return await _page(request, person, error)
     async with database_of(request).begin() as connection:
-        await second_factor.start(connection, person.user_id)
+        await second_factor.start(connection, person.user_id, datetime.now(UTC))
     return RedirectResponse("/security/second-factor", SEE_OTHER)
 
 
@@ -189,7 +189,8 @@ async def _page(request: Request, person: Person, error: AppError | None = None)
 
 async def _setup_page(request: Request, person: Person, problem: str = "") -> Response:
     async with database_of(request).begin() as connection:
-        setup = await second_factor.find_setup(connection, settings_of(request), person.user_id, person.email)
+        now = datetime.now(UTC)
+        setup = await second_factor.find_setup(connection, settings_of(request), person.user_id, person.email, now)
     if setup is None:
         return RedirectResponse("/security", SEE_OTHER)
     shown = language_of(request).gettext(problem) if problem else ""

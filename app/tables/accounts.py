@@ -189,7 +189,8 @@ class SecondFactor(Base):
 
     Attributes:
         confirmed_at: From then on a login needs a code; None: being set up.
-        last_counter: The 30 s step of the newest code that was accepted: none is accepted twice.
+        last_counter: The 30 s step of the newest code that was accepted: none is accepted twice. While it is
+            being set up, the step in which that was begun.
         num_failures: Wrong codes since then.
         locked_until: No code is accepted before; None: never locked.
     """

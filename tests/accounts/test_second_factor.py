@@ -11,7 +11,7 @@ from sqlalchemy import select
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.accounts import second_factor, users
-from app.accounts.second_factor import LOCK, MAX_FAILURES, MAX_LOCK
+from app.accounts.second_factor import LOCK, MAX_FAILURES, MAX_LOCK, SETUP_LIFETIME
 from app.config import Settings
 from app.db import Database
 from app.errors import Conflict
@@ -30,8 +30,8 @@ async def user_id(database: Database) -> UUID:
 
 async def turn_on(connection: AsyncConnection, settings: Settings, user_id: UUID) -> tuple[pyotp.TOTP, list[str]]:
     """The authenticator, whose code of ``NOW`` is used up, and the recovery codes."""
-    await second_factor.start(connection, user_id)
-    setup = await second_factor.find_setup(connection, settings, user_id, EMAIL)
+    await second_factor.start(connection, user_id, NOW)
+    setup = await second_factor.find_setup(connection, settings, user_id, EMAIL, NOW)
     assert setup is not None
     authenticator = pyotp.TOTP(setup.secret)
     codes = await second_factor.confirm(connection, settings, user_id, authenticator.at(NOW), NOW)
@@ -46,11 +46,11 @@ async def test_the_right_code_turns_it_on(user_id: UUID, settings: Settings, con
     assert (await users.login_of(connection, user_id)).has_second_factor
     assert len({*codes}) == second_factor.NUM_RECOVERY_CODES
     assert await second_factor.num_recovery_codes(connection, user_id) == second_factor.NUM_RECOVERY_CODES
-    assert await second_factor.find_setup(connection, settings, user_id, EMAIL) is None
+    assert await second_factor.find_setup(connection, settings, user_id, EMAIL, NOW) is None
 
 
 async def test_a_wrong_code_does_not(user_id: UUID, settings: Settings, connection: AsyncConnection) -> None:
-    await second_factor.start(connection, user_id)
+    await second_factor.start(connection, user_id, NOW)
     for code in ("", "abcdef", "\uff11" * 6, "12345", "\0"):
         assert await second_factor.confirm(connection, settings, user_id, code, NOW) is None
     assert not await second_factor.is_on(connection, user_id)
@@ -58,11 +58,26 @@ async def test_a_wrong_code_does_not(user_id: UUID, settings: Settings, connecti
     assert not (await users.login_of(connection, user_id)).has_second_factor
 
 
+async def test_what_was_begun_long_ago_is_not_confirmed(
+    user_id: UUID, settings: Settings, connection: AsyncConnection
+) -> None:
+    """Or whoever finds an open session could turn on an authenticator of their own, without the password."""
+    await second_factor.start(connection, user_id, NOW)
+    setup = await second_factor.find_setup(connection, settings, user_id, EMAIL, NOW + SETUP_LIFETIME - STEP)
+    assert setup is not None
+    later = NOW + SETUP_LIFETIME
+    assert await second_factor.find_setup(connection, settings, user_id, EMAIL, later) is None
+    with pytest.raises(Conflict):
+        await second_factor.confirm(connection, settings, user_id, pyotp.TOTP(setup.secret).at(later), later)
+    await second_factor.start(connection, user_id, later)
+    assert await second_factor.find_setup(connection, settings, user_id, EMAIL, later) is not None
+
+
 async def test_the_picture_says_what_the_secret_says(
     user_id: UUID, settings: Settings, connection: AsyncConnection
 ) -> None:
-    await second_factor.start(connection, user_id)
-    setup = await second_factor.find_setup(connection, settings, user_id, EMAIL)
+    await second_factor.start(connection, user_id, NOW)
+    setup = await second_factor.find_setup(connection, settings, user_id, EMAIL, NOW)
     assert setup is not None
     assert len(setup.secret) == 32
     assert setup.svg.startswith("<svg")
@@ -75,8 +90,8 @@ async def test_beginning_anew_makes_another_secret(
 ) -> None:
     secrets = set()
     for _ in range(2):
-        await second_factor.start(connection, user_id)
-        setup = await second_factor.find_setup(connection, settings, user_id, EMAIL)
+        await second_factor.start(connection, user_id, NOW)
+        setup = await second_factor.find_setup(connection, settings, user_id, EMAIL, NOW)
         assert setup is not None
         secrets.add(setup.secret)
     assert len(secrets) == 2
@@ -87,7 +102,7 @@ async def test_what_is_in_use_is_not_begun_again(
 ) -> None:
     authenticator, _ = await turn_on(connection, settings, user_id)
     with pytest.raises(Conflict):
-        await second_factor.start(connection, user_id)
+        await second_factor.start(connection, user_id, NOW)
     with pytest.raises(Conflict):
         await second_factor.confirm(connection, settings, user_id, authenticator.at(NOW), NOW)
 
@@ -179,7 +194,7 @@ async def test_turned_off_nothing_is_left(user_id: UUID, settings: Settings, con
     assert not await second_factor.is_on(connection, user_id)
     assert not await second_factor.accepts(connection, settings, user_id, codes[0], NOW)
     assert await second_factor.num_recovery_codes(connection, user_id) == 0
-    await second_factor.start(connection, user_id)
+    await second_factor.start(connection, user_id, NOW)
 
 
 async def test_the_database_alone_tells_no_secret(

@@ -55,7 +55,7 @@ def jane(settings: Settings, email: str) -> UUID:
     async def make(database: Database) -> UUID:
         user_id = await make_user(database, await make_org(database), email)
         async with database.begin() as connection:
-            await second_factor.start(connection, user_id)
+            await second_factor.start(connection, user_id, datetime.now(UTC))
             await connection.execute(
                 update(SecondFactor).where(SecondFactor.user_id == user_id).values(confirmed_at=datetime.now(UTC))
             )
