@@ -22,6 +22,7 @@ from sqlalchemy import Row, TextClause, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.billing import reissues
+from app.billing.catalog import METER
 from app.billing.claims import DRAFT
 from app.billing.gateway import Gateway
 from app.db import Database
@@ -138,7 +139,10 @@ async def on_error_report(database: Database, gateway: Gateway, event_id: str, n
         StripeUnavailable: The event could not be read.
         StripeRefused: There is no such event.
     """
-    data = (await gateway.retrieve_thin_event(event_id))["data"]
+    report = await gateway.retrieve_thin_event(event_id)
+    if await _is_of_others(gateway, report):
+        return
+    data = report["data"]
     problem, identifiers, is_complete = _read_report(data["reason"])
     doubts: list[tuple[TextClause, dict[str, object]]] = [(_DOUBT_NAMED, {"identifiers": identifiers})]
     if not is_complete:
@@ -240,6 +244,12 @@ async def _attempt(gateway: Gateway, event: Row[Any]) -> tuple[Outcome, str | No
         log.error("meter_event.rejected", outbox_id=str(event.id), org_id=str(event.org_id), problem=refusal.message)
         return "rejected", refusal.message
     return "acked", None
+
+
+async def _is_of_others(gateway: Gateway, report: Mapping[str, Any]) -> bool:
+    """Whether it is about a meter of somebody else's: the account may sell other things."""
+    meter_id = (report.get("related_object") or {}).get("id")
+    return any(meter["id"] == meter_id and meter["event_name"] != METER for meter in await gateway.list_meters())
 
 
 def _read_report(reason: Mapping[str, Any]) -> tuple[str, Sequence[str], bool]:

@@ -414,6 +414,20 @@ async def test_a_report_that_names_only_samples_doubts_all_that_was_taken_then(s
     assert (await shop.states(), shop.total) == (["replaced", "acked", "acked"], 12)
 
 
+async def test_a_report_about_somebody_elses_meter_doubts_nothing(shop: Shop) -> None:
+    await shop.use(START, tokens=5)
+    shop.simulator.hazard("meter_event_rejected", times=1)
+    await shop.go(START + 17 * MINUTE)
+    shop.simulator.flush()
+    theirs = {"display_name": "Theirs", "event_name": "theirs", "default_aggregation": {"formula": "sum"}}
+    (report,) = shop.simulator.world.all("v2.core.event")
+    report["related_object"]["id"] = shop.world.v1.billing.meters.create(theirs).id
+    report["data"]["reason"].update(error_count=2)
+    report["data"]["reason"]["error_types"][0]["sample_errors"][0]["request"]["identifier"] = "req_1"
+    await outbox.on_error_report(shop.world.database, shop.gateway, report["id"], shop.world.now)
+    assert await shop.states() == ["acked"]
+
+
 async def test_a_report_of_what_is_settled_changes_nothing(shop: Shop) -> None:
     await shop.use(START, tokens=5)
     shop.simulator.hazard("meter_event_rejected", times=1)
