@@ -1,5 +1,6 @@
 """Short ways to what a test needs in the database."""
 
+import asyncio
 from typing import Any
 from uuid import UUID
 
@@ -54,3 +55,17 @@ async def cut_waiting(database: Database, name: str) -> None:
     while not rows:
         async with database.begin() as connection:
             rows = list(await connection.execute(statement, {"name": name}))
+
+
+async def someone_waits(database: Database, task: "asyncio.Future[Any]") -> None:
+    """Returns once a connection waits for a lock, or ``task`` is done and none ever will.
+
+    A transaction each time: within one, the server shows the same activity again.
+    """
+    statement = text(
+        "SELECT count(*) FROM pg_stat_activity WHERE datname = current_database() AND wait_event_type = 'Lock'"
+    )
+    num_waiting = 0
+    while not num_waiting and not task.done():
+        async with database.begin() as connection:
+            num_waiting = (await connection.execute(statement)).scalar_one()

@@ -1,19 +1,20 @@
 """What is sent is kept for those who want it, as long as they say, and for nobody else."""
 
 import asyncio
+import dataclasses
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
 from uuid import UUID
 
 import pytest
-from sqlalchemy import func, select, update
+from sqlalchemy import func, select, text, update
 
 from app.db import Database
 from app.errors import BadRequest, NotFound
 from app.privacy import prompts
 from app.privacy.prompts import MAX_WAITING, Kept, PromptStore
 from app.tables import StoredRequest, new_id
-from tests.factories import make_org
+from tests.factories import make_org, someone_waits
 
 
 @pytest.fixture
@@ -23,9 +24,9 @@ async def store(database: Database) -> AsyncIterator[PromptStore]:
     await store.aclose()
 
 
-def kept(org_id: UUID, request_id: UUID | None = None) -> Kept:
+def kept(org_id: UUID, days: int = 1) -> Kept:
     now = datetime.now(UTC)
-    return Kept(request_id or new_id(), org_id, now, "/v1/completions", b"{}", b"ok", now + timedelta(days=1))
+    return Kept(new_id(), org_id, now, "/v1/completions", b"{}", b"ok", now + timedelta(days=days))
 
 
 async def stored(database: Database) -> int:
@@ -67,6 +68,63 @@ async def test_turning_it_off_deletes_what_there_is(database: Database, store: P
     await store.aclose()
     await let(database, org_id, None)
     assert await stored(database) == 0
+
+
+async def test_who_turns_it_off_while_one_is_written_keeps_nothing(database: Database, store: PromptStore) -> None:
+    org_id = await make_org(database)
+    await let(database, org_id, 7)
+    async with database.begin() as connection:
+        await prompts.set_retention(connection, org_id, None)
+        store.keep(kept(org_id))
+        closing = asyncio.create_task(store.aclose())
+        await someone_waits(database, closing)
+    await closing
+    assert await stored(database) == 0
+
+
+async def test_fewer_days_hold_for_what_there_is_and_what_is_on_its_way(database: Database, store: PromptStore) -> None:
+    org_id = await make_org(database)
+    await let(database, org_id, 30)
+    for _ in range(2):
+        one = kept(org_id, days=30)
+        store.keep(one)
+        await store._waiting.join()
+        await let(database, org_id, 7)
+    await let(database, org_id, 90)
+    async with database.begin() as connection:
+        days = select(func.extract("day", StoredRequest.expires_at - StoredRequest.started_at))
+        assert (await connection.execute(days)).scalars().all() == [7, 7]
+
+
+async def test_what_has_expired_is_not_shown_before_it_is_deleted(database: Database, store: PromptStore) -> None:
+    org_id = await make_org(database)
+    await let(database, org_id, 7)
+    one = kept(org_id)
+    store.keep(one)
+    await store.aclose()
+    async with database.begin() as connection:
+        await connection.execute(update(StoredRequest).values(expires_at=func.now()))
+        assert await prompts.find_stored(connection, org_id, one.request_id) is None
+
+
+async def test_what_the_database_refuses_ends_nothing_else(database: Database, store: PromptStore) -> None:
+    org_id = await make_org(database)
+    await let(database, org_id, 7)
+    store.keep(dataclasses.replace(kept(org_id), route="/v1/\0"))
+    store.keep(kept(org_id))
+    await asyncio.wait_for(store.aclose(), 30)
+    assert await stored(database) == 1
+
+
+async def test_who_ends_does_not_wait_for_a_database_that_hangs(
+    database: Database, store: PromptStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(prompts, "CLOSE_S", 0.1)
+    org_id = await make_org(database)
+    async with database.begin() as connection:
+        await connection.execute(text("LOCK TABLE orgs IN ACCESS EXCLUSIVE MODE"))
+        store.keep(kept(org_id))
+        await asyncio.wait_for(store.aclose(), 30)
 
 
 async def test_what_was_kept_long_enough_is_deleted(database: Database, store: PromptStore) -> None:
