@@ -1,10 +1,13 @@
 """The end of an organisation: access at once, its data a day later, for good.
 
 The day is for mistakes: until then an operator can call it off. Its subscription has to be
-over before, which is the caller's matter, so that what was used is still invoiced.
+over before, which is the caller's matter, so that what was used is still invoiced. One that
+began meanwhile, at a checkout that was still open, puts the end off until it is over: nobody
+could cancel it afterwards.
 
-What stays: the audit log and the ledger of credit, which nobody can delete from and which hold
-ids and amounts but no names, and what Stripe keeps by law.
+What stays: the audit log and the ledger of credit, which nobody can delete from, and what Stripe
+keeps by law. The ledger holds ids and amounts; the audit log tells who was invited, what keys
+and webhooks were called, and from which addresses of the network it was done.
 """
 
 from datetime import datetime, timedelta
@@ -15,7 +18,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.db import Database
 from app.errors import Conflict, NotFound
-from app.tables import Org, Subscription, User
+from app.tables import Membership, Org, Subscription, User
 from app.telemetry import get_logger
 
 log = get_logger(__name__)
@@ -27,6 +30,8 @@ _DUE = text(
     # Requests that still run have yet to write what they used.
     " AND NOT EXISTS (SELECT 1 FROM reservations r WHERE r.org_id = o.id) ORDER BY id"
 )
+# Another worker may be faster, and an operator may just be calling it off.
+_STILL_DUE = text("SELECT 1 FROM orgs WHERE id = :org_id AND delete_at <= :now FOR UPDATE")
 _REVOKE_KEYS = text(
     "UPDATE api_keys SET revoked_at = :now, revoke_reason = 'revoked' WHERE org_id = :org_id AND revoked_at IS NULL"
 )
@@ -48,8 +53,7 @@ async def request_deletion(connection: AsyncConnection, org_id: UUID, now: datet
         NotFound: No such organisation.
         Conflict: It has a subscription that lives.
     """
-    live = select(Subscription.id).where(Subscription.org_id == org_id, Subscription.status.not_in(_ENDED))
-    if (await connection.execute(live)).first() is not None:
+    if await _has_subscription(connection, org_id):
         raise Conflict("Cancel the subscription first: what was used still has to be invoiced.")
     delete_at = now + DELAY
     statement = update(Org).where(Org.id == org_id).values(status="suspended", delete_at=delete_at)
@@ -74,20 +78,36 @@ async def delete_due(database: Database, now: datetime) -> int:
     """Deletes those whose time has come, a transaction for each; returns how many."""
     async with database.begin() as connection:
         org_ids = (await connection.execute(_DUE, {"now": now})).scalars().all()
+    num_deleted = 0
     for org_id in org_ids:
         async with database.begin() as connection:
-            await _delete(connection, org_id)
-        log.info("org.deleted", org_id=str(org_id))
-    return len(org_ids)
+            is_deleted = await _delete(connection, org_id, now)
+        if is_deleted:
+            log.info("org.deleted", org_id=str(org_id))
+        num_deleted += is_deleted
+    return num_deleted
 
 
-async def _delete(connection: AsyncConnection, org_id: UUID) -> None:
+async def _delete(connection: AsyncConnection, org_id: UUID, now: datetime) -> bool:
     bind = {"org_id": org_id}
+    if (await connection.execute(_STILL_DUE, bind | {"now": now})).first() is None:
+        return False
+    if await _has_subscription(connection, org_id):
+        log.warning("org.deletion_waits", org_id=str(org_id), reason="subscription")
+        return False
     for table in _LOOSE:
         await connection.execute(text(f"DELETE FROM {table} WHERE org_id = :org_id"), bind)  # noqa: S608 - ours
     people = (await connection.execute(_PEOPLE, bind)).scalars().all()
     await connection.execute(_ORG, bind)
-    await connection.execute(delete(User).where(User.id.in_(people)))
+    # Who has just joined another one stays.
+    elsewhere = select(Membership.user_id).where(Membership.user_id == User.id).exists()
+    await connection.execute(delete(User).where(User.id.in_(people), ~elsewhere))
+    return True
+
+
+async def _has_subscription(connection: AsyncConnection, org_id: UUID) -> bool:
+    live = select(Subscription.id).where(Subscription.org_id == org_id, Subscription.status.not_in(_ENDED))
+    return (await connection.execute(live)).first() is not None
 
 
 def _unknown(org_id: UUID) -> NotFound:
