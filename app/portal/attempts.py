@@ -24,6 +24,8 @@ _HOUR = timedelta(hours=1)
 FROM_ONE_PLACE = Limit(10, _QUARTER)
 ON_ONE_NAME = Limit(30, _QUARTER)
 MAILS = Limit(5, _HOUR)
+INVITATIONS = Limit(50, timedelta(days=1))
+"""Of one organisation: their mails carry its name, and come from us."""
 ORGANISATIONS = Limit(5, timedelta(days=30))
 """Of one person: each comes with what the free plan gives away every month."""
 _HOME_NETWORK_BITS = 64  # RFC 6177: a site gets at least one such network
@@ -60,6 +62,17 @@ async def require_mail(request: Request, address: str) -> None:
     if not await _take(request, Attempt(f"mail {address}", MAILS)):
         wait_s = _HOUR.total_seconds()
         raise RateLimited("Enough mails went to this address. Please wait an hour.", retry_after_s=wait_s)
+
+
+async def require_invitation(request: Request, org_id: UUID) -> None:
+    """Counts one invitation of an organisation.
+
+    Raises:
+        RateLimited: There were too many within a day.
+    """
+    if not await _take(request, Attempt(f"invitation of {org_id}", INVITATIONS)):
+        wait_s = INVITATIONS.step.total_seconds()
+        raise RateLimited("Too many people were invited today. Please wait a while.", retry_after_s=wait_s)
 
 
 async def require_founding(request: Request, person_id: UUID) -> None:

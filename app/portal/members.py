@@ -12,7 +12,7 @@ from app.accounts.sessions import PortalUser
 from app.accounts.users import checked_email
 from app.errors import AppError, BadRequest, Conflict, NotFound
 from app.portal import mails
-from app.portal.attempts import require_attempt, require_mail
+from app.portal.attempts import require_invitation, require_mail
 from app.portal.forms import read_form, text_of
 from app.portal.i18n import language_of
 from app.portal.page import SEE_OTHER, PageRoute, render
@@ -40,9 +40,10 @@ async def invite(request: Request) -> Response:
     form = await read_form(request)
     email, role = text_of(form, "email"), text_of(form, "role")
     language, now = language_of(request), datetime.now(UTC)
-    await require_attempt(request, "invite", str(user.org_id))
     try:
-        await require_mail(request, checked_email(email))
+        address = checked_email(email)
+        await require_invitation(request, user.org_id)
+        await require_mail(request, address)
         async with database_of(request).begin() as connection:
             invited = await invitations.invite(connection, user, email, role, now)
             await mailings.queue(connection, "invitation", invited.email, language.code, now, invited.id)

@@ -1,10 +1,12 @@
 """Members and invitations at the pages."""
 
+from dataclasses import replace
 from uuid import UUID, uuid4
 
 import pytest
 from sqlalchemy import insert, select
 
+from app.portal.attempts import INVITATIONS
 from app.tables import AuditEntry, Invitation, Membership, User
 from tests.api.world import World
 from tests.factories import PASSWORD, make_org, make_user
@@ -198,6 +200,18 @@ async def test_what_is_wrong_is_said(
         assert problem in answer.text
         assert "<b>" not in answer.text
         assert await mails(world) == []
+
+
+async def test_invitations_of_an_organisation_are_limited(
+    world: World, org_id: UUID, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("app.portal.attempts.INVITATIONS", replace(INVITATIONS, num=11))
+    async with member(world, org_id) as owner:
+        for number in range(11):
+            await invite(owner, f"{number}@customer.example")
+        answer = await owner.submit("/members", "/members/invite", email=NEW, role="viewer")
+    assert answer.status_code == 429
+    assert "invited today" in answer.text
 
 
 async def test_mails_to_an_address_are_limited(world: World, org_id: UUID) -> None:
