@@ -17,6 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app import audit
 from app.billing import catalog, credits
+from app.billing.turns import Turns
 from app.db import Database
 from app.telemetry import get_logger
 
@@ -42,7 +43,7 @@ SELECT b.org_id, b.plan AS budget_plan, b.status AS budget_status, b.restriction
     COALESCE(b.credit, (SELECT sum(amount) FROM credit_ledger c WHERE c.org_id = b.org_id), 0) > 0 AS has_credit
 FROM org_budgets b LEFT JOIN subscriptions s ON s.org_id = b.org_id AND s.is_current
 """  # noqa: S608 - constants
-_ALL = text(_STANDING)
+_ALL = text(f"{_STANDING} ORDER BY b.org_id")
 _ONE = text(f"{_STANDING} WHERE b.org_id = :org_id")
 _LOCK = text("SELECT FROM org_budgets WHERE org_id = :org_id FOR UPDATE")
 _WRITE = text(
@@ -146,14 +147,21 @@ async def apply(connection: AsyncConnection, org_id: UUID, now: datetime, grace:
 
 
 async def apply_all(database: Database, now: datetime, grace: timedelta) -> None:
-    """Does so for every organisation for which it would change something; a transaction each."""
+    """Does so for every organisation for which it would change something; a transaction each.
+
+    Raises:
+        DBAPIError: The database refused it of one of them; the others have what they are entitled to.
+    """
     async with database.begin() as connection:
         rows: Sequence[Row[tuple[object, ...]]] = (await connection.execute(_ALL)).all()
+    turns = Turns("entitlement.failed")
     for row in rows:
         entitlement = decide(_standing(row), now, grace)
         if entitlement is not None and _changes(row, entitlement):
-            async with database.begin() as connection:
-                await apply(connection, row.org_id, now, grace)
+            with turns.of(org_id=str(row.org_id)):
+                async with database.begin() as connection:
+                    await apply(connection, row.org_id, now, grace)
+    turns.end()
 
 
 async def find_others(connection: AsyncConnection, now: datetime, graces: Sequence[timedelta]) -> list[UUID]:

@@ -6,6 +6,7 @@ from uuid import UUID
 
 import pytest
 from sqlalchemy import insert, select, text, update
+from sqlalchemy.exc import DBAPIError
 
 from app.billing import catalog, credits, subscriptions
 from app.billing.entitlement import Entitlement, Standing, apply, apply_all, decide
@@ -203,6 +204,18 @@ async def test_everybody_is_looked_at_now_and_then(database: Database) -> None:
     assert await budget_of(database, other) == before
     async with database.begin() as connection:
         assert await connection.scalar(text("SELECT count(*) FROM audit_log WHERE org_id = :id"), {"id": org_id}) == 1
+
+
+async def test_what_the_database_refuses_of_one_keeps_nobody_elses_entitlement(database: Database) -> None:
+    orgs = [await make_org(database, f"Org {number}", plan="free") for number in range(3)]
+    async with database.begin() as connection:
+        for number, org_id in enumerate(orgs):
+            # The first has more than a balance can be.
+            for ref, amount in (("a", USD), ("b", 9 * 10**18), ("c", 9 * 10**18))[: 1 if number else 3]:
+                await credits.add(connection, org_id, "grant", amount, "test", f"{ref}{org_id}")
+    with pytest.raises(DBAPIError):
+        await apply_all(database, MID, GRACE)
+    assert [(await budget_of(database, org_id))[0] for org_id in orgs] == ["free", "prepaid", "prepaid"]
 
 
 async def test_admission_knows_every_plan_that_is_ever_written() -> None:
