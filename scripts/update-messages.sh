@@ -12,7 +12,7 @@ trap 'rm -f "$template"' EXIT
 keywords=(AppError BadRequest Conflict NotFound PermissionDenied AuthenticationFailed RateLimited InternalError Overloaded
 	DatabaseUnavailable MailUnavailable StripeUnavailable Plan:2)
 sources=(app/portal app/accounts app/alerts app/privacy app/{auth,db,keys,mail}.py app/api/{failures,middleware,playground}.py
-	app/billing/{account,catalog,changes,checkout,gateway,outbox,receipts,standing,statement}.py)
+	app/billing/{account,amounts,catalog,changes,checkout,gateway,outbox,receipts,standing,statement}.py)
 
 "$bin/pybabel" --quiet extract --mapping-file app/portal/locale/babel.cfg --no-location --sort-output \
 	"${keywords[@]/#/--keyword=}" --output-file "$template" "${sources[@]}" \

@@ -2,7 +2,6 @@
 
 from collections.abc import Mapping
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal
 from typing import Annotated, Any
 from uuid import UUID
 
@@ -28,7 +27,7 @@ from app.api.middleware import record_of
 from app.api.openapi import body_of, public_responses, read_responses, write_responses
 from app.api.usage_schemas import Money
 from app.auth import caller_ip, is_well_formed
-from app.billing.prices import money
+from app.billing.amounts import money, parse_usd
 from app.db import Database
 from app.errors import BadRequest, NotFound, RateLimited
 from app.keys import KeyListing, NewKey, Terms
@@ -41,7 +40,6 @@ OVERLAP = timedelta(hours=24)
 """How long a rotated key goes on working where nobody says otherwise."""
 LEAK_REPORTS = Limit(60, timedelta(minutes=1))
 """From one address; scanners report what they find in one go."""
-_PICO_USD = 10**12
 _MINUTE_S = 60.0
 
 _EXAMPLE = {
@@ -252,7 +250,7 @@ def _term(name: str, value: Any) -> Any:  # noqa: ANN401 - of each field its own
     if name == "ip_allow":
         return keys.parse_networks(value)
     if name == "monthly_cap":
-        return int(Decimal(value.value) * _PICO_USD)
+        return parse_usd(value.value, name)
     return tuple(value) if isinstance(value, list) else value
 
 

@@ -16,7 +16,7 @@ from app.api.call import RequiredCall
 from app.api.openapi import read_responses
 from app.api.usage_schemas import Money, RequestReceipt, UsageLine, UsageList
 from app.billing import statement
-from app.billing.prices import money
+from app.billing.amounts import money
 from app.billing.statement import Bucket, Cursor, Group, Line, Receipt, read_lines, read_receipt
 from app.errors import BadRequest, NotFound
 

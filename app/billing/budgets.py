@@ -2,8 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from decimal import Decimal
-from typing import TypeVar
 from uuid import UUID
 
 from sqlalchemy import Row, select, text, update
@@ -11,7 +9,6 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app import audit
 from app.billing import credits
-from app.billing.prices import pico_usd
 from app.errors import BadRequest, Conflict, NotFound
 from app.tables import OrgBudget, new_id
 
@@ -19,8 +16,6 @@ LIMITS = ("monthly_token_limit", "spend_cap", "max_concurrent")
 """What can be lifted: then it is the plan's again, or there is none."""
 PLANS_TO_GIVE = ("free", "internal")
 """Every other plan comes with what was paid."""
-
-AmountT = TypeVar("AmountT", int, Decimal)
 
 _IS_CUSTOMER = text(
     "SELECT EXISTS (SELECT FROM subscriptions WHERE org_id = :org_id)"
@@ -34,17 +29,17 @@ class Change:
 
     Attributes:
         monthly_token_limit: Input and output of a month, >= 0.
-        spend_cap: USD a month, >= 0.
+        spend_cap: Of a month, in 10^-12 USD, >= 0.
         max_concurrent: Requests at once, > 0.
-        credit: USD, given to the prepaid balance, or taken from it where below 0.
+        credit: In 10^-12 USD, given to the prepaid balance, or taken from it where below 0.
         plan: ``free``, or ``internal`` of an organisation that never paid.
         lifted: Of ``LIMITS``: those that are taken away.
     """
 
     monthly_token_limit: int | None = None
-    spend_cap: Decimal | None = None
+    spend_cap: int | None = None
     max_concurrent: int | None = None
-    credit: Decimal | None = None
+    credit: int | None = None
     plan: str | None = None
     lifted: Sequence[str] = ()
 
@@ -66,8 +61,7 @@ async def set_budget(connection: AsyncConnection, org_id: UUID, change: Change) 
         NotFound: No such organisation.
     """
     values = _values(change)
-    credit = None if change.credit is None else pico_usd(change.credit)
-    if not values and not credit:
+    if not values and not change.credit:
         raise BadRequest("Nothing to set.")
     before = await _locked(connection, org_id)
     if change.plan is not None and before.plan not in PLANS_TO_GIVE:
@@ -76,10 +70,10 @@ async def set_budget(connection: AsyncConnection, org_id: UUID, change: Change) 
         await _require_stranger(connection, org_id)
     if values:
         await connection.execute(update(OrgBudget).where(OrgBudget.org_id == org_id).values(values))
-    if credit:
-        kind: credits.Kind = "grant" if credit > 0 else "adjust"
-        await credits.add(connection, org_id, kind, credit, "operator", str(new_id()))
-    after = values | ({"credit_added": credit} if credit else {})
+    if change.credit:
+        kind: credits.Kind = "grant" if change.credit > 0 else "adjust"
+        await credits.add(connection, org_id, kind, change.credit, "operator", str(new_id()))
+    after = values | ({"credit_added": change.credit} if change.credit else {})
     await audit.record(
         connection,
         org_id=org_id,
@@ -101,7 +95,7 @@ def _values(change: Change) -> dict[str, object]:
     if change.monthly_token_limit is not None:
         values["monthly_token_limit"] = _at_least(change.monthly_token_limit, 0, "monthly_token_limit")
     if change.spend_cap is not None:
-        values["spend_cap"] = pico_usd(_at_least(change.spend_cap, Decimal(0), "spend_cap"))
+        values["spend_cap"] = _at_least(change.spend_cap, 0, "spend_cap")
     if change.max_concurrent is not None:
         values["max_concurrent"] = _at_least(change.max_concurrent, 1, "max_concurrent")
     if change.plan is not None:
@@ -137,7 +131,7 @@ async def _require_stranger(connection: AsyncConnection, org_id: UUID) -> None:
         raise Conflict("An organisation that has paid, or was given credit, is a customer.", param="plan")
 
 
-def _at_least(value: AmountT, least: AmountT, param: str) -> AmountT:
+def _at_least(value: int, least: int, param: str) -> int:
     if value < least:
         raise BadRequest(f"'{param}' must be at least {least}.", param=param)
     return value

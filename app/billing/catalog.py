@@ -23,7 +23,8 @@ from decimal import Decimal
 from types import MappingProxyType
 from typing import Any, Literal, cast
 
-from app.billing.prices import CURRENCY, PRICES
+from app.billing.amounts import CURRENCY
+from app.billing.prices import PRICES
 from app.errors import NotFound
 
 Interval = Literal["month", "year"]

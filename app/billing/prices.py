@@ -1,4 +1,4 @@
-"""What a token costs, by model and kind of work, and how amounts are written.
+"""What a token costs, by model and kind of work.
 
 A version that a usage row refers to never changes: a new price is a new version, and
 rows keep the one they were written under. Version and kind name a price; which version
@@ -11,19 +11,13 @@ Prices are multiples of 1,000, so that any number of tokens costs a whole number
 """
 
 from collections.abc import Mapping
-from decimal import ROUND_HALF_EVEN, Decimal
 from types import MappingProxyType
 
-from app.errors import BadRequest
 from app.settlements import Price
 
-CURRENCY = "usd"
 PRICE_VERSION = 1
 """The version that new usage rows are written under, unless their model has prices of its own."""
 PICO_USD_PER_NANO_USD = 1_000
-
-_PICO_USD_PER_USD = Decimal(10**12)
-_MICRO_USD = Decimal("0.000001")
 
 PRICES: Mapping[tuple[int, str], Price] = MappingProxyType(
     {
@@ -42,28 +36,6 @@ OWN_VERSIONS: Mapping[tuple[str, str], int] = MappingProxyType({("tang-poetry", 
 def price_version(model: str, kind: str) -> int:
     """The version under which a usage row of this model and kind is written now."""
     return OWN_VERSIONS.get((model, kind), PRICE_VERSION)
-
-
-def pico_usd(usd: Decimal) -> int:
-    """An amount of USD in 10^-12 USD.
-
-    Raises:
-        BadRequest: It has more than 12 decimals, or is beyond nine million.
-    """
-    amount = usd * _PICO_USD_PER_USD if usd.is_finite() else Decimal("NaN")
-    if not amount.is_finite() or amount != amount.to_integral_value() or abs(amount) >= 2**63:
-        raise BadRequest(f"{usd} is not an amount of USD that can be held.")
-    return int(amount)
-
-
-def money(pico_usd: int | Decimal) -> dict[str, str]:
-    """An amount as the interface shows it: rounded half to even, to the micro-USD.
-
-    Args:
-        pico_usd: Exact, in 10^-12 USD.
-    """
-    value = (Decimal(pico_usd) / _PICO_USD_PER_USD).quantize(_MICRO_USD, ROUND_HALF_EVEN)
-    return {"value": f"{value:f}", "currency": CURRENCY}
 
 
 def check_prices(prices: Mapping[tuple[int, str], Price]) -> None:

@@ -14,8 +14,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.billing import catalog
 from app.billing.catalog import Plan
-from app.billing.prices import pico_usd
-from app.errors import BadRequest, NotFound
+from app.errors import NotFound
 from app.tables import OrgBudget
 
 _SHORTEST = timedelta(days=1)
@@ -88,7 +87,7 @@ async def read_standing(connection: AsyncConnection, org_id: UUID, now: datetime
     )
 
 
-async def set_own_spend_cap(connection: AsyncConnection, org_id: UUID, usd: Decimal | None) -> int | None:
+async def set_own_spend_cap(connection: AsyncConnection, org_id: UUID, cap: int | None) -> int | None:
     """Sets the organisation's own cap of a month, or takes it away; the next admission sees it.
 
     An operator's cap stays beside it.
@@ -96,18 +95,15 @@ async def set_own_spend_cap(connection: AsyncConnection, org_id: UUID, usd: Deci
     Args:
         connection: An open transaction; the organisation's row is locked until it ends.
         org_id: The organisation.
-        usd: At least 0; None: no cap.
+        cap: In 10^-12 USD, at least 0; None: no cap.
 
     Returns:
         The cap before, in 10^-12 USD.
 
     Raises:
-        BadRequest: An amount that cannot be.
         NotFound: No such organisation.
     """
-    if usd is not None and (usd.is_nan() or usd < 0):
-        raise BadRequest("A cap is an amount from 0 on.", param="spend_cap")
-    cap = None if usd is None else pico_usd(usd)
+    assert cap is None or cap >= 0, "as it was read by parse_usd"
     statement = select(OrgBudget.own_spend_cap).where(OrgBudget.org_id == org_id).with_for_update()
     row = (await connection.execute(statement)).one_or_none()
     if row is None:

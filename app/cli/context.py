@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, TypeVar
 
 from app.config import Settings, load_settings, quiet_libraries
-from app.errors import ConfigError
+from app.errors import BadRequest, ConfigError
 
 if TYPE_CHECKING:
     from app.db import Database
@@ -79,6 +79,20 @@ def import_tensorflow() -> None:
     finally:
         os.dup2(kept, 2)
         os.close(kept)
+
+
+def usd_option(text: str | None, option: str, *, is_signed: bool = False) -> int | None:
+    """An option's amount of USD in 10^-12 USD; None: it was not given.
+
+    Raises:
+        BadRequest: It is no amount; names the option.
+    """
+    from app.billing.amounts import parse_usd
+
+    try:
+        return None if text is None else parse_usd(text, option, is_signed=is_signed)
+    except BadRequest as error:
+        raise BadRequest(f"{option} {text}: {error.message}", param=option) from None
 
 
 def with_database(action: "Callable[[Database, Settings], Awaitable[T]]") -> T:

@@ -1,13 +1,12 @@
 """``tollgate keys``: who may call."""
 
 from datetime import UTC, datetime, timedelta
-from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Annotated, Any
 from uuid import UUID
 
 import typer
 
-from app.cli.context import with_database
+from app.cli.context import usd_option, with_database
 from app.errors import BadRequest
 
 if TYPE_CHECKING:
@@ -18,7 +17,6 @@ if TYPE_CHECKING:
     from app.keys import KeyListing
 
 app = typer.Typer(no_args_is_help=True, help="API keys of an organisation.")
-_PICO_USD = 10**12
 
 
 Org = Annotated[UUID, typer.Option("--org", help="Id of the organisation.", show_default=False)]
@@ -200,16 +198,9 @@ def _changes(
         "expires_at": expires.replace(tzinfo=UTC) if expires else None,
         "requests_per_minute": requests_per_minute,
         "tokens_per_minute": tokens_per_minute,
-        "monthly_cap": None if monthly_cap is None else _pico_usd(monthly_cap),
+        "monthly_cap": usd_option(monthly_cap, "--monthly-cap"),
     }
     return {field: value for field, value in given.items() if value is not None}
-
-
-def _pico_usd(amount: str) -> int:
-    try:
-        return int(Decimal(amount) * _PICO_USD)
-    except (InvalidOperation, ValueError, OverflowError):
-        raise BadRequest(f"'{amount}' is not an amount of USD, such as 25 or 0.50.", param="monthly_cap") from None
 
 
 def _limit(word: str) -> str:

@@ -1,12 +1,11 @@
 """``tollgate orgs``: the customers."""
 
-from decimal import Decimal, InvalidOperation
 from typing import TYPE_CHECKING, Annotated
 from uuid import UUID
 
 import typer
 
-from app.cli.context import with_database
+from app.cli.context import usd_option, with_database
 
 if TYPE_CHECKING:
     from app.config import Settings
@@ -65,7 +64,9 @@ def set_limits(
     from app.billing import budgets, entitlement
 
     lifted = tuple(word.replace("-", "_") for word in lift or ())
-    change = budgets.Change(monthly_token_limit, _usd(spend_cap), max_concurrent, _usd(credit), plan, lifted)
+    cap = usd_option(spend_cap, "--spend-cap")
+    given = usd_option(credit, "--credit", is_signed=True)
+    change = budgets.Change(monthly_token_limit, cap, max_concurrent, given, plan, lifted)
 
     async def run(database: "Database", settings: "Settings") -> None:
         async with database.begin() as connection:
@@ -88,10 +89,3 @@ def list_orgs() -> None:
 
     for line in with_database(run):
         print(line)
-
-
-def _usd(text: str | None) -> Decimal | None:
-    try:
-        return None if text is None else Decimal(text)
-    except InvalidOperation:
-        raise typer.BadParameter(f"{text!r} is not an amount") from None

@@ -6,13 +6,12 @@ domain, is refused by what browsers say of where a form comes from.
 """
 
 import hmac
-import re
-from decimal import Decimal
 
 from fastapi import Request, Response
 from starlette.datastructures import FormData
 
 from app.accounts.sessions import SESSION_COOKIE
+from app.billing.amounts import parse_usd
 from app.config import Settings
 from app.errors import BadRequest, PermissionDenied
 
@@ -20,7 +19,6 @@ FORM_COOKIE = "tollgate_form"
 """Of visitors who are not signed in."""
 FORM_LIFETIME_S = 3600
 _MAX_DIGITS = 15
-_AMOUNT = re.compile(r"[0-9]{1,9}(\.[0-9]{1,6})?", re.ASCII)
 TOKEN_FIELD = "token"  # noqa: S105 - a field's name
 
 
@@ -81,18 +79,14 @@ def whole_of(form: FormData, name: str) -> int | None:
     return int(text)
 
 
-def usd_of(form: FormData, name: str) -> Decimal | None:
-    """A field with an amount of USD from 0 on, to the micro-dollar; None where it is empty.
+def usd_of(form: FormData, name: str) -> int | None:
+    """A field with an amount of USD from 0 on, in 10^-12 USD; None where it is empty.
 
     Raises:
         BadRequest: It is something else; ``param`` names it.
     """
     text = text_of(form, name)
-    if not text:
-        return None
-    if not _AMOUNT.fullmatch(text):
-        raise BadRequest("Please enter an amount such as 25 or 12.50.", param=name)
-    return Decimal(text)
+    return parse_usd(text, name) if text else None
 
 
 def local_path(address: object, otherwise: str = "/overview") -> str:

@@ -22,13 +22,13 @@ from babel.numbers import format_compact_decimal, format_currency, format_decima
 from fastapi import Request
 from markupsafe import Markup
 
+from app.billing.amounts import PICO_USD_PER_USD
 from app.errors import AppError
 
 LANGUAGE_COOKIE = "tollgate_language"
 LOCALE_DIR = Path(__file__).parent / "locale"
 DOMAIN = "portal"
 _CURRENCY = "USD"
-_PICO_USD = Decimal(10**12)
 _MICRO_USD = Decimal("0.000001")
 _CENT = Decimal("0.01")
 _MAX_HEADER = 200
@@ -99,17 +99,17 @@ class Language:
 
     def money(self, pico_usd: int | Decimal) -> str:
         """10^-12 USD to the micro-dollar, half to even: as it is billed."""
-        value = (Decimal(pico_usd) / _PICO_USD).quantize(_MICRO_USD, ROUND_HALF_EVEN)
+        value = (Decimal(pico_usd) / PICO_USD_PER_USD).quantize(_MICRO_USD, ROUND_HALF_EVEN)
         return self._currency(value, "0.000000")
 
     def dollars(self, pico_usd: int | Decimal) -> str:
         """10^-12 USD without zeros beyond the cents: limits and balances."""
-        value = (Decimal(pico_usd) / _PICO_USD).quantize(_MICRO_USD, ROUND_HALF_EVEN)
+        value = (Decimal(pico_usd) / PICO_USD_PER_USD).quantize(_MICRO_USD, ROUND_HALF_EVEN)
         return self._currency(value, "0.00####")
 
     def rounded(self, pico_usd: int | Decimal) -> str:
         """10^-12 USD to the cent: what is estimated."""
-        return self._currency((Decimal(pico_usd) / _PICO_USD).quantize(_CENT, ROUND_HALF_EVEN), "0.00")
+        return self._currency((Decimal(pico_usd) / PICO_USD_PER_USD).quantize(_CENT, ROUND_HALF_EVEN), "0.00")
 
     def cents(self, amount: int) -> str:
         """Cents, as Stripe has them."""

@@ -2,16 +2,15 @@
 
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from decimal import Decimal
 
 from starlette.datastructures import FormData
 
 from app.auth import DEFAULT_SCOPES
+from app.billing.amounts import written
 from app.errors import BadRequest
 from app.keys import Terms, parse_networks
 from app.portal.forms import text_of, texts_of, usd_of, whole_of
 
-_PICO_USD = Decimal(10**12)
 _MINUTE = "%Y-%m-%dT%H:%M"
 
 
@@ -38,7 +37,7 @@ class KeyFields:
             ip_allow="\n".join(str(network) for network in terms.ip_allow or ()),
             requests_per_minute="" if terms.requests_per_minute is None else str(terms.requests_per_minute),
             tokens_per_minute="" if terms.tokens_per_minute is None else str(terms.tokens_per_minute),
-            monthly_cap="" if terms.monthly_cap is None else _usd(terms.monthly_cap),
+            monthly_cap="" if terms.monthly_cap is None else written(terms.monthly_cap),
             expires_at="" if terms.expires_at is None else terms.expires_at.astimezone(UTC).strftime(_MINUTE),
         )
 
@@ -87,7 +86,7 @@ def read_terms(form: FormData, before: Terms) -> Terms:
         ip_allow=parse_networks(networks) if networks else None,
         requests_per_minute=whole_of(form, "requests_per_minute"),
         tokens_per_minute=whole_of(form, "tokens_per_minute"),
-        monthly_cap=None if cap is None else int(cap * _PICO_USD),
+        monthly_cap=cap,
         expires_at=_end(fields.expires_at, before),
     )
 
@@ -101,7 +100,3 @@ def _end(text: str, before: Terms) -> datetime | None:
         return datetime.strptime(text, _MINUTE).replace(tzinfo=UTC)
     except ValueError:
         raise BadRequest("Please enter a date and a time.", param="expires_at") from None
-
-
-def _usd(pico_usd: int) -> str:
-    return f"{(Decimal(pico_usd) / _PICO_USD).normalize():f}"

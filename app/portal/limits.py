@@ -1,19 +1,17 @@
 """/limits: what an organisation may use in a month, how far it has got, and the cap that it sets itself."""
 
 from datetime import UTC, datetime
-from decimal import Decimal
 
 from fastapi import APIRouter, Request, Response
 from fastapi.responses import RedirectResponse
 
+from app.billing.amounts import written
 from app.billing.standing import read_standing, set_own_spend_cap
 from app.errors import BadRequest
 from app.portal.forms import read_form, text_of, usd_of
 from app.portal.i18n import language_of
 from app.portal.page import SEE_OTHER, PageRoute, render
 from app.portal.session import database_of, note, require_user
-
-_PICO_USD = Decimal(10**12)
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
@@ -34,7 +32,7 @@ async def save_cap(request: Request) -> Response:
         cap = usd_of(form, "spend_cap")
         async with database_of(request).begin() as connection:
             before = await set_own_spend_cap(connection, user.org_id, cap)
-            told = {"spend_cap": None if cap is None else int(cap * _PICO_USD)}
+            told = {"spend_cap": cap}
             target = f"org:{user.org_id}"
             await note(request, connection, user, "cap.set", target, before={"spend_cap": before}, after=told)
     except BadRequest as error:
@@ -45,7 +43,7 @@ async def save_cap(request: Request) -> Response:
 async def _page(request: Request, typed: str | None = None, problem: str = "") -> Response:
     async with database_of(request).begin() as connection:
         standing = await read_standing(connection, request.state.user.org_id, datetime.now(UTC))
-    cap = "" if standing.own_spend_cap is None else f"{(Decimal(standing.own_spend_cap) / _PICO_USD).normalize():f}"
+    cap = "" if standing.own_spend_cap is None else written(standing.own_spend_cap)
     return render(
         request,
         "limits.html",

@@ -17,7 +17,7 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app import keys as api_keys
 from app.accounts.sessions import PortalUser
-from app.billing.prices import money
+from app.billing.amounts import PICO_USD_PER_USD, money
 from app.billing.receipts import ReceiptCursor, ReceiptQuery, cursor_of, read_receipts
 from app.billing.statement import Cursor, Line, Query, Receipt, read_lines
 from app.keys import KeyListing
@@ -41,7 +41,6 @@ MAX_KEYS = 200
 """That can be chosen from, the newest; others are named where they were used."""
 
 _HOURS_A_DAY = 24
-_PICO_USD = Decimal(10**12)
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
@@ -213,7 +212,7 @@ def _numbers(line: Line) -> list[object]:
 
 def _exact(row: Receipt) -> list[object]:
     # Rounded one by one, a million rows could be off by half a dollar.
-    return [*_tokens(row), f"{row.cost / _PICO_USD:.12f}", money(row.cost)["currency"]]
+    return [*_tokens(row), f"{Decimal(row.cost) / PICO_USD_PER_USD:.12f}", money(row.cost)["currency"]]
 
 
 def _tokens(used: Line | Receipt) -> list[object]:

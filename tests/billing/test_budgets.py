@@ -1,13 +1,11 @@
 """Limits as operators set them."""
 
-from decimal import Decimal
 from typing import Any
 
 import pytest
 
 from app import audit
 from app.billing.budgets import Change, set_budget
-from app.billing.prices import pico_usd
 from app.db import Database
 from app.errors import BadRequest, Conflict, NotFound
 from app.tables import new_id
@@ -35,8 +33,8 @@ async def apply(database: Database, org_id: Any, *changes: Change) -> None:
 async def test_what_is_given_is_set_and_the_rest_stays(database: Database) -> None:
     org_id = await make_org(database)
     assert await budget(database) == ("internal", None, None, None, None)
-    first = Change(monthly_token_limit=5, spend_cap=Decimal("0.000000000001"))
-    await apply(database, org_id, first, Change(max_concurrent=3, spend_cap=Decimal(2)), Change(plan="free"))
+    first = Change(monthly_token_limit=5, spend_cap=1)
+    await apply(database, org_id, first, Change(max_concurrent=3, spend_cap=2 * USD), Change(plan="free"))
     assert await budget(database) == ("free", 5, 2 * USD, 3, None)
     await apply(database, org_id, Change(plan="internal"))
     assert (await budget(database))[0] == "internal"
@@ -44,7 +42,7 @@ async def test_what_is_given_is_set_and_the_rest_stays(database: Database) -> No
 
 async def test_a_limit_that_is_lifted_is_the_plans_again(database: Database) -> None:
     org_id = await make_org(database)
-    await apply(database, org_id, Change(monthly_token_limit=5, spend_cap=Decimal(1), max_concurrent=3))
+    await apply(database, org_id, Change(monthly_token_limit=5, spend_cap=USD, max_concurrent=3))
     await apply(database, org_id, Change(lifted=("spend_cap", "max_concurrent")))
     assert await budget(database) == ("internal", 5, None, None, None)
     await apply(database, org_id, Change(lifted=("monthly_token_limit",)))
@@ -53,7 +51,7 @@ async def test_a_limit_that_is_lifted_is_the_plans_again(database: Database) -> 
 
 async def test_credit_adds_up_in_the_ledger(database: Database) -> None:
     org_id = await make_org(database)
-    await apply(database, org_id, Change(credit=Decimal(10)), Change(credit=Decimal("-2.5")))
+    await apply(database, org_id, Change(credit=10 * USD), Change(credit=-25 * USD // 10))
     found = await ask(database, "SELECT sum(amount), array_agg(kind ORDER BY created_at) FROM credit_ledger")
     assert found == (7_500_000_000_000, ["grant", "adjust"])
     # Which is not for this to say: see app.billing.entitlement.
@@ -63,7 +61,7 @@ async def test_credit_adds_up_in_the_ledger(database: Database) -> None:
 async def test_what_was_changed_is_in_the_audit_log(database: Database) -> None:
     org_id = await make_org(database)
     await apply(database, org_id, Change(max_concurrent=3))
-    await apply(database, org_id, Change(spend_cap=Decimal(1), credit=Decimal(5), lifted=("max_concurrent",)))
+    await apply(database, org_id, Change(spend_cap=USD, credit=5 * USD, lifted=("max_concurrent",)))
     async with database.begin() as connection:
         statement = 'SELECT actor, action, target, "before", "after" FROM audit_log ORDER BY id'
         (_, entry) = (await connection.exec_driver_sql(statement)).all()
@@ -80,11 +78,10 @@ async def test_what_was_changed_is_in_the_audit_log(database: Database) -> None:
     "change",
     [
         Change(),
-        Change(credit=Decimal(0)),
+        Change(credit=0),
         Change(monthly_token_limit=-1),
-        Change(spend_cap=Decimal(-1)),
+        Change(spend_cap=-1),
         Change(max_concurrent=0),
-        Change(credit=Decimal("Infinity")),
         Change(plan="growth"),
         Change(plan="prepaid"),
         Change(lifted=("credit",)),
@@ -98,7 +95,7 @@ async def test_what_cannot_be_is_refused(database: Database, change: Change) -> 
 
 async def test_a_customer_does_not_become_internal(database: Database) -> None:
     org_id = await make_org(database)
-    await apply(database, org_id, Change(plan="free"), Change(credit=Decimal(1)))
+    await apply(database, org_id, Change(plan="free"), Change(credit=USD))
     with pytest.raises(Conflict, match="is a customer"):
         await apply(database, org_id, Change(plan="internal"))
 
@@ -120,15 +117,9 @@ async def test_a_change_that_fails_leaves_no_trace(database: Database) -> None:
     org_id = await make_org(database)
     with pytest.raises(Conflict):
         async with database.begin() as connection:
-            await set_budget(connection, org_id, Change(credit=Decimal(1)))
+            await set_budget(connection, org_id, Change(credit=USD))
             await set_budget(connection, org_id, Change(plan="internal"))
     assert await ask(database, "SELECT (SELECT count(*) FROM audit_log), (SELECT count(*) FROM credit_ledger)") == (
         0,
         0,
     )
-
-
-@pytest.mark.parametrize("amount", ["1e-13", "NaN", "9223373"])
-def test_an_amount_that_cannot_be_held_is_refused(amount: str) -> None:
-    with pytest.raises(BadRequest):
-        pico_usd(Decimal(amount))

@@ -1,10 +1,8 @@
 """Prices are exact and never change under a row."""
 
-from decimal import Decimal
-
 import pytest
 
-from app.billing.prices import OWN_VERSIONS, PRICE_VERSION, PRICES, check_prices, money, price_version
+from app.billing.prices import OWN_VERSIONS, PRICE_VERSION, PRICES, check_prices, price_version
 from app.settlements import Price
 from app.tables import USAGE_KINDS
 
@@ -32,18 +30,3 @@ def test_a_model_with_a_price_of_its_own_is_sold_at_it_and_any_other_at_that_of_
 def test_a_price_that_the_meter_cannot_count_is_refused(price: Price) -> None:
     with pytest.raises(ValueError, match="version 3 of the price of generation"):
         check_prices({**PRICES, (3, "generation"): price})
-
-
-@pytest.mark.parametrize(
-    ("pico_usd", "value"),
-    [
-        (0, "0.000000"),
-        (500_000, "0.000000"),
-        (500_001, "0.000001"),
-        (1_500_000, "0.000002"),
-        (10**18, "1000000.000000"),
-    ],
-)
-def test_money_is_rounded_half_to_even_at_the_micro_unit(pico_usd: int, value: str) -> None:
-    assert money(pico_usd) == {"value": value, "currency": "usd"}
-    assert money(Decimal(pico_usd))["value"] == value

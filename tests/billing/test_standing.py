@@ -10,7 +10,7 @@ from sqlalchemy import update
 from app.billing.catalog import PLANS
 from app.billing.standing import Standing, forecast, read_standing, set_own_spend_cap
 from app.db import Database
-from app.errors import BadRequest, NotFound
+from app.errors import NotFound
 from app.tables import OrgBudget, new_id
 from tests.factories import make_org
 
@@ -54,14 +54,12 @@ async def test_counts_of_last_month_are_over(database: Database) -> None:
 
 async def test_a_cap_is_set_changed_and_taken_away(database: Database) -> None:
     org_id = await make_org(database)
-    for usd, before, after in (
-        (Decimal("12.5"), None, 125 * USD // 10),
-        (Decimal(0), 125 * USD // 10, 0),
-        (None, 0, None),
-    ):
+    before = None
+    for cap in (125 * USD // 10, 0, None):
         async with database.begin() as connection:
-            assert await set_own_spend_cap(connection, org_id, usd) == before
-        assert (await read(database, org_id)).spend_cap == after
+            assert await set_own_spend_cap(connection, org_id, cap) == before
+        assert (await read(database, org_id)).spend_cap == cap
+        before = cap
 
 
 @pytest.mark.parametrize(("operator_s", "own", "lower"), [(7, None, 7), (None, 5, 5), (7, 9, 7), (7, 0, 0)])
@@ -73,21 +71,12 @@ async def test_the_lower_of_both_caps_counts(
     assert (await read(database, org_id)).spend_cap == lower
 
 
-@pytest.mark.parametrize("usd", ["-0.01", "NaN", "Infinity", "1E+9", "0.0000000000001"])
-async def test_a_cap_that_cannot_be_is_refused(database: Database, usd: str) -> None:
-    org_id = await make_org(database)
-    async with database.begin() as connection:
-        with pytest.raises(BadRequest):
-            await set_own_spend_cap(connection, org_id, Decimal(usd))
-    assert (await read(database, org_id)).spend_cap is None
-
-
 async def test_an_organisation_that_is_not_there_has_neither(database: Database) -> None:
     async with database.begin() as connection:
         with pytest.raises(NotFound):
             await read_standing(connection, new_id(), NOW)
         with pytest.raises(NotFound):
-            await set_own_spend_cap(connection, new_id(), Decimal(1))
+            await set_own_spend_cap(connection, new_id(), USD)
 
 
 @pytest.mark.parametrize(

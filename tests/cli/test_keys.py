@@ -101,6 +101,7 @@ def actions(settings: Settings, org: object) -> list[tuple[str, ...]]:
         ("--monthly-cap", "much"),
         ("--monthly-cap", "NaN"),
         ("--monthly-cap", "inf"),
+        ("--monthly-cap", "1e999999"),
         ("--ip", "here"),
         ("--reset", "everything"),
         ("--scope", "root"),

@@ -67,12 +67,12 @@ def test_what_is_no_whole_number(text: str) -> None:
     assert refusal.value.param == "n"
 
 
-@pytest.mark.parametrize(("text", "usd"), [("", "None"), ("25", "25"), (" 0.000001 ", "0.000001"), ("12.50", "12.50")])
-def test_an_amount(text: str, usd: str) -> None:
-    assert str(usd_of(FormData(n=text), "n")) == usd
+@pytest.mark.parametrize(("text", "pico_usd"), [("", None), ("25", 25 * 10**12), (" 0.000001 ", 10**6)])
+def test_an_amount(text: str, pico_usd: int | None) -> None:
+    assert usd_of(FormData(n=text), "n") == pico_usd
 
 
-@pytest.mark.parametrize("text", ["-1", "+1", ".5", "5.", "1.0000001", "1_0", "NaN", "Infinity", "1e3", "٣", "9" * 10])
-def test_what_is_no_amount(text: str) -> None:
-    with pytest.raises(BadRequest):
-        usd_of(FormData(n=text), "n")
+def test_what_is_no_amount() -> None:
+    with pytest.raises(BadRequest) as refusal:
+        usd_of(FormData(n="-1"), "n")
+    assert refusal.value.param == "n"
