@@ -26,6 +26,8 @@ ON_ONE_NAME = Limit(30, _QUARTER)
 MAILS = Limit(5, _HOUR)
 INVITATIONS = Limit(50, timedelta(days=1))
 """Of one organisation: their mails carry its name, and come from us."""
+SIGN_UPS = Limit(20, timedelta(days=1))
+"""From one place: a class may begin together, but each account comes with a free plan."""
 ORGANISATIONS = Limit(5, timedelta(days=30))
 """Of one person: each comes with what the free plan gives away every month."""
 _HOME_NETWORK_BITS = 64  # RFC 6177: a site gets at least one such network
@@ -51,6 +53,17 @@ async def forgive_attempt(request: Request, what: str, *names: str) -> None:
     """Counts an attempt as not made: it was right, and nobody guesses who knows."""
     async with database_of(request).begin() as connection:
         await throttle.give_back(connection, _attempts(request, what, *names))
+
+
+async def require_sign_up(request: Request) -> None:
+    """Counts one account that somebody asks for.
+
+    Raises:
+        RateLimited: There were too many from the caller's place within a day.
+    """
+    if not await _take(request, Attempt(f"sign-up from {place_of(caller_ip(request))}", SIGN_UPS)):
+        wait_s = SIGN_UPS.step.total_seconds()
+        raise RateLimited("Enough accounts were asked for from here today. Please wait a while.", retry_after_s=wait_s)
 
 
 async def require_mail(request: Request, address: str) -> None:

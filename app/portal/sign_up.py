@@ -13,7 +13,7 @@ from app.accounts import mailings, sign_ups, users
 from app.accounts.orgs import checked_name
 from app.accounts.sign_ups import Waiting, Wish
 from app.errors import BadRequest
-from app.portal.attempts import require_attempt, require_mail
+from app.portal.attempts import require_attempt, require_mail, require_sign_up
 from app.portal.forms import FORM_COOKIE, read_form, set_cookie, text_of
 from app.portal.i18n import language_of
 from app.portal.page import HOME, SEE_OTHER, PageRoute, render
@@ -43,17 +43,18 @@ async def sign_up(request: Request) -> Response:
         RateLimited: Too many sign-ups from here, or mails to this address.
     """
     form = await read_form(request, FORM_COOKIE)
-    await require_attempt(request, "signup")
     language = language_of(request)
     email, org_name = text_of(form, "email"), text_of(form, "org_name")
     try:
         address, name = users.checked_email(email), checked_name(org_name)
-        password_hash = await hashing_of(request).hash(str(form.get("password", "")), address)
+        password = users.checked_password(str(form.get("password", "")), address)
     except BadRequest as error:
         field = "org_name" if error.param == "name" else error.param
         problems = {field: language.told(error)}
         return render(request, "signup.html", error.status, email=email, org_name=org_name, problems=problems)
+    await require_sign_up(request)
     await require_mail(request, address)
+    password_hash = await hashing_of(request).hash(password, address)
     now = datetime.now(UTC)
     async with database_of(request).begin() as connection:
         id, browser = await sign_ups.ask(connection, Wish(address, password_hash, name, language.code), now)

@@ -54,7 +54,7 @@ class Attacker:
 @pytest.fixture(autouse=True)
 def patience(monkeypatch: pytest.MonkeyPatch) -> None:
     """All requests come from one place here."""
-    for limit in ("FROM_ONE_PLACE", "ON_ONE_NAME", "MAILS", "INVITATIONS", "ORGANISATIONS"):
+    for limit in ("FROM_ONE_PLACE", "ON_ONE_NAME", "MAILS", "INVITATIONS", "ORGANISATIONS", "SIGN_UPS"):
         monkeypatch.setattr(f"app.portal.attempts.{limit}", Limit(100_000, timedelta(minutes=15)))
 
 
