@@ -29,6 +29,15 @@ async def test_requests_are_kept_shown_and_forgotten(world: World, acme: UUID, o
     assert (await owner.get(f"/data/requests?id={id}")).status_code == 404
 
 
+async def test_what_is_tried_in_the_playground_is_not_kept(world: World, owner: Browser) -> None:
+    await owner.send_form("/data/prompts", "/data", keep="yes", days="7")
+    assert "playground is never kept" in await owner.page("/data")
+    answer = await owner.post("/playground/completions", json=BODY, headers={"sec-fetch-site": "same-origin"})
+    assert answer.status_code == 200
+    await world.app.state.prompts._waiting.join()
+    assert (await owner.get(f"/data/requests?id={answer.headers['x-request-id']}")).status_code == 404
+
+
 @pytest.mark.parametrize("days", ["0", "91", "", "x"])
 async def test_days_that_cannot_be_are_told(owner: Browser, days: str) -> None:
     answer = await owner.send_form("/data/prompts", "/data", keep="yes", days=days)
