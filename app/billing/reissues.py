@@ -26,6 +26,9 @@ _PERIOD = text(
     " JOIN subscriptions s ON s.id = p.subscription_id JOIN orgs o ON o.id = s.org_id"
     " WHERE s.org_id = :org_id AND NOT p.is_trial AND p.period_start <= :event_ts AND p.period_end > :event_ts"
     " AND s.status NOT IN ('incomplete', 'incomplete_expired') AND o.stripe_customer_id IS NOT NULL"
+    # Where Stripe's clock is ahead of ours, as one that was set forward, the period that runs may be invoiced there.
+    " AND NOT EXISTS (SELECT 1 FROM invoices i WHERE i.stripe_subscription_id = s.stripe_subscription_id"
+    " AND i.finalized_at IS NOT NULL AND i.created >= p.period_end)"
     " ORDER BY s.is_current DESC, p.period_start DESC LIMIT 1"
 )
 _SEQ = text(

@@ -298,14 +298,30 @@ async def test_what_was_invoiced_early_goes_on_the_next(shop: Shop) -> None:
     shop.world.go(END + 2 * MINUTE)
     await shop.world.settle()
     await shop.claim()
+    await invoiced_at(shop, END)
+    await shop.drain()
+    assert await shop.states() == ["replaced", "acked"]
+
+
+async def test_what_stripe_has_invoiced_ahead_of_our_time_waits(shop: Shop) -> None:
+    """A simulated clock was set forward: the period that runs here is over there, also for what would replace it."""
+    await shop.use(START + MINUTE)
+    shop.world.go(START + 17 * MINUTE)
+    await shop.claim()
+    await invoiced_at(shop, END)
+    await shop.drain()
+    (row,) = await shop.events()
+    assert (row.state, row.last_error) == ("pending", "no period's invoice can take it")
+
+
+async def invoiced_at(shop: Shop, moment: datetime) -> None:
+    """The subscription's period has an invoice that is final."""
     async with shop.world.database.begin() as connection:
         amounts = dict.fromkeys(("subtotal", "total", "amount_due", "amount_paid"), 0)
-        times = dict.fromkeys(("period_start", "period_end", "created", "finalized_at", "synced_at"), END)
+        times = dict.fromkeys(("period_start", "period_end", "created", "finalized_at", "synced_at"), moment)
         found = await connection.execute(text("SELECT stripe_subscription_id FROM subscriptions"))
         row = {"id": "in_1", "org_id": shop.org_id, "stripe_subscription_id": found.scalar_one(), "status": "open"}
         await connection.execute(insert(Invoice).values(**row, **amounts, **times, lines=[]))
-    await shop.drain()
-    assert await shop.states() == ["replaced", "acked"]
 
 
 async def test_what_no_period_can_take_yet_waits(shop: Shop) -> None:
