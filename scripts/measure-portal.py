@@ -3,21 +3,18 @@
 
     python scripts/measure-portal.py --rows 1000000 --requests 100
 
-Fills the embedded PostgreSQL as scripts/measure-usage.py does: one organisation's rows of the
-last 30 days, summed by the hour. Beside them it has keys, a subscription whose period they
-lie in, and an invoice that bills half of them. Every page that a signed-in owner can open is asked
-for, warm, in this process. Prints JSON: milliseconds, and bytes of each page with all of its
-own files, uncompressed; what misses the bar of 100 ms or 150 kB is named in ``missed``.
+Fills the embedded PostgreSQL with one organisation's rows of the last 30 days, summed by the
+hour. Beside them it has keys, a subscription whose period they lie in, and an invoice that
+bills half of them. Every page that a signed-in owner can open is asked for, warm, in this
+process. Prints JSON: milliseconds, and bytes of each page with all of its own files,
+uncompressed; what misses the bar of 100 ms or 150 kB is named in ``missed``, and then it fails.
 """
 
 import argparse
 import asyncio
-import importlib.util
 import json
 import re
-import shutil
 import sys
-import tempfile
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -26,10 +23,12 @@ from uuid import UUID
 
 import httpx
 from fastapi.routing import APIRoute
+from many_rows import NUM_KEYS, asking, fill, measured, roll, vacuum
 from pydantic import SecretStr
+from scratch import scratch
 from sqlalchemy import insert, text, update
 
-from app import keys, migrate, postgres
+from app import keys, migrate
 from app.accounts import sessions
 from app.accounts.orgs import create_org
 from app.accounts.users import create_user
@@ -38,14 +37,12 @@ from app.billing.catalog import METER
 from app.billing.prices import PICO_USD_PER_NANO_USD
 from app.config import Settings
 from app.db import Database
-from app.main import create_app
 from app.portal import pages
 from app.tables import Invoice, MeteringPeriod, MeterOutbox, Org, OrgBudget, Subscription, new_id
 from app.telemetry import configure_logging
 
 MAX_MS = 100.0
 MAX_BYTES = 150_000
-NUM_KEYS, NUM_WARMING = 20, 5
 NOT_PAGES = ("/usage/lines.csv", "/usage/rows.csv", "/live", "/data/export", "/static", "/language")
 MORE = (
     "/usage?group=key",
@@ -56,17 +53,6 @@ MORE = (
 INVOICE = "in_measured"
 OWN_FILE = re.compile(r'(?:src|href)="(/static/[^"]+)"')
 IMPORTED = re.compile(r'from "\./([^"]+)"')
-
-
-def load_filler() -> Any:  # noqa: ANN401 - a module
-    """The other script, whose name is none that can be imported."""
-    path = Path(__file__).with_name("measure-usage.py")
-    spec = importlib.util.spec_from_file_location("measure_usage", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 async def claim_all(database: Database, org_id: UUID, subscription_id: UUID, start: datetime, end: datetime) -> int:
@@ -187,28 +173,25 @@ async def weigh(client: httpx.AsyncClient, page: str, kept: dict[str, int]) -> i
     return sum(kept[path] for path in seen)
 
 
-async def visit(filler: Any, settings: Settings, session: str, key_id: UUID, num_requests: int) -> dict[str, Any]:  # noqa: ANN401
+async def visit(settings: Settings, session: str, key_id: UUID, num_requests: int) -> dict[str, Any]:
     """Milliseconds and bytes of each page; those that do not answer 200 are named with their status."""
-    app = create_app(settings)
     found: dict[str, Any] = {}
     kept: dict[str, int] = {}
-    async with app.router.lifespan_context(app):
-        transport = httpx.ASGITransport(app=app)
-        async with httpx.AsyncClient(transport=transport, base_url="http://portal", timeout=600) as client:
-            client.cookies.set(sessions.SESSION_COOKIE, session)
-            for path in paths(key_id):
-                answer = await client.get(path)
-                if answer.status_code != httpx.codes.OK:
-                    found[path] = {"status": answer.status_code}
-                    continue
-                found[path] = await filler._time(client, num_requests, path)
-                found[path]["bytes"] += await weigh(client, answer.text, kept)
+    async with asking(settings) as client:
+        client.cookies.set(sessions.SESSION_COOKIE, session)
+        for path in paths(key_id):
+            answer = await client.get(path)
+            if answer.status_code != httpx.codes.OK:
+                found[path] = {"status": answer.status_code}
+                continue
+            found[path] = await measured(client, num_requests, path)
+            found[path]["bytes"] += await weigh(client, answer.text, kept)
     return found
 
 
 async def measure(url: str, folder: Path, num_rows: int, num_requests: int) -> dict[str, Any]:
     """Fills, sums and asks; see the module's docstring."""
-    filler, now = load_filler(), datetime.now(UTC)
+    now = datetime.now(UTC)
     await migrate.upgrade(url)
     settings = Settings(
         database_url=url,
@@ -226,15 +209,15 @@ async def measure(url: str, folder: Path, num_rows: int, num_requests: int) -> d
             user_id = await create_user(connection, org_id, "owner@measured.example", "a long password")
             session = await sessions.open_session(connection, user_id, now)
         key_ids = [one.id for one in made]
-        await filler.fill(database, org_id, num_rows, key_ids)
+        await fill(database, org_id, num_rows, key_ids)
         await subscribe(database, org_id, now)
-        await filler.roll(database)
-        await filler.vacuum(database, "usage_events, usage_rollup_hour, rolled_hours, stripe_meter_outbox")
+        await roll(database)
+        await vacuum(database, "usage_events, usage_rollup_hour, rolled_hours, stripe_meter_outbox")
         async with database.begin() as connection:
             rows = (await connection.execute(text("SELECT count(*) FROM usage_events"))).scalar_one()
     finally:
         await database.aclose()
-    found = await visit(filler, settings, session, key_ids[0], num_requests)
+    found = await visit(settings, session, key_ids[0], num_requests)
     missed = [path for path, one in found.items() if one.get("p95_ms", 0) >= MAX_MS or one.get("bytes", 0) >= MAX_BYTES]
     return {"rows": rows, "pages": found, "missed": missed}
 
@@ -245,15 +228,8 @@ def main() -> None:
     parser.add_argument("--rows", type=int, default=1_000_000)
     parser.add_argument("--requests", type=int, default=100)
     options = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="tollgate-portal-"))
-    folder.chmod(0o711)
-    cluster = postgres.locate(folder / "data", durable=False)
-    server = postgres.start(cluster)
-    try:
-        found = asyncio.run(measure(cluster.url, folder, options.rows, options.requests))
-    finally:
-        server.stop()
-        shutil.rmtree(folder)
+    with scratch("portal") as (url, folder):
+        found = asyncio.run(measure(url, folder, options.rows, options.requests))
     sys.stdout.write(json.dumps(found, indent=2) + "\n")
     sys.exit(1 if found["missed"] else 0)
 

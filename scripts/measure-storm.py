@@ -12,14 +12,14 @@ and whether what is believed afterwards is what it was when each event came once
 
 import argparse
 import asyncio
-import shutil
 import sys
-import tempfile
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 
-from app import migrate, postgres
+from scratch import scratch
+
+from app import migrate
 from app.config import Settings
 from app.telemetry import configure_logging
 from tests.billing.storm import Storm, blow, brew, endpoint_of
@@ -43,15 +43,8 @@ def main() -> None:
     parser.add_argument("--customers", type=int, default=90)
     parser.add_argument("--seed", type=int, default=7)
     options = parser.parse_args()
-    folder = Path(tempfile.mkdtemp(prefix="tollgate-storm-"))
-    folder.chmod(0o711)
-    cluster = postgres.locate(folder / "postgres", durable=False)
-    server = postgres.start(cluster)
-    try:
-        storm = asyncio.run(measure(cluster.url, folder, options.deliveries, options.customers, options.seed))
-    finally:
-        server.stop()
-        shutil.rmtree(folder)
+    with scratch("storm") as (url, folder):
+        storm = asyncio.run(measure(url, folder, options.deliveries, options.customers, options.seed))
     sys.stdout.write(storm.line() + "\n")
 
 
