@@ -30,7 +30,8 @@ def create_app(world: World, state_file: Path | None = None) -> Starlette:
         state_file: Where the account is kept; None keeps it in memory only.
     """
     handlers.load()
-    account = Account(world, httpx.AsyncClient(), state_file)
+    # Endpoints are on this machine, whatever proxy leads from it to the world.
+    account = Account(world, httpx.AsyncClient(trust_env=False), state_file)
     calls = Calls(world, account.settle)
     pages = [Route(path, _browser(account, handler), methods=[verb]) for verb, path, handler in PAGES]
     routes = [

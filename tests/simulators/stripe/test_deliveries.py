@@ -4,7 +4,7 @@ import httpx
 import pytest
 import stripe
 
-from tests.simulators.stripe.simulator import SECRET, Simulator
+from tests.simulators.stripe.simulator import SECRET, Simulator, running
 
 
 def test_event_is_delivered_and_signed(simulator: Simulator) -> None:
@@ -160,3 +160,15 @@ def test_nothing_is_sent_to_endpoints_that_are_no_addresses(simulator: Simulator
         simulator.v1.webhook_endpoints.create({"url": "acme.example", "enabled_events": ["*"]})
     assert caught.value.param == "url"
     assert httpx.get(simulator.url, follow_redirects=False).headers["location"] == "/_control"
+
+
+def test_event_goes_past_the_proxy_that_leads_out_of_the_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HTTP_PROXY", "http://127.0.0.1:9")
+    # For the tests' own calls.
+    monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+    with running() as simulator:
+        url = simulator.receiver.url.replace("127.0.0.1", "localhost")
+        simulator.v1.webhook_endpoints.create({"url": url, "enabled_events": ["customer.created"]})
+        simulator.v1.customers.create({"name": "Acme"})
+        simulator.flush()
+        assert simulator.receiver.types == ["customer.created"] * 2
