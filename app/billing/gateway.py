@@ -149,8 +149,8 @@ class Gateway:
         return await self._ask(self._client.v1.coupons.create_async(cast("Any", coupon)))
 
     async def list_promotion_codes(self, code: str) -> list[Object]:
-        """Those with this code that are active."""
-        return await self._all(self._client.v1.promotion_codes, {"code": code, "active": True})
+        """Those with this code, switched off or not."""
+        return await self._all(self._client.v1.promotion_codes, {"code": code})
 
     async def create_promotion_code(self, promotion_code: Mapping[str, Any]) -> Object:
         """Makes a code that customers type in at checkout."""

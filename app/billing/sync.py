@@ -239,6 +239,7 @@ async def _push_coupons(gateway: Gateway, report: Report) -> None:
             report.made.append(coupon.id)
         elif differences := [name for name, value in _discount(coupon).items() if found[name] != value]:
             report.drift[coupon.id] = f"another {', '.join(differences)}"
+        # One that somebody has switched off stays off.
         if not await gateway.list_promotion_codes(coupon.code):
             promotion = {"type": "coupon", "coupon": coupon.id}
             await gateway.create_promotion_code({"code": coupon.code, "promotion": promotion})

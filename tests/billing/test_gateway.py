@@ -257,7 +257,7 @@ OPERATIONS: dict[str, tuple[Callable[[Gateway], Awaitable[object]], str]] = {
     ),
     "codes": (
         lambda gateway: gateway.list_promotion_codes("C"),
-        "GET /v1/promotion_codes?code=C&active=true&limit=100",
+        "GET /v1/promotion_codes?code=C&limit=100",
     ),
     "meter": (lambda gateway: gateway.create_meter({"event_name": "e"}), "POST /v1/billing/meters"),
     "meters": (lambda gateway: gateway.list_meters(), "GET /v1/billing/meters?status=active&limit=100"),

@@ -203,6 +203,16 @@ async def test_a_coupon_that_somebody_made_otherwise_is_drift(
     assert report.drift == {"tollgate_welcome": "another duration, duration_in_months"}
 
 
+async def test_a_code_that_somebody_switched_off_stays_off(
+    database: Database, gateway: Gateway, simulator: Simulator
+) -> None:
+    await push(database, gateway)
+    (code,) = simulator.v1.promotion_codes.list({"code": "STARTUP50"}).data
+    simulator.v1.promotion_codes.update(code.id, {"active": False})
+    assert (await push(database, gateway)).made == []
+    assert [one.active for one in simulator.v1.promotion_codes.list({"code": "STARTUP50"}).data] == [False]
+
+
 async def test_a_version_that_was_sold_and_changed_in_the_code_is_drift(
     database: Database, gateway: Gateway, simulator: Simulator
 ) -> None:
