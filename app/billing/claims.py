@@ -52,15 +52,20 @@ _OLDEST = text(
     "SELECT now() - min(xact_start) FROM pg_stat_activity WHERE datname = current_database()"
     " AND backend_type = 'client backend' AND pid <> pg_backend_pid()"
 )
-# A subscription that was never paid for bills nothing.
+# A subscription that was never paid for bills nothing. One that ended with its customer has no invoice any more, but
+# is over one day.
 _OPEN = (
     "SELECT p.subscription_id, p.period_start, p.period_end, p.claimed_until, s.org_id, s.is_current,"
     " o.stripe_customer_id FROM metering_periods p JOIN subscriptions s ON s.id = p.subscription_id"
     " JOIN orgs o ON o.id = s.org_id WHERE NOT p.is_trial AND p.claimed_until < p.period_end"
-    " AND s.status NOT IN ('incomplete', 'incomplete_expired') AND o.stripe_customer_id IS NOT NULL"
+    " AND s.status NOT IN ('incomplete', 'incomplete_expired')"
+    " AND (o.stripe_customer_id IS NOT NULL OR s.ended_at IS NOT NULL)"
 )
 _OPEN_OF_ALL = text(f"{_OPEN} AND p.claimed_until < :now ORDER BY p.period_start")
-_OLDEST_OPEN = text(f"SELECT min(claimed_until) FROM ({_OPEN} AND p.claimed_until < :now) AS open")  # noqa: S608
+_OLDEST_OPEN = text(
+    f"SELECT min(claimed_until) FROM ({_OPEN} AND p.claimed_until < :now) AS open"  # noqa: S608
+    " WHERE stripe_customer_id IS NOT NULL"
+)
 _OPEN_OF_ORG = text(f"{_OPEN} AND p.claimed_until < :now AND s.org_id = :org_id ORDER BY p.period_start")
 _OPEN_ONE = text(f"{_OPEN} AND p.subscription_id = :subscription_id AND p.period_start = :period_start FOR UPDATE OF p")
 # Two claims of one organisation's rows could lock them in two orders.
@@ -260,6 +265,8 @@ async def _claim_next(
     first: datetime | None = (await connection.execute(_FIRST, bind)).scalar_one()
     if first is None:
         await connection.execute(_MOVE, {**key, "until": _passed(period, end, cuts=cuts)})
+        return False
+    if period.stripe_customer_id is None:
         return False
     start = max(period.claimed_until, _aligned(first))
     window = Window(start, window_end(start, period.period_end))

@@ -17,7 +17,7 @@ from sqlalchemy.exc import DBAPIError
 from app.billing import claims
 from app.billing.catalog import METER
 from app.billing.claims import DRAFT, WINDOW, Window
-from app.billing.metering_checks import find_unlike_claims
+from app.billing.metering_checks import find_unclaimed_usage, find_unlike_claims
 from app.db import Database
 from app.errors import DataError
 from app.tables import Invoice, MeterOutbox
@@ -271,6 +271,28 @@ async def test_a_subscription_that_was_never_paid_for_meters_nothing(database: D
         await connection.execute(text("UPDATE subscriptions SET status = :status"), {"status": status})
     await claims.claim_due(database, START + 20 * MINUTE)
     assert await values(database, customer) == []
+
+
+@pytest.mark.parametrize("is_used", [False, True])
+async def test_a_subscription_that_ended_with_its_customer_is_over_one_day(database: Database, is_used: bool) -> None:
+    """Its last minutes are on no invoice."""
+    ended_at = START + 5 * MINUTE
+    customer = await make_customer(database, end=ended_at)
+    if is_used:
+        await use(database, customer.org_id, START)
+    async with database.begin() as connection:
+        await connection.execute(text("UPDATE orgs SET stripe_customer_id = NULL"))
+        ended = text("UPDATE subscriptions SET status = 'canceled', ended_at = :at, is_current = false")
+        await connection.execute(ended, {"at": ended_at})
+    for late, is_over in ((20 * MINUTE, not is_used), (DRAFT, True)):
+        now = ended_at + late
+        await claims.claim_due(database, now)
+        (period,) = await periods_of(database, customer)
+        assert (period.claimed_until == ended_at) is is_over
+        async with database.begin() as connection:
+            assert await claims.claimed_until(connection, now) == now
+    assert await values(database, customer) == []
+    assert len(await find_unclaimed_usage(database)) == is_used
 
 
 async def test_idle_time_is_passed_in_one_step(database: Database) -> None:
