@@ -13,7 +13,7 @@ import asyncio
 import json
 import socket
 import ssl
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from datetime import datetime
 from functools import cache, partial
@@ -52,12 +52,14 @@ class Caller:
         )
         self._lookups = ThreadPoolExecutor(NUM_LOOKUPS, thread_name_prefix="webhook-lookup")
 
-    async def call(self, url: str, secret: str, event_id: UUID, event: Mapping[str, Any], now: datetime) -> None:
+    async def call(
+        self, url: str, secrets: Sequence[str], event_id: UUID, event: Mapping[str, Any], now: datetime
+    ) -> None:
         """Posts an event; returns once it was taken.
 
         Args:
             url: Absolute.
-            secret: ``whsec_…``.
+            secrets: ``whsec_…``; it is signed with each.
             event_id: The same each time that it is sent, so that a receiver knows it again.
             event: Becomes the body.
             now: Dates the signature; receivers refuse one of some minutes ago.
@@ -68,7 +70,7 @@ class Caller:
         body = json.dumps(event, separators=(",", ":"))
         try:
             async with asyncio.timeout(TIMEOUT_S):
-                answer = await self._post(url, _headers(secret, f"evt_{event_id.hex}", now, body), body)
+                answer = await self._post(url, _headers(secrets, f"evt_{event_id.hex}", now, body), body)
         except (httpx.HTTPError, httpx.InvalidURL, OSError, UnicodeError) as error:
             raise NotificationFailed(f"no answer: {type(error).__name__}") from None
         if not answer.is_success:
@@ -122,11 +124,11 @@ def _authorities() -> ssl.SSLContext:
     return httpx.create_ssl_context(trust_env=False)
 
 
-def _headers(secret: str, message_id: str, now: datetime, body: str) -> dict[str, str]:
+def _headers(secrets: Sequence[str], message_id: str, now: datetime, body: str) -> dict[str, str]:
     return {
         "content-type": "application/json",
         "user-agent": "Tollgate-Webhooks/1",
         "webhook-id": message_id,
         "webhook-timestamp": str(int(now.timestamp())),
-        "webhook-signature": Webhook(secret).sign(message_id, now, body),
+        "webhook-signature": " ".join(Webhook(secret).sign(message_id, now, body) for secret in secrets),
     }

@@ -1,7 +1,8 @@
 """Where customers want to be called: addresses, and the secrets that calls are signed with.
 
 A secret is made of the installation's own key, so none is stored. It can be shown again
-and is exchanged by a new version.
+and is exchanged by a new version. Calls are signed with the version before as well, so that
+a receiver can be told of the new one in its own time; a further version ends that.
 """
 
 import base64
@@ -22,10 +23,16 @@ MAX_URL_LENGTH = 2_000
 
 
 def secret_of(settings: Settings, endpoint_id: UUID, version: int) -> str:
-    """What calls to an endpoint are signed with, in the spelling of Standard Webhooks."""
+    """A secret that calls to an endpoint are signed with, in the spelling of Standard Webhooks."""
     key = settings.secret_key.get_secret_value().encode()
     digest = hmac.digest(key, b"webhook:" + endpoint_id.bytes + version.to_bytes(4, "big"), "sha256")
     return f"whsec_{base64.b64encode(digest).decode()}"
+
+
+def secrets_of(settings: Settings, endpoint_id: UUID, version: int) -> tuple[str, ...]:
+    """All that calls to an endpoint are signed with: the secret of this version, and that of the one before."""
+    versions = (version, version - 1) if version > 1 else (version,)
+    return tuple(secret_of(settings, endpoint_id, one) for one in versions)
 
 
 async def add_endpoint(connection: AsyncConnection, org_id: UUID, url: str, created_by: UUID | None = None) -> UUID:
@@ -54,6 +61,17 @@ async def list_endpoints(connection: AsyncConnection, org_id: UUID) -> list[Webh
     return [WebhookEndpoint(**row._mapping) for row in rows]
 
 
+async def require_endpoint(connection: AsyncConnection, org_id: UUID, endpoint_id: UUID) -> None:
+    """Makes sure that an address is the organisation's, and stays until the transaction ends.
+
+    Raises:
+        NotFound: The organisation has no such address.
+    """
+    found = select(WebhookEndpoint.id).where(WebhookEndpoint.id == endpoint_id, WebhookEndpoint.org_id == org_id)
+    if (await connection.execute(found.with_for_update())).first() is None:
+        raise _unknown()
+
+
 async def remove_endpoint(connection: AsyncConnection, org_id: UUID, endpoint_id: UUID) -> None:
     """Calls it no more.
 
@@ -66,7 +84,7 @@ async def remove_endpoint(connection: AsyncConnection, org_id: UUID, endpoint_id
 
 
 async def renew_secret(connection: AsyncConnection, org_id: UUID, endpoint_id: UUID) -> int:
-    """Signs with another secret from now on; returns its version.
+    """Signs with another secret from now on, beside the one that was the newest; returns its version.
 
     Raises:
         NotFound: The organisation has no such address.

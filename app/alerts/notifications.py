@@ -16,15 +16,15 @@ from time import monotonic
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import CursorResult, Row, select, text
+from sqlalchemy import CursorResult, Row, insert, select, text
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.alerts.calls import Caller
-from app.alerts.endpoints import secret_of
+from app.alerts.endpoints import require_endpoint, secrets_of
 from app.config import Settings
 from app.db import Database
 from app.errors import NotificationFailed
-from app.tables import CHANNELS, Notification, WebhookEndpoint
+from app.tables import CHANNELS, Notification, WebhookEndpoint, new_id
 from app.telemetry import NOTIFICATIONS, get_logger
 
 log = get_logger(__name__)
@@ -34,6 +34,7 @@ RETRY_AFTER = tuple(
 )
 """From one attempt to the next; after the last of them nobody tries any more."""
 
+TEST_EVENT = "webhook.test"
 KEPT_FOR = timedelta(days=90)
 """What is over is shown for so long; it names people."""
 
@@ -49,6 +50,10 @@ _TAKE = text(
 _SENT = text("UPDATE notifications SET state = 'sent', sent_at = :now, last_error = NULL WHERE id = :id")
 _FAILED = text("UPDATE notifications SET state = :state, due_at = :due_at, last_error = :error WHERE id = :id")
 _DELETE_OLD = text("DELETE FROM notifications WHERE state <> 'pending' AND created_at <= :before")
+_FORGET_TEST = text(
+    "DELETE FROM notifications WHERE org_id = :org_id AND target = :target AND state = 'pending'"
+    " AND event ->> 'type' = :type"
+)
 # Longer than a turn and the slowest exchange with a mail server.
 _LEASE = timedelta(minutes=5)
 
@@ -63,6 +68,20 @@ class Messenger:
     settings: Settings
     caller: Caller
     mail: SendMail
+
+
+async def queue_test(connection: AsyncConnection, org_id: UUID, endpoint_id: UUID, now: datetime) -> None:
+    """Has an address called with an event that means nothing, in place of one that is still on its way.
+
+    Raises:
+        NotFound: The organisation has no such address.
+    """
+    await require_endpoint(connection, org_id, endpoint_id)
+    bind = {"org_id": org_id, "target": str(endpoint_id), "type": TEST_EVENT}
+    await connection.execute(_FORGET_TEST, bind)
+    event = {"type": TEST_EVENT, "timestamp": now.isoformat(), "data": {"organization": str(org_id)}}
+    values = {"id": new_id(), "org_id": org_id, "channel": "webhook", "target": str(endpoint_id)}
+    await connection.execute(insert(Notification).values(**values, event=event, due_at=now))
 
 
 async def send_due(database: Database, messenger: Messenger, now: datetime) -> int:
@@ -131,5 +150,5 @@ async def _deliver(database: Database, messenger: Messenger, row: Row[Any], now:
         found = (await connection.execute(statement.where(WebhookEndpoint.id == UUID(row.target)))).one_or_none()
     if found is None:
         raise NotificationFailed("the address was removed", is_final=True)
-    secret = secret_of(messenger.settings, UUID(row.target), found.secret_version)
-    await messenger.caller.call(found.url, secret, row.id, row.event, now)
+    secrets = secrets_of(messenger.settings, UUID(row.target), found.secret_version)
+    await messenger.caller.call(found.url, secrets, row.id, row.event, now)

@@ -1,5 +1,6 @@
 """/alerts: who is told how much of the limits is used up, and by which webhooks."""
 
+from datetime import UTC, datetime
 from uuid import UUID
 
 from fastapi import APIRouter, Request, Response
@@ -67,6 +68,20 @@ async def renew_webhook(request: Request, endpoint_id: str) -> Response:
         await endpoints.renew_secret(connection, user.org_id, id)
         await note(request, connection, user, "webhook.renew", f"webhook:{id}")
     return RedirectResponse("/alerts?done=renewed", SEE_OTHER)
+
+
+@router.post("/alerts/webhooks/{endpoint_id}/test")
+async def test_webhook(request: Request, endpoint_id: str) -> Response:
+    """Calls an address with an event that means nothing.
+
+    Raises:
+        NotFound: The organisation has no such address.
+    """
+    user = await require_user(request, "limits.write")
+    await read_form(request)
+    async with database_of(request).begin() as connection:
+        await notifications.queue_test(connection, user.org_id, _endpoint_id(endpoint_id), datetime.now(UTC))
+    return RedirectResponse("/alerts?done=tested", SEE_OTHER)
 
 
 async def _page(request: Request, typed: str = "", problem: str = "") -> Response:

@@ -1,6 +1,7 @@
 """Each notification reaches its recipient, signed, at least once, and nobody else."""
 
 import asyncio
+import json
 import socket
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager, suppress
@@ -10,7 +11,7 @@ from uuid import UUID
 
 import pytest
 from sqlalchemy import insert, text, update
-from standardwebhooks.webhooks import Webhook
+from standardwebhooks.webhooks import Webhook, WebhookVerificationError
 
 from app.alerts import calls, endpoints, notifications
 from app.alerts.calls import Caller, is_public
@@ -137,6 +138,46 @@ async def test_a_receiver_can_verify_what_it_gets(database: Database, settings: 
     assert await states(database) == [("sent", 1, None)]
     async with database.begin() as connection:
         assert [one.state for one in await notifications.list_notifications(connection, org_id)] == ["sent"]
+
+
+async def test_a_receiver_changes_over_to_a_new_secret_in_its_own_time(
+    database: Database, settings: Settings, caller: Caller
+) -> None:
+    org_id, now = await make_org(database), datetime.now(UTC)
+    verified = []
+    async with receiving() as receiver:
+        async with database.begin() as connection:
+            endpoint = await endpoints.add_endpoint(connection, org_id, receiver.url)
+        for _ in range(3):
+            await queue(database, org_id, "webhook", str(endpoint), now)
+            assert await notifications.send_due(database, Messenger(settings, caller, Post()), now) == 1
+            headers, body = receiver.received[-1]
+            for version in (1, 2, 3):
+                with suppress(WebhookVerificationError):
+                    Webhook(endpoints.secret_of(settings, endpoint, version)).verify(body, headers)
+                    verified.append((len(receiver.received), version))
+            async with database.begin() as connection:
+                await endpoints.renew_secret(connection, org_id, endpoint)
+    assert verified == [(1, 1), (2, 1), (2, 2), (3, 2), (3, 3)]
+
+
+async def test_an_address_is_tried_out_by_its_organisation_alone(
+    database: Database, settings: Settings, caller: Caller
+) -> None:
+    own, other, now = await make_org(database), await make_org(database, "Other"), datetime.now(UTC)
+    async with receiving(500) as receiver:
+        async with database.begin() as connection:
+            endpoint = await endpoints.add_endpoint(connection, own, receiver.url)
+            with pytest.raises(NotFound):
+                await notifications.queue_test(connection, other, endpoint, now)
+        messenger = Messenger(settings, caller, Post())
+        for num_taken in (0, 1):
+            async with database.begin() as connection:
+                await notifications.queue_test(connection, own, endpoint, now)
+                await notifications.queue_test(connection, own, endpoint, now)
+            assert await notifications.send_due(database, messenger, now) == num_taken
+    assert [json.loads(body)["type"] for _, body in receiver.received] == ["webhook.test"] * 2
+    assert await states(database) == [("sent", 1, None)]
 
 
 async def test_what_is_not_taken_is_tried_again_under_the_same_id(
@@ -270,7 +311,7 @@ async def test_a_worker_that_was_killed_is_followed_by_another(
 async def test_what_only_we_can_reach_is_not_called(host: str) -> None:
     caller = Caller()
     with pytest.raises(NotificationFailed, match="not a public one"):
-        await caller.call(f"http://{host}:9/", "whsec_YQ==", new_id(), EVENT, datetime.now(UTC))
+        await caller.call(f"http://{host}:9/", ["whsec_YQ=="], new_id(), EVENT, datetime.now(UTC))
     await caller.aclose()
 
 
@@ -286,7 +327,7 @@ async def test_a_name_with_one_private_address_among_others_is_not_called(monkey
     monkeypatch.setattr(socket, "getaddrinfo", look_up)
     caller = Caller()
     with pytest.raises(NotificationFailed, match="not a public one"):
-        await caller.call("http://acme.example/", "whsec_YQ==", new_id(), EVENT, datetime.now(UTC))
+        await caller.call("http://acme.example/", ["whsec_YQ=="], new_id(), EVENT, datetime.now(UTC))
     await caller.aclose()
 
 
@@ -300,7 +341,7 @@ async def test_what_was_looked_at_is_what_is_called(caller: Caller, monkeypatch:
     async with receiving() as receiver:
         monkeypatch.setattr(socket, "getaddrinfo", look_up)
         url = receiver.url.replace("localhost", "acme.example")
-        await caller.call(url, "whsec_YQ==", new_id(), EVENT, datetime.now(UTC))
+        await caller.call(url, ["whsec_YQ=="], new_id(), EVENT, datetime.now(UTC))
     assert addresses == ["192.0.2.1"]
     assert receiver.received[0][0]["host"].startswith("acme.example:")
 
@@ -309,13 +350,13 @@ async def test_a_call_has_its_time_however_much_is_answered(caller: Caller, monk
     monkeypatch.setattr(calls, "TIMEOUT_S", 0.2)
     async with listening(Babbler()) as receiver:
         with pytest.raises(NotificationFailed, match="no answer"):
-            await caller.call(receiver.url, "whsec_YQ==", new_id(), EVENT, datetime.now(UTC))
+            await caller.call(receiver.url, ["whsec_YQ=="], new_id(), EVENT, datetime.now(UTC))
 
 
 async def test_an_address_that_is_nobodys_is_a_failure_like_any_other(caller: Caller) -> None:
     for url in ("http://127.0.0.1:9/", "https://127.0.0.1:9/", "http://nobody.invalid/", f"http://{'a' * 64}.example/"):
         with pytest.raises(NotificationFailed, match="no answer"):
-            await caller.call(url, "whsec_YQ==", new_id(), EVENT, datetime.now(UTC))
+            await caller.call(url, ["whsec_YQ=="], new_id(), EVENT, datetime.now(UTC))
 
 
 @pytest.mark.parametrize(

@@ -70,6 +70,7 @@ ROUTES = {
     "POST /alerts/webhooks": "limits.write",
     "POST /alerts/webhooks/{endpoint_id}/remove": "limits.write",
     "POST /alerts/webhooks/{endpoint_id}/renew": "limits.write",
+    "POST /alerts/webhooks/{endpoint_id}/test": "limits.write",
     "GET /billing": "billing.read",
     "GET /billing/change": "billing.write",
     "GET /billing/invoices/{invoice_id}": "billing.read",

@@ -42,6 +42,12 @@ async def test_an_address_is_added_shown_with_its_secret_renewed_and_removed(
     page = await owner.page("/alerts")
     assert endpoints.secret_of(world.settings, id, 2) in page
     assert endpoints.secret_of(world.settings, id, 1) not in page
+    assert (await owner.send_form(f"/alerts/webhooks/{id}/test", "/alerts")).headers[
+        "location"
+    ] == "/alerts?done=tested"
+    page = await owner.page("/alerts?done=tested")
+    assert "A test event is on its way." in page
+    assert f'<td class="address">{HOOK}</td>' in page
     await owner.send_form(f"/alerts/webhooks/{id}/remove", "/alerts")
     assert await addresses(world, acme) == []
     async with world.database.begin() as connection:
