@@ -187,6 +187,8 @@ def _check_terms(params: Params) -> None:
         raise invalid("percent_off", "Invalid percent_off: must be greater than 0 and at most 100.")
     if "amount_off" in params and (params["amount_off"] < 1 or "currency" not in params):
         raise invalid("amount_off", "`amount_off` must be positive and needs a `currency`.")
+    if params.get("duration_in_months", 1) < 1:
+        raise invalid("duration_in_months", "Invalid positive integer", "parameter_invalid_integer")
     if (params.get("duration") == "repeating") != ("duration_in_months" in params):
         raise invalid("duration_in_months", "`duration=repeating`, and it alone, needs `duration_in_months`.")
 

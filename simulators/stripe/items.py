@@ -69,6 +69,8 @@ def change(world: World, subscription: Object, item: Object, entry: Mapping[str,
         item["quantity"] = None
     else:
         item["quantity"] = entry.get("quantity", item.get("quantity") or 1)
+        if item["quantity"] < 0:
+            raise invalid(f"{param}[quantity]", "Invalid non-negative integer", "parameter_invalid_integer")
     if "discounts" in entry:
         owner = {"customer": subscription["customer"], "subscription_item": item["id"]}
         item["discounts"] = discounts.redeem(world, entry["discounts"], f"{param}[discounts]", **owner)

@@ -21,6 +21,7 @@ PRICE = "price"
 _CURRENCY = re.compile(r"[a-z]{3}")
 _MAX_PLACES = 12
 _MAX_LOOKUP_KEY = 200
+_MAX_COUNTS = {"day": 3 * 365, "week": 3 * 52, "month": 3 * 12, "year": 3}
 
 INCLUDED[PRICE, "tiers"] = None
 INCLUDED[PRICE, "currency_options"] = None
@@ -117,6 +118,8 @@ def _check_scheme(params: Mapping[str, Any], param: str) -> None:
         )
     if "custom_unit_amount" in params or "currency_options" in params:
         raise invalid(_at(param, "custom_unit_amount"), "The simulator knows one amount in one currency only.")
+    if params.get("transform_quantity", {}).get("divide_by", 1) < 1:
+        raise invalid(_at(param, "transform_quantity[divide_by]"), "Invalid positive integer")
     if is_tiered and "transform_quantity" in params:
         raise invalid(_at(param, "transform_quantity"), "`transform_quantity` cannot be combined with `tiers`.")
 
@@ -131,9 +134,13 @@ def _recurring(world: World, given: Mapping[str, Any], param: str) -> Object:
         raise invalid(place, "Only a price with `usage_type=metered` can name a meter.")
     if meter is not None and world.get("billing.meter", meter, place)["status"] != "active":
         raise invalid(place, f"The meter {meter} is inactive.")
+    count = given.get("interval_count", 1)
+    if not 1 <= count <= _MAX_COUNTS[given["interval"]]:
+        message = f"Invalid interval_count: {count} {given['interval']}s; it is positive, and three years at most."
+        raise invalid(_at(param, "recurring[interval_count]"), message)
     return {
         "interval": given["interval"],
-        "interval_count": given.get("interval_count", 1),
+        "interval_count": count,
         "meter": meter,
         "trial_period_days": given.get("trial_period_days"),
         "usage_type": usage_type,

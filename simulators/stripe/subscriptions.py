@@ -203,6 +203,8 @@ def _made(world: World, customer: Object, params: Mapping[str, Any]) -> Object:
         items.set_period(item, Period(now, end))
     if "cancel_at" in params:
         subscription["cancel_at"] = resolve_cancel_at(subscription, params["cancel_at"])
+        if subscription["cancel_at"] <= now:
+            raise invalid("cancel_at", "The `cancel_at` timestamp must be in the future.")
     elif subscription["cancel_at_period_end"]:
         subscription["cancel_at"] = items.period_of_subscription(subscription).end
     return subscription

@@ -112,6 +112,10 @@ def test_metered_tiered_price_shows_its_tiers_on_request(simulator: Simulator, p
         ({"recurring": {"interval": "month", "usage_type": "metered", "meter": "mtr_none"}}, "recurring[meter]"),
         ({"product_data": {"name": "x"}}, "product"),
         ({"lookup_key": "x" * 201}, "lookup_key"),
+        ({"recurring": {"interval": "month", "interval_count": 0}}, "recurring[interval_count]"),
+        ({"recurring": {"interval": "month", "interval_count": -1}}, "recurring[interval_count]"),
+        ({"recurring": {"interval": "month", "interval_count": 37}}, "recurring[interval_count]"),
+        ({"transform_quantity": {"divide_by": 0, "round": "up"}}, "transform_quantity[divide_by]"),
     ],
 )
 def test_what_does_not_go_together_is_refused(

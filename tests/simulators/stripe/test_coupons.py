@@ -28,6 +28,7 @@ def test_coupon_keeps_its_terms(simulator: Simulator) -> None:
         {"amount_off": 5},
         {"percent_off": 10, "duration": "repeating"},
         {"percent_off": 10, "duration": "once", "duration_in_months": 3},
+        {"percent_off": 10, "duration": "repeating", "duration_in_months": 0},
     ],
 )
 def test_terms_that_do_not_go_together_are_refused(simulator: Simulator, terms: dict[str, Any]) -> None:

@@ -133,6 +133,7 @@ def test_anchor_ahead_bills_the_time_until_then(simulator: Simulator) -> None:
         ([{"price": "week"}, {"price": "month"}], "multiples of the shortest"),
         ([{"price": "retired"}], "inactive"),
         ([{"quantity": 2}], "Missing required param"),
+        ([{"price": "month", "quantity": -1}], "non-negative"),
     ],
 )
 def test_items_that_cannot_stand_together_are_refused(
@@ -233,6 +234,12 @@ def test_time_before_the_anchor_is_billed_in_part_or_free(
     assert item_of(made, shop.month).current_period_end == at("2026-03-01")
     shop.go("2026-03-02")
     assert shop.invoices()[-1].total == 2_000
+
+
+def test_end_is_ahead(simulator: Simulator) -> None:
+    shop = Shop(simulator)
+    with pytest.raises(stripe.InvalidRequestError, match="in the future"):
+        shop.subscribe(cancel_at=at("2026-01-15"))
 
 
 @pytest.mark.parametrize("anchor", ["2026-01-14", "2026-02-15 00:01"])
