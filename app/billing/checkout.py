@@ -16,7 +16,7 @@ from datetime import datetime
 from typing import Any
 from uuid import UUID
 
-from sqlalchemy import select, update
+from sqlalchemy import select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app.billing import catalog
@@ -28,6 +28,12 @@ from app.config import Settings
 from app.db import Database
 from app.errors import BadRequest, Conflict, NotFound, StripeRefused, StripeUnavailable
 from app.tables import CatalogPrice, Org, Subscription
+
+_HAS_TRIED = text(
+    "SELECT EXISTS (SELECT FROM subscriptions WHERE org_id = :org_id) OR EXISTS (SELECT FROM subscriptions s"
+    " JOIN memberships m ON m.org_id = s.org_id JOIN users u ON u.id = m.user_id"
+    " WHERE u.email = lower(CAST(:email AS text)) AND m.role = 'owner' AND s.trial_end IS NOT NULL)"
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +109,7 @@ async def subscribe(
 ) -> str:
     """The address at which the customer pays for a plan; older ones of theirs end.
 
-    The first subscription of an organisation begins with the plan's trial.
+    It begins with the plan's trial for whoever ``may_try``.
 
     Args:
         database: Not open while Stripe is awaited.
@@ -125,13 +131,13 @@ async def subscribe(
     flat, usage = lookup_keys(plan, by)
     async with database.begin() as connection:
         past = list(await connection.scalars(select(Subscription.status).where(Subscription.org_id == buyer.org_id)))
+        days = plan.trial_days if await may_try(connection, buyer.org_id, buyer.email) else 0
         prices = await price_ids(connection, [flat, usage])
     _require_none(past)
     customer = await ensure_customer(database, gateway, buyer, now)
     await _end_older_checkouts(gateway, customer)
     # One that was paid for a moment ago, of which we have not been told yet; no older checkout can add to it now.
     _require_none(await _statuses(gateway, customer))
-    days = 0 if past else plan.trial_days
     session = {
         **_session(buyer, customer, "subscription"),
         "line_items": [{"price": prices[flat], "quantity": 1}, *([{"price": prices[usage]}] if by == "month" else [])],
@@ -140,6 +146,17 @@ async def subscribe(
         **_tax(settings),
     }
     return str((await gateway.create_checkout(session))["url"])
+
+
+async def may_try(connection: AsyncConnection, org_id: UUID, email: str | None) -> bool:
+    """Whether a subscription would begin with a trial: it is the first, and the person has not tried before.
+
+    Args:
+        connection: An open transaction.
+        org_id: The organisation.
+        email: Of who buys: one trial is enough for all the organisations that somebody owns; None: not known.
+    """
+    return not await connection.scalar(_HAS_TRIED, {"org_id": org_id, "email": email})
 
 
 async def buy_credit(

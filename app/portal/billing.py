@@ -36,6 +36,7 @@ async def show(request: Request) -> Response:
     async with database_of(request).begin() as connection:
         standing = await account.read_account(connection, user.org_id, datetime.now(UTC))
         invoices = await account.read_invoices(connection, user.org_id)
+        may_try = await checkout.may_try(connection, user.org_id, user.email)
     bought = request.query_params.get("bought")
     # Stripe's news of it may take a moment longer than the browser.
     is_awaited = bought == "subscription" and standing.held is None
@@ -46,6 +47,7 @@ async def show(request: Request) -> Response:
         account=standing,
         invoices=invoices,
         plans=[plan for plan in catalog.LISTED if plan.intervals],
+        may_try=may_try,
         credit_amounts=catalog.CREDIT_CENTS,
         grace_days=settings_of(request).billing_grace_days,
         is_sold=request.app.state.gateway is not None,

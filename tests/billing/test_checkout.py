@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
+from sqlalchemy import insert
 
 from app.billing import checkout
 from app.billing.checkout import Buyer
@@ -13,9 +14,9 @@ from app.billing.gateway import Gateway
 from app.config import Settings
 from app.db import Database
 from app.errors import BadRequest, Conflict, NotFound, StripeUnavailable
-from app.tables import new_id
+from app.tables import Membership, new_id
 from tests.billing.stripe_world import START, StripeWorld
-from tests.factories import make_org
+from tests.factories import make_org, make_user
 
 CARD = "4242 4242 4242 4242"
 BASE_URL = "https://portal.example"
@@ -155,6 +156,22 @@ async def test_who_has_had_one_gets_no_second_trial(stripe_world: StripeWorld, s
     await pay(await subscribe(stripe_world, settings, buyer))
     await stripe_world.settle()
     assert await stripe_world.budget(buyer.org_id) == ("starter", "active", None)
+
+
+@pytest.mark.parametrize(("role", "plan"), [("owner", "starter"), ("billing", "starter-trial")])
+async def test_who_has_tried_for_an_organisation_of_theirs_does_not_try_for_another(
+    stripe_world: StripeWorld, settings: Settings, role: str, plan: str
+) -> None:
+    first = await make_buyer(stripe_world)
+    await pay(await subscribe(stripe_world, settings, first))
+    await stripe_world.settle()
+    person = await make_user(stripe_world.database, first.org_id, "a@acme.example", role)
+    second = await make_buyer(stripe_world)
+    async with stripe_world.database.begin() as connection:
+        await connection.execute(insert(Membership).values(org_id=second.org_id, user_id=person, role="owner"))
+    await pay(await subscribe(stripe_world, settings, second))
+    await stripe_world.settle()
+    assert await stripe_world.budget(second.org_id) == (plan, "active", None)
 
 
 async def test_a_new_checkout_ends_the_older_one(stripe_world: StripeWorld, settings: Settings) -> None:

@@ -155,6 +155,17 @@ async def test_an_end_is_planned_and_withdrawn(owner: Browser, acme: UUID, strip
     assert found == ["checkout.open", "subscription.cancel", "subscription.resume"]
 
 
+async def test_a_trial_is_promised_to_whom_it_is_given(owner: Browser, stripe_world: StripeWorld) -> None:
+    assert "14 days free" in await owner.page("/billing")
+    await subscribe(owner, stripe_world)
+    (subscription,) = stripe_world.v1.subscriptions.list().data
+    stripe_world.v1.subscriptions.cancel(subscription.id)
+    await stripe_world.settle()
+    page = await owner.page("/billing")
+    assert "$19.00" in page
+    assert "days free" not in page
+
+
 async def test_cards_are_changed_at_stripe(owner: Browser, stripe_world: StripeWorld) -> None:
     await subscribe(owner, stripe_world)
     answer = await owner.send_form("/billing/portal", "/billing")
