@@ -51,6 +51,7 @@ _WAITING = text(
 _CLAIMED_VALUE = text(
     "SELECT COALESCE(SUM(value), 0) FROM stripe_meter_outbox"
     " WHERE org_id = :org_id AND event_ts >= :start AND event_ts < :end AND replaces IS NULL"
+    " AND state <> 'written_off'"
 )
 # By what claimed them: late rows are on the invoice of the period that claimed them.
 _CLAIMED = text(
@@ -58,6 +59,7 @@ _CLAIMED = text(
     f" SUM(u.output_tokens)::bigint AS output_tokens, SUM({COST}) AS cost"
     f" FROM stripe_meter_outbox o JOIN usage_events u ON u.claim_id = o.id AND u.org_id = o.org_id {PRICED}"
     " WHERE o.org_id = :org_id AND o.event_ts >= :start AND o.event_ts < :end AND o.replaces IS NULL"
+    " AND o.state <> 'written_off'"
     " AND u.billed_at < :end GROUP BY u.model, u.kind ORDER BY u.model, u.kind"
 )
 

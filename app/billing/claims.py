@@ -12,6 +12,7 @@ What costs more than one meter event can say becomes several of the same window.
 Nothing here talks to Stripe: what is claimed, ``app.billing.outbox`` sends.
 """
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -184,6 +185,32 @@ async def flush(database: Database, org_id: UUID, now: datetime) -> None:
         await _claim_all(database, period, now, cut, cuts=period.period_end > now)
 
 
+async def lock(connection: AsyncConnection, org_id: UUID) -> None:
+    """Lets nobody else claim rows of the organisation until the transaction ends."""
+    await connection.execute(_LOCK, {"org_id": org_id})
+
+
+async def write_off_rest(connection: AsyncConnection, period: Row[Any]) -> int:
+    """Claims what is left of a period that is over, in meter events that nobody sends.
+
+    Args:
+        connection: An open transaction that holds the organisation's ``lock``.
+        period: Its ``period_start`` and ``period_end``, ``org_id``, ``subscription_id`` and ``stripe_customer_id``.
+
+    Returns:
+        What it cost, in 10^-9 USD.
+
+    Raises:
+        DataError: Rows have no price.
+    """
+    rest = Window(period.period_start, period.period_end)
+    total, is_all = 0, False
+    while not is_all:
+        value, is_all = await _claim(connection, period, rest, rest, "written_off")
+        total += value
+    return total
+
+
 async def value_between(connection: AsyncConnection, subscription_id: UUID, start: datetime, end: datetime) -> int:
     """What has been claimed for a period and is Stripe's to bill in it, in 10^-9 USD.
 
@@ -250,7 +277,7 @@ async def _claim_next(
     connection: AsyncConnection, stale: Row[Any], now: datetime, until: datetime, *, cuts: bool
 ) -> bool:
     """Closes the next window of a period that has something in it; whether there may be more."""
-    await connection.execute(_LOCK, {"org_id": stale.org_id})
+    await lock(connection, stale.org_id)
     key = {"subscription_id": stale.subscription_id, "period_start": stale.period_start}
     period = (await connection.execute(_OPEN_ONE, key)).one_or_none()
     if period is None or period.claimed_until >= until:
@@ -275,21 +302,25 @@ async def _claim_next(
     if window.end > end:
         await connection.execute(_MOVE, {**key, "until": start})
         return False
-    if await _claim(connection, period, window, span):
+    _, is_all = await _claim(connection, period, window, span)
+    if is_all:
         await connection.execute(_MOVE, {**key, "until": window.end})
     return True
 
 
-async def _claim(connection: AsyncConnection, period: Row[Any], window: Window, span: Window) -> bool:
-    """Makes a meter event of what a window has, or of as much as one can say; whether that was all."""
+async def _claim(
+    connection: AsyncConnection, period: Row[Any], window: Window, span: Window, state: str = "pending"
+) -> tuple[int, bool]:
+    """Makes a meter event of what a window has, or of as much as one can say; its value, and whether that was all."""
     claim_id = new_id()
     wanted = Window(span.start, min(window.end, span.end))
     cost, until = await _mark_most(connection, claim_id, period.org_id, wanted)
     value, rest = divmod(cost, PICO_USD_PER_NANO_USD)
     assert rest == 0, "the list of prices has multiples of 1,000 only"
     if value:
-        await _put_out(connection, period, window, claim_id, value)
-    return until == wanted.end
+        row = {"id": claim_id, "value": value, "state": state}
+        await _put_out(connection, period, window, row)
+    return value, until == wanted.end
 
 
 async def _mark_most(connection: AsyncConnection, claim_id: UUID, org_id: UUID, wanted: Window) -> tuple[int, datetime]:
@@ -312,17 +343,18 @@ async def _mark_most(connection: AsyncConnection, claim_id: UUID, org_id: UUID, 
         end = first + (end - first) / 2
 
 
-async def _put_out(connection: AsyncConnection, period: Row[Any], window: Window, claim_id: UUID, value: int) -> None:
+async def _put_out(
+    connection: AsyncConnection, period: Row[Any], window: Window, claimed: Mapping[str, object]
+) -> None:
     bind = {"org_id": period.org_id, "meter": METER, "window_start": window.start}
     seq = int((await connection.execute(_SEQ, bind)).scalar_one())
     row = {
         **bind,
-        "id": claim_id,
+        **claimed,
         "subscription_id": period.subscription_id,
         "stripe_customer_id": period.stripe_customer_id,
         "window_end": window.end,
         "seq": seq,
-        "value": value,
         "event_ts": window.event_ts,
         "identifier": identifier(period.org_id, METER, window.start, seq),
         # Stripe's test clocks know another present than the database.

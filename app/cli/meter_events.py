@@ -60,6 +60,21 @@ def write_off(
     print(f"{_usd(with_database(run))} USD at list price are not charged.")
 
 
+@app.command("write-off-usage", epilog='Example: tollgate billing meter-events write-off-usage ORG --note "two cents"')
+def write_off_usage(
+    org: Annotated[UUID, typer.Argument(metavar="ORG", help="Whose usage is on no invoice.", show_default=False)],
+    note: Annotated[str, typer.Option(help="Why; the audit log keeps it.", show_default=False)],
+) -> None:
+    """Charge nobody for usage that came too late for its last invoice, as the doctor names it; cannot be taken back."""
+    from app.billing import write_offs
+
+    async def run(database: "Database", _: "Settings") -> int:
+        async with database.begin() as connection:
+            return await write_offs.write_off_usage(connection, org, note)
+
+    print(f"{_usd(with_database(run))} USD at list price are not charged.")
+
+
 def _usd(nano_usd: int) -> str:
     whole, rest = divmod(nano_usd, _NANO_USD_PER_USD)
     return f"{whole}.{rest:09}"

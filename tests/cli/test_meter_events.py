@@ -8,8 +8,8 @@ import pytest
 from app.config import Settings
 from app.db import Database
 from app.tables import new_id
-from tests.billing.metered import make_customer
-from tests.billing.test_write_offs import refuse
+from tests.billing.metered import START, make_customer, use
+from tests.billing.test_write_offs import end_subscription, refuse
 from tests.cli.test_cli import call
 
 
@@ -48,3 +48,21 @@ def test_what_was_refused_is_listed_and_written_off(
 
 def test_what_there_is_not_is_not_written_off(refused: UUID, monkeypatch: pytest.MonkeyPatch) -> None:
     assert call(monkeypatch, "billing", "meter-events", "write-off", str(new_id()), "--note", "gone") == 1
+
+
+def test_usage_that_came_too_late_is_written_off(
+    refused: UUID, settings: Settings, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    async def come_too_late() -> UUID:
+        assert settings.database_url is not None
+        database = Database.connect(settings.database_url)
+        customer = await make_customer(database)
+        await end_subscription(database, customer)
+        await use(database, customer.org_id, START)
+        await database.aclose()
+        return customer.org_id
+
+    arguments = ("billing", "meter-events", "write-off-usage", str(asyncio.run(come_too_late())), "--note", "little")
+    assert call(monkeypatch, *arguments) == 0
+    assert capsys.readouterr().out.endswith("0.000000150 USD at list price are not charged.\n")
+    assert call(monkeypatch, *arguments) == 1
