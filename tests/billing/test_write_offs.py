@@ -141,10 +141,11 @@ async def test_more_than_an_event_can_say_is_written_off_in_several(database: Da
 async def test_what_will_be_on_an_invoice_is_not_written_off(database: Database) -> None:
     """Of a subscription that goes on, and of a newer one that took over."""
     going_on, customer = await make_customer(database), await make_customer(database)
+    await end_subscription(database, customer)
+    # Of the one that goes on, nobody has heard of the renewal yet.
     await use(database, going_on.org_id, START)
     with pytest.raises(Conflict):
         await write_off_usage(database, going_on)
-    await end_subscription(database, customer)
     second = await make_subscription(database, customer.org_id, START + MINUTE)
     await make_period(database, second, START + MINUTE, START + 2 * MONTH)
     await use(database, customer.org_id, START, START + MINUTE)
