@@ -33,8 +33,9 @@ _ENDED = text(
     " ON t.id = f.subscription_id WHERE t.org_id = s.org_id AND t.id <> s.id AND NOT f.is_trial"
     " AND f.period_start > p.period_start)) AS period_end"
     " FROM metering_periods p JOIN subscriptions s ON s.id = p.subscription_id"
-    " WHERE s.org_id = :org_id AND s.ended_at IS NOT NULL AND NOT p.is_trial AND NOT EXISTS (SELECT 1 FROM metering_periods o"
-    " WHERE o.subscription_id = s.id AND NOT o.is_trial AND o.claimed_until < o.period_end) ORDER BY p.period_start"
+    " WHERE s.org_id = :org_id AND s.ended_at IS NOT NULL AND NOT p.is_trial"
+    " AND NOT EXISTS (SELECT 1 FROM metering_periods o WHERE o.subscription_id = s.id AND NOT o.is_trial"
+    " AND o.claimed_until < o.period_end) ORDER BY p.period_start"
 )
 
 
