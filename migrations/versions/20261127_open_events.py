@@ -10,8 +10,7 @@ depends_on = None
 
 
 def upgrade() -> None:
-    # Only the worker writes here, and may wait.
-    op.drop_index("ix_stripe_meter_outbox_due", "stripe_meter_outbox")
+    # Only the worker writes here, and may wait; pages go on reading.
     op.create_index(
         "ix_stripe_meter_outbox_open",
         "stripe_meter_outbox",
@@ -24,6 +23,8 @@ def upgrade() -> None:
     by_time("stripe_meter_outbox", "event_ts")
     # A webhook waits for a second; one that was not answered is sent again.
     by_time("stripe_events", "received_at")
+    # Last: from here on readers wait as well.
+    op.drop_index("ix_stripe_meter_outbox_due", "stripe_meter_outbox")
 
 
 def by_time(table: str, column: str) -> None:
