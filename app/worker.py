@@ -1,8 +1,8 @@
 """Periodic jobs beside the request path: partitions, rollups, retention, logins, last use of keys, and Stripe.
 
-Each job is one transaction and may run twice, late or in several workers at once. A
-job that fails is logged and counted, and tried again at its next turn; this loop is
-one of the three edges at which any exception is caught.
+Each job is one transaction, or one for each of those that it looks at, and may run twice, late or in
+several workers at once. A job that fails is logged and counted, and tried again at its
+next turn; this loop is one of the three edges at which any exception is caught.
 """
 
 import asyncio
