@@ -110,7 +110,7 @@ async def test_a_plan_is_bought_at_stripe(owner: Browser, acme: UUID, stripe_wor
     await pay(await owner.send_form("/billing/subscribe", "/billing", plan="growth", interval="month"))
     # The browser is back before the webhook is.
     page = await owner.page("/billing?bought=subscription")
-    assert '<meta http-equiv="refresh" content="3">' in page
+    assert '<meta http-equiv="refresh" content="3;url=/billing?bought=subscription&amp;look=2">' in page
     await stripe_world.settle()
     page = await owner.page("/billing?bought=subscription")
     assert "http-equiv" not in page
