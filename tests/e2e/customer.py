@@ -12,7 +12,7 @@ from playwright.async_api import Browser, Locator, Page, expect
 
 from tests.fakes import until
 from tests.installation import Installation
-from tests.portal.test_browser import PICTURES, Watch
+from tests.portal.test_browser import PICTURES, Watch, faults_of
 
 WIDTHS = (375, 768, 1440)
 LONGEST_MS = 60_000
@@ -30,7 +30,7 @@ class Customer:
         name: Of the folder of their pictures.
 
     Attributes:
-        problems: What the browser complained of, and pages wider than the screen.
+        problems: What the browser complained of, and what a designer would mend of the pages.
     """
 
     def __init__(self, page: Page, mail_dir: Path, email: str, name: str) -> None:
@@ -42,12 +42,12 @@ class Customer:
         shutil.rmtree(self._folder, ignore_errors=True)
         self._numbers = count(1)
         self._watch = Watch(page)
-        self._too_wide: list[str] = []
+        self._faults: list[str] = []
 
     @property
     def problems(self) -> list[str]:
-        """What the browser complained of, and pages that were wider than the screen."""
-        return self._watch.complaints + self._too_wide
+        """What the browser complained of, and what was too wide, too low to press or broken within a word."""
+        return self._watch.complaints + self._faults
 
     async def see(self, name: str) -> None:
         """Takes a picture at each width."""
@@ -55,8 +55,7 @@ class Customer:
         for width in WIDTHS:
             await self.page.set_viewport_size({"width": width, "height": 900})
             await self.page.screenshot(path=self._folder / str(width) / f"{number:02}-{name}.png", full_page=True)
-            if await self.page.evaluate("document.documentElement.scrollWidth > innerWidth"):
-                self._too_wide.append(f"{name} is wider than {width}")
+            self._faults += await faults_of(self.page, name, width)
 
     async def press(self, name: str) -> None:
         """A button of the page's content."""

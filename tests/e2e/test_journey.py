@@ -316,6 +316,10 @@ async def read_it_in_chinese(ada: Customer) -> None:
     for path in ("/overview", "/keys", "/usage", "/playground", "/billing", "/limits", "/members", "/audit"):
         await ada.page.goto(path)
         await ada.see(f"chinese-{path.strip('/')}")
+        menu = await ada.page.get_by_role("navigation").get_by_role("link").all_inner_texts()
+        assert [label for label in menu if not re.search("[一-鿿]", label)] == ["English"], path
+        heads = await ada.main.locator("h2, thead th, label, dt").all_inner_texts()
+        assert {text for text in heads if text and not re.search("[一-鿿]", text)} <= {"Token", "top_p"}, path
         assert await ada.main.get_by_text(re.compile(r"\bpaid\b|Growth")).count() == 0, path
 
 
