@@ -36,7 +36,7 @@ def redeem(
         StripeError: As `resolve`, with nothing redeemed.
     """
     customer = world.find("customer", belongs_to.get("customer"))
-    found = []
+    found: list[Object | tuple[Object, Object | None]] = []
     for index, entry in enumerate(given or ()):
         place = f"{param}[{index}]"
         if entry.get("discount"):

@@ -113,7 +113,8 @@ class Hazards:
 
 
 def _check(hazard: Hazard) -> None:
-    if hazard.times is not None and not (isinstance(hazard.times, int) and hazard.times >= 0):
+    times: Any = hazard.times
+    if times is not None and not (isinstance(times, int) and times >= 0):
         raise invalid("times", "A hazard strikes a whole number of times, or without end.")
     for name, most in (("rate", 1), ("seconds", 24 * 3600)):
         value = getattr(hazard, name)

@@ -92,7 +92,8 @@ def test_rate_limit_is_not_stored(simulator: Simulator) -> None:
     simulator.hazard("rate_limit_429", times=1)
     with pytest.raises(stripe.RateLimitError) as caught:
         simulator.v1.customers.create({"name": "Acme"}, {"idempotency_key": "k1"})
-    assert (caught.value.error.code, caught.value.error.type) == ("rate_limit", "invalid_request_error")
+    error = caught.value.json_body["error"]  # type: ignore[index]
+    assert (error["code"], error["type"]) == ("rate_limit", "invalid_request_error")
     assert simulator.v1.customers.create({"name": "Acme"}, {"idempotency_key": "k1"}).name == "Acme"
 
 
