@@ -69,7 +69,9 @@ class Courier:
         """Deliver what is due, until cancelled; looks at the clock every so often, and at once after `collect`."""
         while True:
             with contextlib.suppress(TimeoutError):
-                await asyncio.wait_for(self._is_waiting.wait(), tick_s)
+                # wait_for of Python 3.11 may lose the cancellation that ends this.
+                async with asyncio.timeout(tick_s):
+                    await self._is_waiting.wait()
             self._is_waiting.clear()
             try:
                 await self.deliver()

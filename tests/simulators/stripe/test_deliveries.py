@@ -1,9 +1,13 @@
 """Events on their way to an endpoint."""
 
+import asyncio
+
 import httpx
 import pytest
 import stripe
 
+from simulators.stripe.deliveries import Courier
+from simulators.stripe.world import World
 from tests.simulators.stripe.simulator import SECRET, Simulator, running
 
 
@@ -172,3 +176,17 @@ def test_event_goes_past_the_proxy_that_leads_out_of_the_machine(monkeypatch: py
         simulator.v1.customers.create({"name": "Acme"})
         simulator.flush()
         assert simulator.receiver.types == ["customer.created"] * 2
+
+
+async def test_whoever_delivers_ends_when_told_whatever_happens_at_that_moment() -> None:
+    async with httpx.AsyncClient(trust_env=False) as client:
+        for num_rounds in range(8):
+            courier = Courier(World(), client, lambda: None)
+            delivering = asyncio.create_task(courier.run())
+            await asyncio.sleep(0)
+            await asyncio.sleep(0)
+            courier._is_waiting.set()
+            for _ in range(num_rounds):
+                await asyncio.sleep(0)
+            delivering.cancel()
+            assert await asyncio.wait({delivering}, timeout=5) == ({delivering}, set())
