@@ -26,6 +26,7 @@ from app.modeling.tokenizer import BYTE_OF_CHARACTER
 from app.modeling.tokenizer import Tokenizer as ServedTokenizer
 from app.rpc import engine_pb2 as pb
 from app.rpc import engine_pb2_grpc
+from tests.serving import Server
 
 CONTEXT = 128
 BOS = 256
@@ -258,18 +259,6 @@ async def serving(settings: Settings, database: Database, **overrides: Any) -> A
             for client in world.clients:
                 await client.close()
     finally:
-        web.should_exit = True
+        web.end()
         await task
         await server.stop(None)
-
-
-class Server(uvicorn.Server):
-    """uvicorn that says when it listens."""
-
-    def __init__(self, config: uvicorn.Config) -> None:
-        super().__init__(config)
-        self.ready = asyncio.Event()
-
-    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
-        await super().startup(sockets)
-        self.ready.set()

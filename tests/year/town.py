@@ -23,7 +23,7 @@ from app.config import Settings
 from app.db import Database
 from app.main import create_app
 from app.supervise import follow_parent
-from tests.api.world import Server
+from tests.serving import Server
 
 ROOT = Path(__file__).parents[2]
 GOOD_CARD = "4242 4242 4242 4242"
@@ -126,7 +126,7 @@ async def _api(settings: Settings, listener: socket.socket) -> AsyncIterator[Non
     try:
         yield
     finally:
-        server.should_exit = True
+        server.end()
         await task
 
 

@@ -15,6 +15,7 @@ import uvicorn
 from simulators.stripe import webhook_endpoints
 from simulators.stripe.app import create_app
 from simulators.stripe.world import World
+from tests.serving import Server
 
 SECRET = "whsec_test"
 API_KEY = "sk_test_simulated"
@@ -125,7 +126,7 @@ def running(world: World | None = None, **options: Any) -> Iterator[Simulator]:
     webhook_endpoints.start_with(world, receiver.url, SECRET)
     listener = socket.create_server(("127.0.0.1", 0))
     world.base_url = f"http://127.0.0.1:{listener.getsockname()[1]}"
-    server = uvicorn.Server(uvicorn.Config(create_app(world, **options), log_level="critical"))
+    server = Server(uvicorn.Config(create_app(world, **options), log_level="critical"))
     thread = threading.Thread(target=server.run, kwargs={"sockets": [listener]})
     thread.start()
     simulator = Simulator(world.base_url, world, receiver)
@@ -133,6 +134,6 @@ def running(world: World | None = None, **options: Any) -> Iterator[Simulator]:
         yield simulator
     finally:
         simulator.close()
-        server.should_exit = True
+        server.end()
         thread.join()
         receiver.close()
