@@ -17,6 +17,7 @@ from app.errors import BadRequest, Conflict, NotFound, StripeUnavailable
 from app.tables import Membership, new_id
 from tests.billing.stripe_world import START, StripeWorld
 from tests.factories import make_org, make_user
+from tests.simulators.stripe.simulator import Simulator
 
 CARD = "4242 4242 4242 4242"
 BASE_URL = "https://portal.example"
@@ -294,6 +295,14 @@ async def test_stripes_portal_opens_as_we_have_set_it_up(stripe_world: StripeWor
         page = await browser.get(url)
     assert page.status_code == 200
     assert f"{BASE_URL}/billing" in page.text
+
+
+async def test_without_our_configuration_stripes_portal_opens_as_the_account_has_it(
+    database: Database, gateway: Gateway, simulator: Simulator
+) -> None:
+    simulator.v1.billing_portal.configurations.create({"features": {"invoice_history": {"enabled": True}}})
+    buyer = Buyer(await make_org(database), None, BASE_URL)
+    assert await checkout.open_portal(database, gateway, buyer, START)
 
 
 async def test_what_needs_no_price_of_usage_gets_none(stripe_world: StripeWorld) -> None:
