@@ -127,7 +127,9 @@ class Recording:
         is_mine = True
         while is_mine:
             with suppress(TimeoutError):
-                await asyncio.wait_for(self._has_news.wait(), _EXTEND_S)
+                # wait_for of Python 3.11 may lose the cancellation that ends this, and its caller waits for it.
+                async with asyncio.timeout(_EXTEND_S):
+                    await self._has_news.wait()
             self._has_news.clear()
             try:
                 async with self._lock:

@@ -8,8 +8,11 @@ from typing import Any
 import httpx
 import pytest
 from sqlalchemy import text
+from starlette.types import Message
 
 from app import auth, idempotency, worker
+from app.api.middleware import RequestRecord
+from app.api.recording import Recording
 from app.billing.check import examine
 from app.billing.doctor import CHECKS
 from app.config import Settings
@@ -297,6 +300,27 @@ async def test_the_official_client_repeats_a_request(world: World) -> None:
     answers = [await client.completions.create(model="bytes", prompt="a", extra_headers=ONCE) for _ in range(2)]
     assert answers[0] == answers[1]
     assert len(await world.usage_rows()) == 1
+
+
+async def test_what_is_cut_off_ends_whatever_happens_at_that_moment(database: Database) -> None:
+    async def forward(_: Message) -> None:
+        """To nobody."""
+
+    org_id = await make_org(database)
+    for num_rounds in range(8):
+        asked = idempotency.Asked(org_id, f"k{num_rounds}", bytes(32), new_id(), worker.utc_now())
+        async with database.begin() as connection:
+            claim = await idempotency.claim(connection, asked)
+        assert isinstance(claim, idempotency.Claim)
+        with pytest.raises(ConnectionResetError):
+            async with asyncio.timeout(10), Recording(database, claim.run_id, forward, RequestRecord()) as recording:
+                await asyncio.sleep(0)
+                await asyncio.sleep(0)
+                await recording.send({"type": "http.response.start", "status": 200, "headers": []})
+                await recording.send({"type": "http.response.body", "body": b"Hel", "more_body": True})
+                for _ in range(num_rounds):
+                    await asyncio.sleep(0)
+                raise ConnectionResetError
 
 
 async def test_who_has_lost_the_claim_writes_nothing(database: Database) -> None:
