@@ -12,6 +12,7 @@ from app.accounts.users import emails_of
 from app.audit import Entry
 from app.errors import BadRequest
 from app.keys import find_keys
+from app.portal.i18n import Language, language_of
 from app.portal.page import PageRoute, render
 from app.portal.session import database_of, require_user
 
@@ -19,6 +20,8 @@ PAGE_ENTRIES = 50
 PERSON = "user:"
 KEY = "key:"
 _MAX_ID_DIGITS = 18
+_AMOUNTS = frozenset({"spend_cap", "monthly_cap", "credit_added"})
+"""What the log has in 10^-12 USD."""
 
 router = APIRouter(include_in_schema=False, route_class=PageRoute)
 
@@ -39,13 +42,14 @@ async def show_audit_log(request: Request) -> Response:
         shown = entries[:PAGE_ENTRIES]
         emails = await emails_of(connection, _ids(shown, PERSON))
         keys = await find_keys(connection, user.org_id, _ids(shown, KEY))
+    language = language_of(request)
     return render(
         request,
         "audit.html",
         entries=shown,
         people={f"{PERSON}{id}": email for id, email in emails.items()},
         keys={f"{KEY}{key.id}": key.label for key in keys},
-        changes={entry.id: _changes(entry.before, entry.after) for entry in shown},
+        changes={entry.id: _changes(entry.before, entry.after, language) for entry in shown},
         with_sessions=with_sessions,
         is_first=not before,
         next_before=shown[-1].id if len(entries) > PAGE_ENTRIES else None,
@@ -66,17 +70,23 @@ def _ids(entries: Sequence[Entry], kind: str) -> set[UUID]:
     return {UUID(name.removeprefix(kind)) for name in named if name.startswith(kind)}
 
 
-def _changes(before: Mapping[str, Any] | None, after: Mapping[str, Any] | None) -> list[tuple[str, str, str]]:
+def _changes(
+    before: Mapping[str, Any] | None, after: Mapping[str, Any] | None, language: Language
+) -> list[tuple[str, str, str]]:
     """Name, old value and new value of each part that differs; empty where there was or is none."""
     old, new = before or {}, after or {}
     return [
-        (name, _text(old.get(name)), _text(new.get(name)))
+        (name, _text(name, old.get(name), language), _text(name, new.get(name), language))
         for name in sorted({*old, *new})
         if old.get(name) != new.get(name)
     ]
 
 
-def _text(value: object) -> str:
+def _text(name: str, value: object, language: Language) -> str:
     if value is None:
         return ""
+    if name in _AMOUNTS and isinstance(value, int):
+        return language.dollars(value)
+    if isinstance(value, list) and all(isinstance(one, str) for one in value):
+        return ", ".join(value)
     return value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)

@@ -34,6 +34,21 @@ async def test_what_changed_is_shown_newest_first(world: World, org_id: UUID) ->
     assert "Stripe" in page
 
 
+async def test_amounts_and_lists_are_shown_as_a_person_writes_them(world: World, org_id: UUID) -> None:
+    before = {"spend_cap": 0, "monthly_cap": None, "scopes": ["generation"], "is_new": False}
+    after = {"spend_cap": 40 * 10**12, "monthly_cap": 2_500_000, "scopes": ["usage", "keys"], "is_new": True}
+    await write(world, org_id, "budget.set", before=before, after=after)
+    async with member(world, org_id) as owner:
+        page = (await owner.get("/audit")).text
+    for shown in (
+        "spend_cap: <del>$0.00</del> <ins>$40.00</ins>",
+        "monthly_cap: <ins>$0.000002</ins>",
+        "scopes: <del>generation</del> <ins>usage, keys</ins>",
+        "is_new: <del>false</del> <ins>true</ins>",
+    ):
+        assert shown in page
+
+
 async def test_people_are_named(world: World, org_id: UUID) -> None:
     async with member(world, org_id, email="person@acme.example") as owner:
         await owner.submit("/members", "/members/invite", email="new@customer.example", role="viewer")
