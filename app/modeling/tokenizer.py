@@ -9,6 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
+from os.path import commonprefix
 from pathlib import Path
 from typing import Any
 
@@ -156,7 +157,8 @@ class Detokenizer:
 
     Decoding a token alone loses spaces and splits characters, so each step
     decodes a short window twice, without and with the new token, and emits the
-    difference once it ends in a whole character.
+    difference once it ends in a whole character. A character that the prompt has
+    begun is the answer's as soon as it is whole.
     """
 
     def __init__(self, tokenizer: Tokenizer, prompt_ids: Sequence[int]) -> None:
@@ -168,9 +170,10 @@ class Detokenizer:
     def push(self, token_id: int) -> str:
         """Text that became certain with this token; empty while a character is unfinished."""
         self._ids.append(token_id)
-        text = self._unshown()
-        if text.endswith(REPLACEMENT):
+        whole = self._tokenizer.decode(self._ids[self._window_start :])
+        if whole.endswith(REPLACEMENT):
             return ""
+        text = _new_text(self._shown(), whole)
         self._mark_shown()
         return text
 
@@ -187,22 +190,21 @@ class Detokenizer:
         text = self._tokenizer.decode([*window, *token_ids])
         if text.endswith(REPLACEMENT) or len(text) <= len(self._tokenizer.decode([*window, *token_ids[:-1]])):
             return ""
-        shown = self._tokenizer.decode(window[: self._num_shown - self._window_start])
+        text = _new_text(self._shown(), text)
         self._ids += token_ids
         self._mark_shown()
-        return text[len(shown) :]
+        return text
 
     def flush(self) -> str:
         """What was held back, at the end of the answer; an unfinished character shows as U+FFFD."""
         if self._num_shown == len(self._ids):
             return ""
-        text = self._unshown()
+        text = _new_text(self._shown(), self._tokenizer.decode(self._ids[self._window_start :]))
         self._mark_shown()
         return text
 
-    def _unshown(self) -> str:
-        shown = self._tokenizer.decode(self._ids[self._window_start : self._num_shown])
-        return self._tokenizer.decode(self._ids[self._window_start :])[len(shown) :]
+    def _shown(self) -> str:
+        return self._tokenizer.decode(self._ids[self._window_start : self._num_shown])
 
     def _mark_shown(self) -> None:
         self._window_start, self._num_shown = self._num_shown, len(self._ids)
@@ -253,6 +255,13 @@ def read_chat_template(directory: Path) -> str | None:
     if isinstance(template, list):  # several, by name
         template = next((t["template"] for t in template if t.get("name") == "default"), None)
     return template
+
+
+def _new_text(shown: str, whole: str) -> str:
+    if whole.startswith(shown):
+        return whole[len(shown) :]
+    # What was shown ended inside a character, which has become another text.
+    return whole[len(commonprefix((shown, whole))) :]
 
 
 def _token_string(token: str | Mapping[str, Any] | None) -> str:

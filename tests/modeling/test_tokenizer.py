@@ -64,6 +64,7 @@ def test_streamed_pieces_join_to_the_whole_text_and_never_show_half_a_character(
 @given(prompt=SOME_IDS, chunks=st.lists(SOME_IDS, max_size=4))
 @example(prompt=[], chunks=[[195, 169, 97], [188, 259, 260, 188]])
 @example(prompt=[256, 195], chunks=[[169, 97]])
+@example(prompt=[169], chunks=[[230, 230, 195]])
 def test_text_does_not_depend_on_how_tokens_come_together(
     tokenizer: Tokenizer, prompt: list[int], chunks: list[list[int]]
 ) -> None:
@@ -73,6 +74,14 @@ def test_text_does_not_depend_on_how_tokens_come_together(
         shown += together.push_all(chunk) or "".join(map(together.push, chunk))
         expected += "".join(map(alone.push, chunk))
     assert shown + together.flush() == expected + alone.flush()
+
+
+@pytest.mark.parametrize("tokenizer", [BYTE_LEVEL, BYTE_FALLBACK], ids=["bytes", "fallback"])
+def test_a_character_that_the_prompt_has_begun_is_shown_when_it_is_whole(tokenizer: Tokenizer) -> None:
+    begun, *rest = [token for token in tokenizer.encode("☃") if len(tokenizer.token_bytes(token) or b"") == 1]
+    detokenizer = tokenizer.detokenizer([begun])
+
+    assert [detokenizer.push(token) for token in rest] == ["", "☃"]
 
 
 def test_answer_that_ends_inside_a_character_shows_the_replacement_at_its_end() -> None:
