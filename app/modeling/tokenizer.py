@@ -9,7 +9,7 @@ import json
 import re
 from collections.abc import Mapping, Sequence
 from functools import cached_property
-from os.path import commonprefix
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -261,7 +261,8 @@ def _new_text(shown: str, whole: str) -> str:
     if whole.startswith(shown):
         return whole[len(shown) :]
     # What was shown ended inside a character, which has become another text.
-    return whole[len(commonprefix((shown, whole))) :]
+    same = takewhile(lambda pair: pair[0] == pair[1], zip(shown, whole, strict=False))
+    return whole[len([*same]) :]
 
 
 def _token_string(token: str | Mapping[str, Any] | None) -> str:
