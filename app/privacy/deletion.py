@@ -16,6 +16,7 @@ from uuid import UUID
 from sqlalchemy import delete, select, text, update
 from sqlalchemy.ext.asyncio import AsyncConnection
 
+from app.billing.turns import Turns
 from app.db import Database
 from app.errors import Conflict, NotFound
 from app.tables import Membership, Org, Subscription, User
@@ -75,16 +76,23 @@ async def call_off(connection: AsyncConnection, org_id: UUID) -> None:
 
 
 async def delete_due(database: Database, now: datetime) -> int:
-    """Deletes those whose time has come, a transaction for each; returns how many."""
+    """Deletes those whose time has come, a transaction for each; returns how many.
+
+    Raises:
+        DBAPIError: One could not be deleted; the others are.
+    """
     async with database.begin() as connection:
         org_ids = (await connection.execute(_DUE, {"now": now})).scalars().all()
     num_deleted = 0
+    turns = Turns("org.deletion_failed")
     for org_id in org_ids:
-        async with database.begin() as connection:
-            is_deleted = await _delete(connection, org_id, now)
-        if is_deleted:
-            log.info("org.deleted", org_id=str(org_id))
-        num_deleted += is_deleted
+        with turns.of(org_id=str(org_id)):
+            async with database.begin() as connection:
+                is_deleted = await _delete(connection, org_id, now)
+            if is_deleted:
+                log.info("org.deleted", org_id=str(org_id))
+            num_deleted += is_deleted
+    turns.end()
     return num_deleted
 
 

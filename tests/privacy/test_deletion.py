@@ -6,6 +6,7 @@ from uuid import UUID
 
 import pytest
 from sqlalchemy import insert, text
+from sqlalchemy.exc import IntegrityError
 
 from app.config import Settings
 from app.db import Database
@@ -164,6 +165,22 @@ async def test_a_subscription_that_began_meanwhile_is_waited_for(database: Datab
     async with database.begin() as connection:
         await connection.execute(text("UPDATE subscriptions SET status = 'canceled'"))
     assert await deletion.delete_due(database, LATER) == 1
+
+
+async def test_one_that_cannot_be_deleted_keeps_nobody_else(database: Database) -> None:
+    stuck, other = await make_org(database), await make_org(database, "Other")
+    for org_id in (stuck, other):
+        await ask(database, org_id)
+    async with database.begin() as connection:
+        await connection.execute(text("CREATE TABLE held (org_id uuid REFERENCES orgs)"))
+        await connection.execute(text("INSERT INTO held VALUES (:org_id)"), {"org_id": stuck})
+    try:
+        with pytest.raises(IntegrityError, match="held"):
+            await deletion.delete_due(database, LATER)
+        assert (await rows_of(database, stuck), await rows_of(database, other)) == ({"org_budgets": 1}, {})
+    finally:
+        async with database.begin() as connection:
+            await connection.execute(text("DROP TABLE held"))
 
 
 async def test_nobody_cannot_be_deleted(database: Database) -> None:
