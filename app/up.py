@@ -30,6 +30,7 @@ from app.banner import Account
 from app.config import Settings, child_environment, local_url, make_data_dir, make_private_dir
 from app.db import Database
 from app.errors import ConfigError
+from app.key_terms import Terms
 from app.modeling.registry import Registry
 from app.partitions import ensure_partitions
 from app.supervise import Child, Role, describe_exit, stop_all
@@ -296,7 +297,7 @@ async def demo_account(database: Database, settings: Settings) -> Account:
         org_id = await create_org(connection, "demo", plan="internal")
         password = secrets.token_urlsafe(12)
         await create_user(connection, org_id, OWNER, password)
-        new = await keys.mint_key(connection, settings, org_id, keys.Terms("first key"))
+        new = await keys.mint_key(connection, settings, org_id, Terms("first key"))
     return Account(org_id=org_id, email=OWNER, password=password, key=new.key)
 
 

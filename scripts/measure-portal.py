@@ -37,6 +37,7 @@ from app.billing.catalog import METER
 from app.billing.prices import PICO_USD_PER_NANO_USD
 from app.config import Settings
 from app.db import Database
+from app.key_terms import Terms
 from app.portal import pages
 from app.tables import Invoice, MeteringPeriod, MeterOutbox, Org, OrgBudget, Subscription, new_id
 from app.telemetry import configure_logging
@@ -205,7 +206,7 @@ async def measure(url: str, folder: Path, num_rows: int, num_requests: int) -> d
     try:
         async with database.begin() as connection:
             org_id = await create_org(connection, "Measured")
-            made = [await keys.mint_key(connection, settings, org_id, keys.Terms(f"key {n}")) for n in range(NUM_KEYS)]
+            made = [await keys.mint_key(connection, settings, org_id, Terms(f"key {n}")) for n in range(NUM_KEYS)]
             user_id = await create_user(connection, org_id, "owner@measured.example", "a long password")
             session = await sessions.open_session(connection, user_id, now)
         key_ids = [one.id for one in made]

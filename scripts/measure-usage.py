@@ -35,6 +35,7 @@ from app.billing.statement import Query, read_lines
 from app.config import Settings
 from app.db import Database
 from app.journal import Journal
+from app.key_terms import Terms
 from app.tables import new_id
 from app.telemetry import configure_logging
 
@@ -120,10 +121,10 @@ async def measure(url: str, folder: Path, num_rows: int, num_requests: int) -> d
     try:
         async with database.begin() as connection:
             org_id = await create_org(connection, "Measured")
-            key = (await keys.mint_key(connection, settings, org_id, keys.Terms("measuring"))).key
+            key = (await keys.mint_key(connection, settings, org_id, Terms("measuring"))).key
             # Of an hour that is not summed yet: not among the rows that are measured.
             busy_id = await create_org(connection, "Busy")
-            busy_key = (await keys.mint_key(connection, settings, busy_id, keys.Terms("settling"))).key
+            busy_key = (await keys.mint_key(connection, settings, busy_id, Terms("settling"))).key
         settled_before = await settle(database, settings, busy_key)
         written_s = await fill(database, org_id, num_rows)
         await vacuum(database, "usage_events")

@@ -11,7 +11,7 @@ trap 'rm -f "$template"' EXIT
 # Errors are shown by their message, plans by their title.
 keywords=(AppError BadRequest Conflict NotFound PermissionDenied AuthenticationFailed RateLimited InternalError Overloaded
 	DatabaseUnavailable MailUnavailable StripeUnavailable Plan:2)
-sources=(app/portal app/accounts app/alerts app/privacy app/{auth,db,keys,mail}.py app/api/{failures,middleware,playground}.py
+sources=(app/portal app/accounts app/alerts app/privacy app/{auth,db,key_terms,keys,mail}.py app/api/{failures,middleware,playground}.py
 	app/billing/{account,amounts,catalog,changes,checkout,gateway,outbox,receipts,standing,statement}.py)
 
 "$bin/pybabel" --quiet extract --mapping-file app/portal/locale/babel.cfg --no-location --sort-output \

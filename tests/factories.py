@@ -6,7 +6,7 @@ from uuid import UUID
 
 from sqlalchemy import text
 
-from app import auth, keys
+from app import auth, key_terms, keys
 from app.accounts.orgs import create_org
 from app.accounts.users import create_user
 from app.config import Settings
@@ -36,10 +36,10 @@ async def make_key(
     scopes: tuple[str, ...] = auth.SCOPES,
     **terms: Any,
 ) -> str:
-    """A key in full; of a new organisation unless one is given. ``terms`` as in ``keys.Terms``."""
+    """A key in full; of a new organisation unless one is given. ``terms`` as in ``key_terms.Terms``."""
     owner = org_id or await make_org(database)
     async with database.begin() as connection:
-        return (await keys.mint_key(connection, settings, owner, keys.Terms(name, scopes, **terms))).key
+        return (await keys.mint_key(connection, settings, owner, key_terms.Terms(name, scopes, **terms))).key
 
 
 async def cut_waiting(database: Database, name: str) -> None:

@@ -12,7 +12,7 @@ from app.accounts.orgs import MAX_NAME_LENGTH
 from app.api.schemas import Answer, Body
 from app.api.usage_schemas import Money
 from app.auth import SCOPES
-from app.keys import MAX_MODEL_LENGTH, MAX_MODELS, MAX_NETWORKS, MAX_PER_MINUTE
+from app.key_terms import MAX_MODEL_LENGTH, MAX_MODELS, MAX_NETWORKS, MAX_PER_MINUTE
 
 MAX_OVERLAP_S = 366 * 86_400
 

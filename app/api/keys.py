@@ -30,7 +30,8 @@ from app.auth import caller_ip, is_well_formed
 from app.billing.amounts import money, parse_usd
 from app.db import Database
 from app.errors import BadRequest, NotFound, RateLimited
-from app.keys import KeyListing, NewKey, Terms
+from app.key_terms import Terms, parse_networks
+from app.keys import KeyListing, NewKey
 from app.telemetry import get_logger
 from app.throttle import Attempt, Limit
 
@@ -248,7 +249,7 @@ def _changes(body: KeyTerms) -> dict[str, Any]:
 
 def _term(name: str, value: Any) -> Any:  # noqa: ANN401 - of each field its own
     if name == "ip_allow":
-        return keys.parse_networks(value)
+        return parse_networks(value)
     if name == "monthly_cap":
         return parse_usd(value.value, name)
     return tuple(value) if isinstance(value, list) else value

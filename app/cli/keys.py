@@ -57,13 +57,13 @@ def create(
     monthly_cap: MonthlyCap = None,
 ) -> None:
     """Create a key and print it, alone and for the only time."""
-    from app import keys
+    from app import key_terms, keys
 
     changes = _changes(name, scope, model, ip, expires, requests_per_minute, tokens_per_minute, monthly_cap)
 
     async def run(database: "Database", settings: "Settings") -> str:
         async with database.begin() as connection:
-            new = await keys.mint_key(connection, settings, org, keys.Terms(**changes))
+            new = await keys.mint_key(connection, settings, org, key_terms.Terms(**changes))
             created = await keys.get_key(connection, new.id)
             await _note(connection, created, "key.create", after=created.terms.told)
         return new.key
@@ -187,14 +187,14 @@ def _changes(
     tokens_per_minute: int | None,
     monthly_cap: str | None,
 ) -> dict[str, Any]:
-    """The options that were given, as fields of ``keys.Terms``."""
-    from app import keys
+    """The options that were given, as fields of ``key_terms.Terms``."""
+    from app import key_terms
 
     given = {
         "name": name,
         "scopes": tuple(scope) if scope else None,
         "allowed_models": tuple(model) if model else None,
-        "ip_allow": keys.parse_networks(ip) if ip else None,
+        "ip_allow": key_terms.parse_networks(ip) if ip else None,
         "expires_at": expires.replace(tzinfo=UTC) if expires else None,
         "requests_per_minute": requests_per_minute,
         "tokens_per_minute": tokens_per_minute,
@@ -204,7 +204,7 @@ def _changes(
 
 
 def _limit(word: str) -> str:
-    """The field of ``keys.Terms`` behind a word of ``--reset``."""
+    """The field of ``key_terms.Terms`` behind a word of ``--reset``."""
     fields = {"model": "allowed_models", "ip": "ip_allow", "expires": "expires_at"}
     same = ("requests-per-minute", "tokens-per-minute", "monthly-cap")
     fields |= {limit: limit.replace("-", "_") for limit in same}

@@ -8,7 +8,7 @@ from starlette.datastructures import FormData
 from app.auth import DEFAULT_SCOPES
 from app.billing.amounts import written
 from app.errors import BadRequest
-from app.keys import Terms, parse_networks
+from app.key_terms import Terms, parse_networks
 from app.portal.forms import text_of, texts_of, usd_of, whole_of
 
 _MINUTE = "%Y-%m-%dT%H:%M"

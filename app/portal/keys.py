@@ -17,7 +17,8 @@ from app.accounts.sessions import PortalUser
 from app.auth import SCOPES
 from app.billing.statement import Query, read_lines
 from app.errors import AppError, BadRequest, Conflict, NotFound
-from app.keys import KeyListing, NewKey, Terms
+from app.key_terms import Terms
+from app.keys import KeyListing, NewKey
 from app.portal.examples import base_url, example_of, published
 from app.portal.forms import read_form, text_of
 from app.portal.i18n import language_of

@@ -12,7 +12,7 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 
-from app import keys, up
+from app import key_terms, keys, up
 from app.accounts.orgs import create_org
 from app.bench.progress import note
 from app.db import Database
@@ -184,7 +184,7 @@ async def _database(installation: Installation) -> AsyncIterator[Database]:
 async def _callers(
     installation: Installation, database: Database, num_callers: int, seed: int
 ) -> AsyncIterator[Callers]:
-    terms = keys.Terms("caller", requests_per_minute=UNLIMITED, tokens_per_minute=UNLIMITED)
+    terms = key_terms.Terms("caller", requests_per_minute=UNLIMITED, tokens_per_minute=UNLIMITED)
     minted = []
     async with database.begin() as connection:
         orgs = [await create_org(connection, f"customer {number}", plan="internal") for number in range(NUM_ORGS)]

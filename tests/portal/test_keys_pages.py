@@ -8,6 +8,7 @@ from uuid import UUID, uuid4
 import pytest
 from sqlalchemy import text
 
+from app import key_terms
 from app import keys as api_keys
 from app.auth import is_well_formed
 from app.db import Database
@@ -65,11 +66,11 @@ async def test_a_key_is_made_shown_once_and_works(world: World, acme: UUID, owne
 async def test_everything_that_a_key_can_be_limited_to(world: World, acme: UUID, owner: Browser) -> None:
     await owner.send_form("/keys", "/keys/new", **EVERYTHING)
     key = await only_key(world.database, acme)
-    assert key.terms == api_keys.Terms(
+    assert key.terms == key_terms.Terms(
         name="nightly batch",
         scopes=("generation", "usage"),
         allowed_models=("bytes",),
-        ip_allow=api_keys.parse_networks(["192.0.2.0/24", "2001:db8::/32"]),
+        ip_allow=key_terms.parse_networks(["192.0.2.0/24", "2001:db8::/32"]),
         requests_per_minute=60,
         tokens_per_minute=10_000,
         monthly_cap=12_500_000_000_000,
@@ -102,7 +103,7 @@ async def test_limits_are_changed_and_lifted(world: World, acme: UUID, owner: Br
     key = await only_key(world.database, acme)
     page = f"/keys/{key.id}"
     await owner.send_form(page, page, name="renamed", scopes=["usage"])
-    assert (await only_key(world.database, acme)).terms == api_keys.Terms("renamed", ("usage",))
+    assert (await only_key(world.database, acme)).terms == key_terms.Terms("renamed", ("usage",))
 
 
 @pytest.mark.parametrize(

@@ -37,7 +37,7 @@ NAMES = {
 """What is the same in every language."""
 SHOWN_ON_PAGES = (
     *("app/portal", "app/accounts", "app/alerts", "app/privacy"),
-    *("app/keys.py", "app/auth.py", "app/db.py", "app/mail.py"),
+    *("app/keys.py", "app/key_terms.py", "app/auth.py", "app/db.py", "app/mail.py"),
     *(f"app/billing/{name}.py" for name in ("account", "catalog", "changes", "checkout", "gateway", "outbox")),
     *(f"app/billing/{name}.py" for name in ("receipts", "standing", "statement")),
 )
