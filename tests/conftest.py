@@ -16,6 +16,7 @@ from typing import Any
 import asyncpg
 import certifi
 import pytest
+import structlog
 from argon2 import PasswordHasher
 from pydantic import SecretStr
 
@@ -97,10 +98,21 @@ def _server(config: pytest.Config) -> TestServer:
 def restored_logging() -> Iterator[None]:
     """Whatever a test does to the logs, the next one finds them as they were."""
     root = logging.getLogger()
-    handlers, level = root.handlers[:], root.level
+    handlers, level, events = root.handlers[:], root.level, structlog.get_config()
     yield
     root.handlers[:] = handlers
     root.setLevel(level)
+    structlog.configure(**events)
+
+
+@pytest.fixture(scope="session", autouse=True)
+def uncached_loggers() -> Iterator[None]:
+    """Each module's logger follows every test's settings; in production it keeps those of its first event."""
+    configure = structlog.configure
+    with pytest.MonkeyPatch.context() as patch:
+        uncached = {"cache_logger_on_first_use": False}
+        patch.setattr(structlog, "configure", lambda **settings: configure(**settings | uncached))
+        yield
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -3,7 +3,7 @@
 import asyncio
 import json
 from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -19,9 +19,11 @@ class FakeServer:
     bodies: list[dict[str, Any]] = field(default_factory=list)
     keys: list[str] = field(default_factory=list)
     num_connections: int = 0
+    _open: dict[asyncio.Task[None] | None, asyncio.StreamWriter] = field(default_factory=dict)
 
     async def handle(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.num_connections += 1
+        self._open[asyncio.current_task()] = writer
         try:
             while head := await reader.readuntil(b"\r\n\r\n"):
                 fields = dict(line.split(": ", 1) for line in head.decode().split("\r\n")[1:] if line)
@@ -37,6 +39,14 @@ class FakeServer:
             return
         finally:
             writer.close()
+            with suppress(ConnectionError):
+                await writer.wait_closed()
+
+    async def aclose(self) -> None:
+        """Ends every connection; a loop that ended before them would leave their sockets open."""
+        for writer in self._open.values():
+            writer.close()
+        await asyncio.gather(*filter(None, self._open))
 
 
 @asynccontextmanager
@@ -45,8 +55,11 @@ async def fake_server(answer: Answer) -> AsyncIterator[FakeServer]:
     fake = FakeServer(answer)
     server = await asyncio.start_server(fake.handle, "127.0.0.1", 0)
     fake.url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/v1"
-    async with server:
-        yield fake
+    try:
+        async with server:
+            yield fake
+    finally:
+        await fake.aclose()
 
 
 def whole(body: dict[str, Any]) -> bytes:
