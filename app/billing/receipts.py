@@ -6,7 +6,7 @@ Pages follow the order of the rows, not an offset: rows that arrive meanwhile mo
 import base64
 from collections.abc import Sequence
 from dataclasses import dataclass
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from typing import Self
 from uuid import UUID
 
@@ -18,9 +18,17 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 from app.billing.statement import COST, PRICED, Receipt
 from app.errors import BadRequest
 
+MAX_LATE = timedelta(days=62)
+"""How long before a period rows may have been billed that were claimed for it: its worker was away for months."""
+
 _COLUMNS = (
     "u.id, u.started_at, u.billed_at, u.key_id, u.model, u.model_digest, u.kind, u.parameters, u.input_tokens,"
     " u.cached_tokens, u.output_tokens, u.finish_reason, u.engine_ms"
+)
+
+_CLAIMED = (
+    "u.claim_id = ANY(ARRAY(SELECT o.id FROM stripe_meter_outbox o WHERE o.org_id = :org_id AND o.event_ts >= :claimed"
+    " AND o.event_ts < :end AND o.replaces IS NULL AND o.state <> 'written_off'))"
 )
 
 
@@ -61,6 +69,8 @@ class ReceiptQuery:
     Attributes:
         start: Inclusive, aware; compared with the time of billing.
         end: Exclusive, aware.
+        is_claimed: Only what was claimed for this time, which is a period of metering: without what
+            was prepaid or is on no invoice, and with what came late.
         limit: Rows on a page.
         after: The last row of the page before.
         models: Only these; None: all.
@@ -74,12 +84,16 @@ class ReceiptQuery:
     after: ReceiptCursor | None = None
     models: Sequence[str] | None = None
     key_ids: Sequence[UUID] | None = None
+    is_claimed: bool = False
 
 
 async def read_receipts(connection: AsyncConnection, query: ReceiptQuery) -> tuple[list[Receipt], bool]:
     """One page of an organisation's rows, newest first; and whether there are more."""
     bind: dict[str, object] = {"org_id": query.org_id, "start": query.start, "end": query.end, "limit": query.limit + 1}
     conditions = ["u.org_id = :org_id", "u.billed_at >= :start", "u.billed_at < :end"]
+    if query.is_claimed:
+        conditions.append(_CLAIMED)
+        bind |= {"claimed": query.start, "start": query.start - MAX_LATE}
     if query.after is not None:
         conditions.append("(u.billed_at, u.id) < (:after_at, :after_id)")
         bind |= {"after_at": query.after.billed_at, "after_id": query.after.id}

@@ -17,9 +17,11 @@ from sqlalchemy.ext.asyncio import AsyncConnection
 
 from app import keys as api_keys
 from app.accounts.sessions import PortalUser
+from app.billing import account
 from app.billing.amounts import PICO_USD_PER_USD, money
 from app.billing.receipts import ReceiptCursor, ReceiptQuery, cursor_of, read_receipts
 from app.billing.statement import Cursor, Line, Query, Receipt, read_lines
+from app.errors import NotFound
 from app.keys import KeyListing
 from app.portal.chart import Series, stacked_bars, swatch
 from app.portal.examples import published
@@ -87,14 +89,15 @@ async def show_rows(request: Request) -> Response:
     user = await require_user(request, "usage.read")
     chosen = UsageFilter.parse(request.query_params, datetime.now(UTC))
     after = request.query_params.get("after")
-    query = replace(_rows_of(user, chosen, PAGE_ROWS), after=ReceiptCursor.parse(after) if after else None)
+    place = ReceiptCursor.parse(after) if after else None
+    query = await _rows_of(request, user, chosen, PAGE_ROWS)
     async with database_of(request).begin() as connection:
-        rows, has_more = await read_receipts(connection, query)
+        rows, has_more = await read_receipts(connection, replace(query, after=place))
         keys = await api_keys.find_keys(connection, user.org_id, {row.key_id for row in rows})
     return render(
         request,
         "usage_rows.html",
-        chosen=chosen,
+        chosen=replace(chosen, start=query.start, end=query.end),
         rows=rows,
         names={key.id: key.label for key in keys},
         first_page=chosen.address("/usage/rows") if after else "",
@@ -128,12 +131,13 @@ async def rows_csv(request: Request) -> Response:
     """Every row of the choice, newest first; costs are exact, so that they add up to what is billed."""
     user = await require_user(request, "usage.read")
     chosen = UsageFilter.parse(request.query_params, datetime.now(UTC))
+    first = await _rows_of(request, user, chosen, CSV_LINES)
     columns = ("request_id", "billed_at", "model", "kind", "key_id", "finish_reason")
     counts = ("input_tokens", "cached_tokens", "output_tokens", "total_tokens")
 
     async def pages() -> AsyncIterator[Sequence[Sequence[object]]]:
         yield [[*columns, *counts, "cost", "currency"]]
-        query, has_more = _rows_of(user, chosen, CSV_LINES), True
+        query, has_more = first, True
         while has_more:
             async with database_of(request).begin() as connection:
                 rows, has_more = await read_receipts(connection, query)
@@ -188,8 +192,8 @@ def _labels(language: Language, chosen: UsageFilter) -> list[str]:
     return [f"{language.short_day(at)} {at:%H:%M}" for at in starts]
 
 
-def _rows_of(user: PortalUser, chosen: UsageFilter, limit: int) -> ReceiptQuery:
-    return ReceiptQuery(
+async def _rows_of(request: Request, user: PortalUser, chosen: UsageFilter, limit: int) -> ReceiptQuery:
+    query = ReceiptQuery(
         user.org_id,
         chosen.start,
         chosen.end,
@@ -197,6 +201,15 @@ def _rows_of(user: PortalUser, chosen: UsageFilter, limit: int) -> ReceiptQuery:
         models=None if chosen.model is None else [chosen.model],
         key_ids=None if chosen.key_id is None else [chosen.key_id],
     )
+    if chosen.invoice is None:
+        return query
+    await require_user(request, "billing.read")
+    async with database_of(request).begin() as connection:
+        invoice = await account.read_invoice(connection, user.org_id, chosen.invoice)
+    period = account.metered_period(invoice.lines)
+    if period is None:
+        raise NotFound("There is no usage on this invoice.", code="invoice_not_found")
+    return replace(query, start=period[0], end=period[1], is_claimed=True)
 
 
 def _models(sums: Sequence[Sums], chosen: UsageFilter, served: Sequence[str]) -> list[str]:

@@ -39,6 +39,7 @@ class UsageFilter:
         group: What is told apart.
         model: Only this one; None: all.
         key_id: Likewise.
+        invoice: Only the rows on this one, whatever the span; its id.
     """
 
     span: str
@@ -49,6 +50,7 @@ class UsageFilter:
     group: Group
     model: str | None = None
     key_id: UUID | None = None
+    invoice: str | None = None
 
     @classmethod
     def parse(cls, parameters: QueryParams, now: datetime) -> "UsageFilter":
@@ -66,6 +68,7 @@ class UsageFilter:
             group=_one_of(parameters.get("group"), GROUPS, GROUPS[0]),
             model=model if model and model.isprintable() else None,
             key_id=_uuid(parameters.get("key", "")),
+            invoice=parameters.get("invoice", "")[:_MAX_TEXT] or None,
         )
 
     @property
@@ -103,6 +106,7 @@ class UsageFilter:
             "group": self.group,
             "model": self.model,
             "key": self.key_id,
+            "invoice": self.invoice,
         }
         if self.span == "custom":
             parameters |= {"start": f"{self.start:%Y-%m-%d}", "end": f"{self.last_day:%Y-%m-%d}"}

@@ -1,5 +1,6 @@
 """The pages of plan and billing, with a simulated Stripe behind them."""
 
+import csv
 import re
 from collections.abc import AsyncIterator
 from datetime import UTC, datetime, timedelta
@@ -307,7 +308,9 @@ async def test_page_usage_interface_rows_and_invoice_say_the_same(world: World, 
     lines = (await world.get("/v1/usage", key, **span)).json()["data"]
     async with visiting(world, org_id) as browser:
         page = await browser.page(f"/billing/invoices/{invoice.id}")
-    # Rows, page before and after, interface, invoice.
+        file = (await browser.get(f"/usage/rows.csv?invoice={invoice.id}")).text
+    # Rows, page before and after, file, interface, invoice.
+    assert sum(Decimal(row["cost"]) for row in csv.DictReader(file.splitlines())) == Decimal(cost) / 10**12
     assert seen.running.value * 1_000 == cost
     assert sum(Decimal(line["cost"]["value"]) for line in lines) == Decimal(cost) / 10**12
     assert f"${Decimal(cost) / 10**12:.6f}" in page
@@ -315,6 +318,48 @@ async def test_page_usage_interface_rows_and_invoice_say_the_same(world: World, 
     above = Decimal(sum(tokens) - 100_000_000) * TOKEN_PRICE / 10**10
     charged = sum(line["amount"] for line in invoice.lines if line["is_metered"])
     assert (seen.running.cents, charged) == (above, round(above))
+
+
+async def test_an_invoice_leads_to_the_very_rows_that_it_bills(world: World, stripe_world: StripeWorld) -> None:
+    """Late ones too; not what was prepaid, nor what was used in the same time and is on the next."""
+    database = world.database
+    async with database.begin() as connection:
+        await ensure_partitions(connection, START.date())
+    org_id, customer = await stripe_world.customer()
+    stripe_world.subscribe(customer, "starter")
+    await stripe_world.settle()
+    await use(database, org_id, START + timedelta(days=3), tokens=7, model="bytes")
+    stripe_world.go(MONTH_END + timedelta(minutes=5))
+    await stripe_world.settle()
+    await claims.claim_due(database, stripe_world.now)
+    await use(database, org_id, START + timedelta(days=4), tokens=11, model="bytes")
+    for days, tokens in ((35, 13), (36, 17)):
+        await use(database, org_id, START + timedelta(days=days), tokens=tokens, model="bytes")
+    await stripe_world.run("UPDATE usage_events SET is_prepaid = true WHERE input_tokens = 17")
+    await outbox.drain(database, stripe_world.gateway, now=stripe_world.now)
+    stripe_world.go(MONTH_END + timedelta(days=31, minutes=5))
+    await stripe_world.settle()
+    await claims.claim_due(database, stripe_world.now)
+    await outbox.drain(database, stripe_world.gateway, now=stripe_world.now)
+    stripe_world.go(MONTH_END + timedelta(days=31, hours=2))
+    await stripe_world.settle()
+    invoices = await stripe_world.rows("SELECT id FROM invoices WHERE metered_value > 0 ORDER BY created")
+    (unmetered, *_) = await stripe_world.rows("SELECT id FROM invoices WHERE metered_value IS NULL")
+    async with visiting(world, org_id) as browser:
+        found = []
+        for invoice in invoices:
+            assert f'href="/usage/rows?invoice={invoice.id}"' in await browser.page(f"/billing/invoices/{invoice.id}")
+            page = await browser.page(f"/usage/rows?invoice={invoice.id}")
+            assert f'href="/usage/rows.csv?span=days30&amp;bucket=day&amp;group=model&amp;invoice={invoice.id}"' in page
+            file = (await browser.get(f"/usage/rows.csv?invoice={invoice.id}")).text
+            found.append([int(row["input_tokens"]) for row in csv.DictReader(file.splitlines())])
+        assert found == [[7], [13, 11]]
+        assert (await browser.get(f"/usage/rows?invoice={unmetered.id}")).status_code == 404
+    async with visiting(world, org_id, "developer") as browser:
+        assert (await browser.get(f"/usage/rows?invoice={invoices[0].id}")).status_code == 403
+    async with visiting(world, await make_org(database)) as browser:
+        for path in ("/usage/rows", "/usage/rows.csv"):
+            assert (await browser.get(f"{path}?invoice={invoices[0].id}")).status_code == 404
 
 
 def _event(org_id: UUID, created_at: datetime) -> dict[str, Any]:
