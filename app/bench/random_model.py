@@ -119,7 +119,7 @@ class TextSizes:
             "layer_norm_eps": 1e-12,
             "hidden_act": "gelu",
             "pad_token_id": SPECIAL.index("[PAD]"),
-            "id2label": dict(enumerate(names)),
+            "id2label": {str(i): name for i, name in enumerate(names)},
             "label2id": {name: i for i, name in enumerate(names)},
         }
 

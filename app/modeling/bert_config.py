@@ -13,6 +13,7 @@ from types import MappingProxyType
 from typing import Any, Literal
 
 from app.errors import ModelFormatError
+from app.modeling.labels import read_labels
 from app.modeling.layouts import TensorNames
 from app.modeling.tokenizer import read_json, read_json_list
 
@@ -161,13 +162,12 @@ class BertConfig:
         if sizes["hidden_size"] % sizes["num_heads"]:
             raise ModelFormatError(f"config.json: {layout.fields['hidden_size']} is no multiple of the heads")
         pooling, normalizes = (None, False) if is_classifier else _read_modules(directory)
-        by_id = raw.get("id2label") or {}
         return cls(
             **sizes,
             first_position=_first_position(raw),
             context_length=context_length(raw, directory),
             head_activation=layout.head_activation,
-            labels=tuple(by_id[i] for i in sorted(by_id, key=int)) if is_classifier else (),
+            labels=read_labels(raw) if is_classifier else (),
             is_multi_label=is_classifier and raw.get("problem_type") == MULTI_LABEL,
             pooling=pooling,
             normalizes=normalizes,

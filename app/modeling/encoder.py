@@ -21,7 +21,7 @@ import tensorflow as tf
 
 from app.errors import ModelFormatError
 from app.modeling.bert_config import MULTI_LABEL
-from app.modeling.registry import THRESHOLDS
+from app.modeling.labels import THRESHOLDS, read_labels, read_thresholds
 
 PAD_ID = 0
 # A single text's products take other ways through the libraries, with other roundings.
@@ -60,9 +60,7 @@ class EncoderConfig:
             ModelFormatError: a field is missing.
         """
         try:
-            by_id: Mapping[str, str] = config["id2label"]
-            labels = tuple(by_id[i] for i in sorted(by_id, key=int))
-            by_label: Mapping[str, float] = config.get(THRESHOLDS) or {}
+            labels = read_labels(config)
             return cls(
                 vocab_size=int(config["vocab_size"]),
                 hidden_size=int(config["hidden_size"]),
@@ -70,7 +68,7 @@ class EncoderConfig:
                 kernel_sizes=tuple(int(size) for size in config["kernel_sizes"]),
                 context_length=int(config["max_position_embeddings"]),
                 labels=labels,
-                thresholds=tuple(by_label[label] for label in labels) if by_label else (),
+                thresholds=read_thresholds(config, labels) if config.get("problem_type") == MULTI_LABEL else (),
             )
         except KeyError as missing:
             raise ModelFormatError(f"config.json has no field {missing}") from None

@@ -10,11 +10,13 @@ import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from app.errors import ModelFormatError, NotFound
 from app.modeling import bert_config
+from app.modeling.labels import read_labels, read_thresholds
 from app.modeling.tokenizer import read_chat_template, read_json
 from app.telemetry import get_logger
 
@@ -35,9 +37,7 @@ SERVED_FILES = (
     bert_config.LENGTHS,
 )
 CONTEXT_FIELD = "max_position_embeddings"
-THRESHOLDS = "label_thresholds"  # of config.json, by label; ours
 DIMENSIONS = "matryoshka_dimensions"  # of config.json, as models trained to be cut say it
-DEFAULT_THRESHOLD = 0.5
 PRECISIONS = ("float32", "int8")
 CONTEXT_FIELDS = {"gpt2": "n_positions"}  # by model_type, where it is called otherwise
 
@@ -119,43 +119,21 @@ def read_card(directory: Path) -> ModelCard:
     """Describe the model in a Hugging Face directory.
 
     Raises:
-        ModelFormatError: a file or a field is missing.
+        ModelFormatError: a file or a field is missing, or is not what it should be.
     """
-    config = read_json(directory / "config.json")
-    if not config:
-        raise ModelFormatError(f"{directory} has no config.json")
-    generation = read_json(directory / "generation_config.json")
-    settings = read_json(directory / SETTINGS)
-    kind = _kind(config, directory)
-    labels = _labels(config, directory) if kind == "classification" else ()
-    is_multi_label = kind == "classification" and config.get("problem_type") == bert_config.MULTI_LABEL
-    return ModelCard(
-        name=directory.name,
-        kind=kind,
-        path=directory,
-        digest=_digest(directory),
-        context_length=_context_length(config, directory),
-        vocab_size=_integer(config, "vocab_size", directory),
-        labels=labels,
-        embedding_size=_embedding_size(config, directory) if kind == "embedding" else 0,
-        bos_token_id=config.get("bos_token_id"),
-        eos_token_ids=token_ids(generation.get("eos_token_id", config.get("eos_token_id"))),
-        chat_template=read_chat_template(directory),
-        created=int(settings.get("created") or (directory / "config.json").stat().st_mtime),
-        license=settings.get("license"),
-        description=str(settings.get("description", "")),
-        enabled=bool(settings.get("enabled", True)),
-        is_multi_label=is_multi_label,
-        thresholds=_thresholds(config, labels, directory) if is_multi_label else (),
-        dimensions=tuple(config.get(DIMENSIONS) or ()) if kind == "embedding" else (),
-        precision=_precision(settings, directory),
-    )
+    try:
+        return _read_card(directory)
+    except (AttributeError, LookupError, OSError, RecursionError, TypeError, ValueError) as error:
+        # A field of another type than it has anywhere, or a folder that is being replaced.
+        raise ModelFormatError(f"{directory} cannot be read as a model: {type(error).__name__}: {error}") from None
 
 
 def set_enabled(directory: Path, enabled: bool) -> None:
     """Switch a model on or off; running processes see it when they refresh."""
     settings = read_json(directory / SETTINGS) | {"enabled": enabled}
-    (directory / SETTINGS).write_text(json.dumps(settings, indent=2) + "\n")
+    partial = directory / f".{SETTINGS}.partial"
+    partial.write_text(json.dumps(settings, indent=2) + "\n")
+    partial.replace(directory / SETTINGS)  # at once: a server may be reading
 
 
 def write_checksums(directory: Path) -> None:
@@ -173,8 +151,8 @@ def verify(directory: Path) -> list[str]:
     path = directory / CHECKSUMS
     if not path.is_file():
         raise ModelFormatError(f"{directory} has no {CHECKSUMS}")
-    lines = (line.split(maxsplit=1) for line in path.read_text().splitlines())
-    expected = {name: digest for digest, name in lines}
+    lines = (line.partition("  ") for line in path.read_text("utf-8", errors="replace").splitlines())
+    expected = {name: digest for digest, _, name in lines}
     found = checksums(directory)
     return sorted(name for name in expected.keys() | found.keys() if expected.get(name) != found.get(name))
 
@@ -190,10 +168,57 @@ def served_files(directory: Path) -> list[Path]:
 
 
 def token_ids(value: int | list[int] | None) -> tuple[int, ...]:
-    """Hugging Face writes one id, a list of ids, or nothing."""
-    if value is None:
-        return ()
-    return tuple(value) if isinstance(value, list) else (value,)
+    """Hugging Face writes one id, a list of ids, or nothing.
+
+    Raises:
+        ModelFormatError: it is none of these.
+    """
+    ids = value if isinstance(value, list) else [] if value is None else [value]
+    if not all(isinstance(each, int) and each >= 0 for each in ids):
+        raise ModelFormatError(f"token ids are not {value!r}")
+    return tuple(ids)
+
+
+def _read_card(directory: Path) -> ModelCard:
+    config = read_json(directory / "config.json")
+    if not config:
+        raise ModelFormatError(f"{directory} has no config.json")
+    generation = read_json(directory / "generation_config.json")
+    settings = read_json(directory / SETTINGS)
+    kind = _kind(config, directory)
+    vocab_size = _integer(config, "vocab_size", directory)
+    labels = read_labels(config) if kind == "classification" else ()
+    is_multi_label = kind == "classification" and config.get("problem_type") == bert_config.MULTI_LABEL
+    return ModelCard(
+        name=directory.name,
+        kind=kind,
+        path=directory,
+        digest=_digest(directory),
+        context_length=_context_length(config, directory),
+        vocab_size=vocab_size,
+        labels=labels,
+        embedding_size=_embedding_size(config, directory) if kind == "embedding" else 0,
+        bos_token_id=config.get("bos_token_id"),
+        eos_token_ids=_end_token_ids(config, generation, vocab_size),
+        chat_template=read_chat_template(directory),
+        created=int(settings.get("created") or (directory / "config.json").stat().st_mtime),
+        license=settings.get("license"),
+        description=str(settings.get("description", "")),
+        enabled=bool(settings.get("enabled", True)),
+        is_multi_label=is_multi_label,
+        thresholds=read_thresholds(config, labels) if is_multi_label else (),
+        dimensions=tuple(config.get(DIMENSIONS) or ()) if kind == "embedding" else (),
+        precision=_precision(settings, directory),
+    )
+
+
+def _end_token_ids(config: Mapping[str, Any], generation: Mapping[str, Any], vocab_size: int) -> tuple[int, ...]:
+    """Those of `generation_config.json`, which chat models end their turns with, or else of `config.json`."""
+    given = generation.get("eos_token_id")
+    ids = token_ids(config.get("eos_token_id") if given is None else given)
+    if max(ids, default=0) >= vocab_size:
+        raise ModelFormatError(f"eos_token_id {max(ids)} is not below vocab_size {vocab_size}")
+    return ids
 
 
 def _kind(config: Mapping[str, Any], directory: Path) -> str:
@@ -214,22 +239,6 @@ def _precision(settings: Mapping[str, Any], directory: Path) -> str | None:
     if precision not in (None, *PRECISIONS):
         raise ModelFormatError(f"{directory / SETTINGS}: precision {precision!r} is not one of {', '.join(PRECISIONS)}")
     return precision
-
-
-def _labels(config: Mapping[str, Any], directory: Path) -> tuple[str, ...]:
-    by_id = config.get("id2label") or {}
-    labels = tuple(by_id[i] for i in sorted(by_id, key=int))
-    if len(labels) < 2:
-        raise ModelFormatError(f"{directory / 'config.json'}: id2label names fewer than two labels")
-    return labels
-
-
-def _thresholds(config: Mapping[str, Any], labels: tuple[str, ...], directory: Path) -> tuple[float, ...]:
-    by_label = config.get(THRESHOLDS) or {}
-    unknown = sorted(set(by_label) - set(labels))
-    if unknown:
-        raise ModelFormatError(f"{directory / 'config.json'}: {THRESHOLDS} names {', '.join(unknown)}, no labels")
-    return tuple(float(by_label.get(label, DEFAULT_THRESHOLD)) for label in labels)
 
 
 def _context_length(config: Mapping[str, Any], directory: Path) -> int:
@@ -254,10 +263,20 @@ def _digest(directory: Path) -> str:
     path = directory / CHECKSUMS
     if path.is_file():
         return hashlib.sha256(path.read_bytes()).hexdigest()
-    listing = "".join(f"{digest}  {name}\n" for name, digest in checksums(directory).items())
+    sums = ((file.relative_to(directory).as_posix(), file.stat()) for file in served_files(directory))
+    listing = "".join(
+        f"{_sha256_while(directory / name, stat.st_size, stat.st_mtime_ns)}  {name}\n" for name, stat in sums
+    )
     return hashlib.sha256(listing.encode()).hexdigest()
 
 
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+@lru_cache(maxsize=1024)
+def _sha256_while(path: Path, size: int, changed_ns: int) -> str:
+    """Remembered while the file stays as it is: a server reads its models again every few seconds."""
+    del size, changed_ns
+    return _sha256(path)
