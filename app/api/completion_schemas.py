@@ -5,7 +5,7 @@ from typing import Annotated, Literal, Self
 from pydantic import ConfigDict, Field, model_validator
 
 from app.api.generation_schemas import GenerationBody, Usage
-from app.api.schemas import MAX_INT, Answer, TokenId, contradiction
+from app.api.schemas import MAX_INT, Answer, TokenIds, contradiction
 
 MAX_PROMPTS = 64
 MAX_CANDIDATES = 16
@@ -33,12 +33,9 @@ class CompletionBody(GenerationBody):
 
     prompt: (
         str
-        | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS)]
-        | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[
-            list[Annotated[list[TokenId], Field(min_length=1)]],
-            Field(min_length=1, max_length=MAX_PROMPTS),
-        ]
+        | Annotated[list[str], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
+        | TokenIds
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_PROMPTS, fail_fast=True)]
     ) = Field(description="Text, token ids, or a list of at most 64 of either.")
     max_tokens: int | None = Field(
         None, ge=0, le=MAX_INT, description="Longest output in tokens; prompt and output fit the context. Default 16."

@@ -4,6 +4,7 @@ Foreign exceptions (the framework's 404 and 405, a validation error) are transla
 here; nothing of an unexpected exception but its request id leaves the process.
 """
 
+import math
 from collections.abc import Sequence
 from http import HTTPStatus
 
@@ -103,7 +104,7 @@ def _explain(problems: Sequence[ErrorDetails], body: object) -> tuple[str, str]:
 
     A union reports the problems of each of its branches. The branch that the caller
     meant is taken to be one of those that fit best: not of another type altogether,
-    and with the fewest problems.
+    with the fewest problems, and of those the one that fits furthest into the body.
     """
     branches: dict[str | None, list[ErrorDetails]] = {}
     for problem in problems:
@@ -114,7 +115,7 @@ def _explain(problems: Sequence[ErrorDetails], body: object) -> tuple[str, str]:
     groups = fitting or list(branches.values())
     fewest = min(len(group) for group in groups)
     closest = [group[0] for group in groups if len(group) == fewest]
-    path, _ = _locate(closest[0], body)
+    path, _ = _locate(max(closest, key=_progress), body)
     messages = dict.fromkeys(problem["msg"] for problem in closest if _locate(problem, body)[0] == path)
     first, *others = [*messages][:2]
     # "Input should be a valid string or a valid array", not the same opening twice.
@@ -123,6 +124,12 @@ def _explain(problems: Sequence[ErrorDetails], body: object) -> tuple[str, str]:
 
 def _fits(group: Sequence[ErrorDetails]) -> bool:
     return not group[0]["type"].endswith("_type")
+
+
+def _progress(problem: ErrorDetails) -> list[float]:
+    """Up to which item of each list all was well; the items of one that is too long all are."""
+    items: list[float] = [part for part in problem["loc"] if isinstance(part, int)]
+    return [*items, math.inf] if problem["type"] == "too_long" else items
 
 
 def _locate(problem: ErrorDetails, body: object) -> tuple[str, str | None]:

@@ -16,6 +16,8 @@ MAX_INT = 2**31 - 1
 
 ModelName = Annotated[str, StringConstraints(min_length=1, max_length=128)]
 TokenId = Annotated[int, Field(ge=0, le=MAX_INT)]
+# Such lists may fill a body. A fault takes a kilobyte and many microseconds, so the first one is enough.
+TokenIds = Annotated[list[TokenId], Field(min_length=1, fail_fast=True)]
 
 
 class Body(BaseModel):

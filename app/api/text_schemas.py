@@ -7,7 +7,7 @@ from typing import Annotated, Literal
 
 from pydantic import ConfigDict, Field, StringConstraints
 
-from app.api.schemas import Answer, Body, ModelName, TokenId
+from app.api.schemas import Answer, Body, ModelName, TokenIds
 
 MAX_INPUTS = 256
 
@@ -27,7 +27,7 @@ class ClassificationBody(Body):
     )
 
     model: ModelName = Field(description="Id of a classification model, as GET /v1/models lists it.")
-    input: str | Annotated[list[str], Field(min_length=1, max_length=MAX_INPUTS)] = Field(
+    input: str | Annotated[list[str], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)] = Field(
         description="A text, or a list of at most 256 texts."
     )
     top_k: int | None = Field(None, ge=1, le=100_000, description="Only the k best labels in `scores`. Default: all.")
@@ -92,9 +92,9 @@ class EmbeddingBody(Body):
     model: ModelName = Field(description="Id of an embedding model, as GET /v1/models lists it.")
     input: (
         str
-        | Annotated[list[str], Field(min_length=1, max_length=MAX_INPUTS)]
-        | Annotated[list[TokenId], Field(min_length=1)]
-        | Annotated[list[Annotated[list[TokenId], Field(min_length=1)]], Field(min_length=1, max_length=MAX_INPUTS)]
+        | Annotated[list[str], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
+        | TokenIds
+        | Annotated[list[TokenIds], Field(min_length=1, max_length=MAX_INPUTS, fail_fast=True)]
     ) = Field(description="Text, token ids, or a list of at most 256 of either.")
     encoding_format: Literal["float", "base64"] | None = Field(
         None, description="Numbers, or their little-endian 32-bit floats in base64. Default `float`."

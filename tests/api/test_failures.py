@@ -7,7 +7,11 @@ from collections import Counter
 from typing import Any
 
 import pytest
+from pydantic import ValidationError
 
+from app.api.completion_schemas import CompletionBody
+from app.api.schemas import Body
+from app.api.text_schemas import ClassificationBody, EmbeddingBody
 from tests.api.world import World, error_of
 
 COMPLETION = {"model": "bytes", "prompt": "a"}
@@ -41,7 +45,9 @@ async def test_a_body_that_is_no_object_is_refused(world: World, raw: bytes) -> 
         ({"top_p": -0.1}, "invalid_request_error", "top_p"),
         ({"stream": "yes"}, "invalid_request_error", "stream"),
         ({"prompt": 5}, "invalid_request_error", "prompt"),
-        ({"prompt": [1, "a"]}, "invalid_request_error", "prompt[0]"),
+        ({"prompt": [1, "a"]}, "invalid_request_error", "prompt[1]"),
+        ({"prompt": ["a", "b", 1]}, "invalid_request_error", "prompt[2]"),
+        ({"prompt": [[1], [1, -1]]}, "invalid_request_error", "prompt[1][1]"),
         ({"prompt": []}, "invalid_request_error", "prompt"),
         ({"prompt": [[]]}, "invalid_request_error", "prompt[0]"),
         ({"prompt": [-1]}, "invalid_request_error", "prompt[0]"),
@@ -82,6 +88,17 @@ async def test_a_wrong_parameter_is_named_and_free(world: World, change: dict[st
 async def test_a_refusal_reads_well(world: World, change: dict[str, Any], message: str) -> None:
     response = await world.post("/v1/completions", {**COMPLETION, **change})
     assert response.json()["error"]["message"] == message
+
+
+@pytest.mark.parametrize("item", ["{}", "-1", "[]", "[-1]"])
+@pytest.mark.parametrize(
+    ("schema", "name"), [(CompletionBody, "prompt"), (EmbeddingBody, "input"), (ClassificationBody, "input")]
+)
+def test_a_body_full_of_faults_is_given_up_early(schema: type[Body], name: str, item: str) -> None:
+    raw = f'{{"model": "m", "{name}": [{",".join([item] * 10_000)}]}}'.encode()
+    with pytest.raises(ValidationError) as refused:
+        schema.model_validate_json(raw)
+    assert refused.value.error_count() < 10
 
 
 async def test_numbers_that_json_does_not_have_are_refused(world: World) -> None:
