@@ -220,20 +220,12 @@ def read_tokens(card: ModelCard) -> list[bytes | None]:
     """
     tokenizer = Tokenizer.load(card.path)
     silent = tokenizer.special_token_ids.union(card.eos_token_ids)
-    known = range(min(card.vocab_size, tokenizer.vocab_size))
-    tokens = [None if i in silent else _bytes_of(tokenizer, i) for i in known]
+    tokens = [None if i in silent else tokenizer.token_bytes(i) or None for i in range(card.vocab_size)]
     plain = [(i, token) for i, token in enumerate(tokens) if token and token.isalnum()][:NUM_JOINED]
     for (i, first), (j, second) in product(plain, plain):
         if not tokenizer.decode([i, i, j]).encode().endswith(first + second):
             raise BadRequest("This model's tokens do not join to texts plainly; it follows no grammar.", param=PARAM)
-    return tokens + [None] * (card.vocab_size - len(tokens))
-
-
-def _bytes_of(tokenizer: Tokenizer, token: int) -> bytes | None:
-    try:
-        return tokenizer.token_bytes(token)
-    except ValueError:  # a number that the vocabulary leaves out
-        return None
+    return tokens
 
 
 def _check_size(grammar: Grammar) -> None:

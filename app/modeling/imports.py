@@ -82,7 +82,8 @@ def smoke_run(directory: Path) -> SmokeRun:
     card = registry.read_card(directory)
     tokenizer = Tokenizer.load(directory)
     if tokenizer.vocab_size > card.vocab_size:
-        raise ModelFormatError(f"tokenizer.json has {tokenizer.vocab_size} tokens, config.json only {card.vocab_size}")
+        raise ModelFormatError(f"tokenizer.json numbers {tokenizer.vocab_size} tokens, config.json {card.vocab_size}")
+    tokenizer.check_chat_template()
     model = checkpoint.load(directory)
     num_parameters = sum(int(value.size) for value in model.weights.values())
     if isinstance(model.config, BertConfig):

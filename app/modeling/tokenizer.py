@@ -2,7 +2,7 @@
 
 Wraps the `tokenizers` library and adds what serving needs: text that appears
 token by token without ever showing half a character, the bytes behind a token,
-and chat templates. A model without a chat template gets `PLAIN_CHAT_TEMPLATE`.
+and the model's chat template, or a plain one where it has none.
 """
 
 import json
@@ -14,13 +14,10 @@ from pathlib import Path
 from typing import Any
 
 import tokenizers
-from jinja2 import Template, TemplateError
-from jinja2.sandbox import ImmutableSandboxedEnvironment
+from jinja2 import Template
 
-from app.errors import BadRequest, ModelFormatError
-
-PLAIN_CHAT_TEMPLATE = "{% for message in messages %}{{ message.role }}: {{ message.content }}\n\n{% endfor %}assistant:"
-"""Used where a model has no template of its own: `role: content`, a blank line, `assistant:`."""
+from app.errors import ModelFormatError
+from app.modeling import chat_template as chat_templates
 
 REPLACEMENT = "\ufffd"  # what decoding yields for an unfinished UTF-8 character
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")  # SentencePiece's byte fallback
@@ -55,10 +52,10 @@ class Tokenizer:
         tokenizer.no_padding()
         return cls(tokenizer, read_json(directory / "tokenizer_config.json"), read_chat_template(directory))
 
-    @property
+    @cached_property
     def vocab_size(self) -> int:
-        """Number of tokens, added ones included."""
-        return int(self._tokenizer.get_vocab_size(with_added_tokens=True))
+        """What all token ids lie below, those of added tokens included; some below it may be left out."""
+        return max(self._tokenizer.get_vocab(with_added_tokens=True).values(), default=-1) + 1
 
     def encode(self, text: str) -> list[int]:
         """Token ids of `text` with the special tokens (BOS, CLS …) that the model expects around it."""
@@ -80,16 +77,15 @@ class Tokenizer:
         Raises:
             BadRequest: the template refuses the messages, for example their order.
         """
-        try:
-            text: str = self._template.render(
-                messages=list(messages),
-                add_generation_prompt=True,
-                bos_token=_token_string(self._config.get("bos_token")),
-                eos_token=_token_string(self._config.get("eos_token")),
-            )
-            return text
-        except TemplateError as error:
-            raise BadRequest(f"The model's chat template refuses these messages: {error}", param="messages") from None
+        return chat_templates.render(self._template, messages, self._special_tokens)
+
+    def check_chat_template(self) -> None:
+        """Find out now what else the first conversation would.
+
+        Raises:
+            ModelFormatError: the template is no template.
+        """
+        _ = self._template  # made here, and kept
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of token ids; special tokens are left out, broken characters become U+FFFD."""
@@ -105,15 +101,14 @@ class Tokenizer:
         return self.token_bytes(token_id).decode("utf-8", "replace")
 
     def token_bytes(self, token_id: int) -> bytes:
-        """The bytes that one token stands for.
+        """The bytes that one token stands for; none of a number that the vocabulary leaves out.
 
-        Raises:
-            ValueError: no such token.
+        Networks are often wider than their vocabulary, so such numbers do come.
         """
         token = self._tokenizer.id_to_token(token_id)
         if token is None:
-            raise ValueError(f"no token {token_id} in a vocabulary of {self.vocab_size}")
-        if token_id in self.special_token_ids:
+            return b""
+        if token_id in self._added_tokens:  # written as they are, whatever the others are made of
             return str(token).encode()
         if self.is_byte_level:
             return bytes(BYTE_OF_CHARACTER[character] for character in token)
@@ -124,7 +119,7 @@ class Tokenizer:
     @cached_property
     def special_token_ids(self) -> frozenset[int]:
         """Tokens that stand for no text."""
-        return frozenset(i for i, token in self._tokenizer.get_added_tokens_decoder().items() if token.special)
+        return frozenset(i for i, token in self._added_tokens.items() if token.special)
 
     @cached_property
     def is_byte_level(self) -> bool:
@@ -133,6 +128,18 @@ class Tokenizer:
         Where bytes are only a fallback it does: a broken one takes its neighbours with it.
         """
         return '"ByteLevel"' in json.dumps(json.loads(self._tokenizer.to_str()).get("decoder"))
+
+    @cached_property
+    def _added_tokens(self) -> dict[int, tokenizers.AddedToken]:
+        added: dict[int, tokenizers.AddedToken] = self._tokenizer.get_added_tokens_decoder()
+        return added
+
+    @cached_property
+    def _special_tokens(self) -> dict[str, str]:
+        """By the names that chat templates know them by."""
+        named = {name: value for name, value in self._config.items() if name.endswith("_token")}
+        given = {name: _token_string(value) for name, value in named.items() if isinstance(value, str | Mapping)}
+        return {"bos_token": "", "eos_token": ""} | given
 
     @cached_property
     def _missing_bos(self) -> int | None:
@@ -144,12 +151,7 @@ class Tokenizer:
 
     @cached_property
     def _template(self) -> Template:
-        environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
-        environment.globals["raise_exception"] = _raise_template_error
-        try:
-            return environment.from_string(self.chat_template or PLAIN_CHAT_TEMPLATE)
-        except TemplateError as error:
-            raise ModelFormatError(f"chat template is not valid: {error}") from None
+        return chat_templates.compile_template(self.chat_template or chat_templates.PLAIN)
 
 
 class Detokenizer:
@@ -269,10 +271,6 @@ def _token_string(token: str | Mapping[str, Any] | None) -> str:
     if token is None:
         return ""
     return token if isinstance(token, str) else str(token["content"])
-
-
-def _raise_template_error(message: str) -> None:
-    raise TemplateError(message)
 
 
 def _byte_of_character() -> dict[str, int]:

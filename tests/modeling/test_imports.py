@@ -1,3 +1,4 @@
+import json
 from pathlib import Path
 from typing import Any
 
@@ -130,6 +131,25 @@ def test_tokenizer_larger_than_the_network_is_refused(tmp_path: Path) -> None:
 
     with pytest.raises(ModelFormatError, match="300 tokens"):
         imports.smoke_run(tmp_path / "source")
+
+
+def test_a_single_token_behind_the_network_is_refused(tmp_path: Path) -> None:
+    write_decoder(tmp_path / "source")
+    path = tmp_path / "source" / "tokenizer.json"
+    raw = json.loads(path.read_text())
+    raw["model"]["vocab"] = {token: 305 if i == 299 else i for token, i in raw["model"]["vocab"].items()}
+    path.write_text(json.dumps(raw))
+
+    with pytest.raises(ModelFormatError, match=r"tokenizer\.json numbers 306 tokens, config\.json 300"):
+        imports.smoke_run(tmp_path / "source")
+
+
+def test_chat_template_that_is_none_is_refused_before_anybody_chats(tmp_path: Path) -> None:
+    write_decoder(tmp_path / "source")
+    (tmp_path / "source" / "chat_template.jinja").write_text("{% for %}")
+
+    with pytest.raises(ModelFormatError, match="chat template is not valid"):
+        imports.import_model(tmp_path / "source", tmp_path / "models", "mine")
 
 
 @pytest.mark.parametrize("name", ["../up", ".hidden", "a b", ""])

@@ -101,8 +101,19 @@ def test_bytes_of_the_tokens_join_to_the_text(text: str) -> None:
 
 def test_special_token_is_shown_by_name() -> None:
     assert BYTE_LEVEL.token_text(0) == END_OF_TEXT
-    with pytest.raises(ValueError, match="no token 5000"):
-        BYTE_LEVEL.token_bytes(5000)
+
+
+def test_number_that_the_vocabulary_leaves_out_stands_for_nothing() -> None:
+    assert BYTE_LEVEL.token_bytes(5000) == b""
+    assert BYTE_LEVEL.token_text(5000) == ""
+    assert BYTE_LEVEL.decode([5000]) == ""
+
+
+def test_added_token_stands_for_itself_though_the_others_are_bytes(tmp_path: Path) -> None:
+    tokenizer = train_generation_tokenizer(TEXTS, 300)
+    tokenizer.add_tokens([tokenizers.AddedToken("  \n床", special=False, normalized=False)])
+
+    assert Tokenizer(tokenizer, {}, None).token_bytes(300) == "  \n床".encode()
 
 
 def test_published_tokenizer_begins_a_prompt_with_the_end_of_text() -> None:
@@ -149,6 +160,30 @@ def test_template_cannot_reach_python(tmp_path: Path) -> None:
 
     with pytest.raises(BadRequest):
         tokenizer.apply_chat_template([])
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("{{ messages | tojson }}", '[{"role": "user", "content": "<é>"}]'),
+        ("{{ strftime_now('%Y') | length }}", "4"),
+        ("{% for m in messages * 3 %}{% if loop.index == 2 %}{% break %}{% endif %}{{ m.role }}{% endfor %}", "user"),
+        ("{% generation %}{{ messages[0].content }}{% endgeneration %}!", "<é>!"),
+        ("{{ tools is none and documents is none }}", "True"),
+        ("{{ unk_token }}{{ bos_token }}{{ add_bos_token }}", "<unk>"),
+    ],
+)
+def test_template_has_what_published_ones_ask_for(tmp_path: Path, template: str, text: str) -> None:
+    config = {"unk_token": {"content": "<unk>"}, "add_bos_token": True}
+    tokenizer = Tokenizer.load(write(tmp_path, config, template))
+
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "<é>"}]) == text
+
+
+@pytest.mark.parametrize("template", ["{{ 'a' + 1 }}", "{{ 1 // 0 }}", "{{ range(10 ** 9) }}", "{{ 'a'.index('b') }}"])
+def test_template_that_fails_on_the_messages_is_the_callers_error(tmp_path: Path, template: str) -> None:
+    with pytest.raises(BadRequest, match="refuses these messages"):
+        Tokenizer.load(write(tmp_path, template=template)).apply_chat_template([])
 
 
 def test_broken_template_is_named(tmp_path: Path) -> None:
