@@ -167,7 +167,7 @@ def served_files(directory: Path) -> list[Path]:
     return sorted({path for pattern in SERVED_FILES for path in directory.glob(pattern)})
 
 
-def token_ids(value: int | list[int] | None) -> tuple[int, ...]:
+def token_ids(value: Any) -> tuple[int, ...]:  # noqa: ANN401 - JSON's
     """Hugging Face writes one id, a list of ids, or nothing.
 
     Raises:

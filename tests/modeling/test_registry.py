@@ -9,6 +9,7 @@ import pytest
 from app.errors import ModelFormatError, NotFound
 from app.modeling import imports, registry
 from app.modeling.registry import Registry
+from app.modeling.tokenizer import read_json
 from tests.modeling.checkpoints import write_decoder, write_encoder, write_gru
 
 
@@ -112,10 +113,8 @@ def test_file_that_is_no_text_hides_only_its_own_model(models: Path, content: by
 def test_folder_that_goes_while_it_is_read_hides_only_its_own_model(
     models: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    read = registry.read_json
-
     def read_late(path: Path) -> dict[str, Any]:
-        value = read(path)
+        value = read_json(path)
         if path.name == "tollgate.json" and path.parent.name == "judge":
             shutil.rmtree(path.parent)
         return value
@@ -175,7 +174,12 @@ def test_weights_without_checksums_are_summed_once_while_they_stay_the_same(
     digest = Registry(models).get("poet").digest
     read: list[str] = []
     sum_of = registry._sha256
-    monkeypatch.setattr(registry, "_sha256", lambda path: read.append(path.name) or sum_of(path))
+
+    def note(path: Path) -> str:
+        read.append(path.name)
+        return sum_of(path)
+
+    monkeypatch.setattr(registry, "_sha256", note)
 
     assert Registry(models).get("poet").digest == digest
     assert read == []
