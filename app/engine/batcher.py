@@ -14,14 +14,17 @@ from dataclasses import dataclass
 from itertools import chain, count
 
 from app.engine.limits import check_texts
-from app.engine.runner import LOST, DeviceLost, Encoder, Vectors
+from app.engine.runner import CLOSED, LOST, DeviceLost, Encoder, Vectors
 from app.errors import DeadlineExceeded, EngineUnavailable, InternalError, Overloaded
 from app.telemetry import get_logger
 
 log = get_logger(__name__)
 
 MAX_FAILURES_IN_A_ROW = 3
-RETRY_AFTER_S = 1.0
+# Of one text, before the first batch has shown it.
+FIRST_TEXT_S = 0.05
+# Weight of the newest batch in the mean time of one text.
+SMOOTHING = 0.1
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,7 +74,9 @@ class EncoderEngine:
         self._batch: list[_Text] = []
         self._work = asyncio.Event()
         self._failures = 0
+        self._text_s = FIRST_TEXT_S
         self._is_lost = False
+        self._gone = ""  # why, once no loop runs any more
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -84,7 +89,7 @@ class EncoderEngine:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
-        self._end(self._open, EngineUnavailable("The engine is shutting down."))
+        self._end_all(CLOSED)
 
     async def encode(self, texts: list[tuple[int, ...]], timeout_s: float) -> Encoded:
         """Read some texts.
@@ -96,10 +101,10 @@ class EncoderEngine:
             InternalError: the batch failed.
         """
         check_texts(texts, self.encoder.max_length, self.encoder.vocab_size)
-        if self._is_lost:
-            raise EngineUnavailable(LOST)
+        if self._gone:
+            raise EngineUnavailable(self._gone)
         if self.queue_depth >= self.queue_capacity:
-            raise Overloaded("The model's queue is full.", retry_after_s=RETRY_AFTER_S)
+            raise Overloaded("The model's queue is full.", retry_after_s=self._retry_after_s())
         loop = asyncio.get_running_loop()
         waiting = [_Text(next(self._numbers), tokens, loop.create_future()) for tokens in texts]
         self.queue_depth += 1
@@ -117,9 +122,9 @@ class EncoderEngine:
                 text.result.cancel()
         return Encoded(tuple(row for row, _ in results), sum(ms for _, ms in results))
 
-    @property
-    def _open(self) -> list[_Text]:
-        return [*self._batch, *chain.from_iterable(self._waiting.values())]
+    def _retry_after_s(self) -> float:
+        """When about half of those who wait will have had their turn."""
+        return sum(map(len, self._waiting.values())) / 2 * self._text_s
 
     async def _run(self) -> None:
         loop = asyncio.get_running_loop()
@@ -139,7 +144,7 @@ class EncoderEngine:
         if loop.exception() is not None:
             log.error("engine.loop_failed", model=self._name, exc_info=loop.exception())
         self._is_lost = True
-        self._end(self._open, EngineUnavailable(LOST))
+        self._end_all(LOST)
         self._on_lost()
 
     def _next_batch(self) -> list[_Text]:
@@ -167,10 +172,16 @@ class EncoderEngine:
             return
         self._failures = 0
         self.accelerator_s += rows.device_s
+        self._text_s += SMOOTHING * (rows.device_s / len(batch) - self._text_s)
         # Paired before the first is answered: rows too many or too few may be anybody's.
         for text, row in [*zip(batch, rows.rows, strict=True)]:
             if not text.result.done():
                 text.result.set_result((row, rows.device_s * 1000 / len(batch)))
+
+    def _end_all(self, reason: str) -> None:
+        """End who waits, and let nobody wait any more."""
+        self._gone = reason
+        self._end([*self._batch, *chain.from_iterable(self._waiting.values())], EngineUnavailable(reason))
 
     def _end(self, texts: Iterable[_Text], error: Exception) -> None:
         for text in texts:

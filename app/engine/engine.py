@@ -16,7 +16,7 @@ from concurrent.futures import Executor
 from dataclasses import dataclass, field
 
 from app.engine.limits import check_request
-from app.engine.runner import LOST, DeviceLost, Result, Runner
+from app.engine.runner import CLOSED, LOST, DeviceLost, Result, Runner
 from app.engine.scheduler import Decode, Prefill, QueueFull, Scheduler, Step
 from app.engine.sequence import Grammar, Request, Sequence, Token
 from app.errors import AppError, DeadlineExceeded, EngineUnavailable, InternalError, Overloaded
@@ -142,6 +142,7 @@ class GenerationEngine:
         self._slot_s = 1.0
         self._step_s = MAX_CALL_S
         self._is_lost = False
+        self._gone = ""  # why, once no loop runs any more
         self._task: asyncio.Task[None] | None = None
 
     def start(self) -> None:
@@ -154,7 +155,7 @@ class GenerationEngine:
         if self._task is not None:
             self._task.cancel()
             await asyncio.wait([self._task])
-        self._end_all(EngineUnavailable("The engine is shutting down."))
+        self._end_all(CLOSED)
 
     async def generate(self, request: Request, timeout_s: float) -> AsyncGenerator[Chunk, None]:
         """Stream one sequence; the last chunk, and only it, has a finish reason.
@@ -177,9 +178,11 @@ class GenerationEngine:
         try:
             while True:
                 steps_before = self._num_steps
-                if not await _is_set_by(stream.ready, min(deadline, loop.time() + BEAT_S)):
-                    if loop.time() >= deadline:
-                        raise DeadlineExceeded("The answer was not complete within the deadline.")
+                is_ready = await _is_set_by(stream.ready, min(deadline, loop.time() + BEAT_S))
+                # Asked whether or not something is there: a reader slower than the model never waits.
+                if loop.time() >= deadline and not stream.is_over:
+                    raise DeadlineExceeded("The answer was not complete within the deadline.")
+                if not is_ready:
                     if self._num_steps > steps_before:
                         yield Chunk(stream.sent, ())
                     continue
@@ -211,7 +214,7 @@ class GenerationEngine:
         if loop.exception() is not None:
             log.error("engine.loop_failed", model=self._name, exc_info=loop.exception())
         self._is_lost = True
-        self._end_all(EngineUnavailable(LOST))
+        self._end_all(LOST)
         self._on_lost()
 
     async def _prepare(self, grammar: Grammar, deadline: float) -> None:
@@ -222,8 +225,8 @@ class GenerationEngine:
             raise DeadlineExceeded("The grammar was not compiled within the deadline.") from None
 
     def _enqueue(self, request: Request) -> _Stream:
-        if self._is_lost:
-            raise EngineUnavailable(LOST)
+        if self._gone:
+            raise EngineUnavailable(self._gone)
         sequence = Sequence(request)
         now = asyncio.get_running_loop().time()
         try:
@@ -301,16 +304,20 @@ class GenerationEngine:
         if stream.is_over and stream.started_at is not None:
             self._slot_s += SMOOTHING * (now - stream.started_at - self._slot_s)
 
-    def _end_all(self, error: AppError) -> None:
+    def _end_all(self, reason: str) -> None:
+        """End who waits, and let nobody wait any more."""
+        self._gone = reason
         for sequence in list(self._streams):
             self.scheduler.abort(sequence)
-            self._end(sequence, error)
+            self._end(sequence, EngineUnavailable(reason))
 
     def _end(self, sequence: Sequence, error: AppError) -> None:
         stream = self._streams.get(sequence)
-        if stream is not None:
+        if stream is None:
+            return
+        if not stream.is_over:  # else its answer is whole, and its reader only slow
             stream.error = error
-            stream.ready.set()
+        stream.ready.set()
 
 
 async def _is_set_by(event: asyncio.Event, when: float) -> bool:

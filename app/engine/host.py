@@ -12,7 +12,7 @@ from typing import Literal
 
 from app.engine.batcher import Encoded, EncoderEngine
 from app.engine.engine import Chunk, GenerationEngine
-from app.engine.runner import Encoder, Runner
+from app.engine.runner import CLOSED, Encoder, Runner
 from app.engine.sequence import Request
 from app.errors import EngineUnavailable, NotFound, TollgateError
 from app.modeling.registry import ModelCard
@@ -131,7 +131,7 @@ class Host:
         if model is None:
             raise NotFound(f"The model '{name}' is not served here.")
         if self.is_draining:
-            raise EngineUnavailable("The engine is shutting down.")
+            raise EngineUnavailable(CLOSED)
         if model.engine is None:
             raise EngineUnavailable(f"The model '{name}' is not ready.", retry_after_s=5.0)
         return model.engine

@@ -14,6 +14,7 @@ from app.engine.shapes import Shapes
 
 # What callers are told then, and after any other end of an engine's loop.
 LOST = "The accelerator failed; the engine restarts."
+CLOSED = "The engine is shutting down."
 NO_GRAMMARS = "This model follows no grammar."
 
 

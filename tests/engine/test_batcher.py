@@ -6,7 +6,7 @@ from threading import Event
 
 import pytest
 
-from app.engine.batcher import EncoderEngine
+from app.engine.batcher import FIRST_TEXT_S, EncoderEngine
 from app.engine.runner import DeviceLost
 from app.engine.stub import WINNING_SCORE
 from app.errors import (
@@ -97,14 +97,19 @@ async def test_texts_of_a_request_that_left_are_not_computed() -> None:
     assert sum(encoder.batches) == 8
 
 
-async def test_full_queue_is_refused() -> None:
-    async with batching(FaultyEncoder(), queue_capacity=1) as (engine, gate):
-        first = asyncio.create_task(engine.encode([(1,)], SOON_S))
-        await asyncio.sleep(0)
-        with pytest.raises(Overloaded):
+@pytest.mark.parametrize("num_texts", [20, 40])
+async def test_full_queue_is_refused_and_says_when_half_of_it_will_have_been_read(num_texts: int) -> None:
+    async with batching(FaultyEncoder(max_batch=10), queue_capacity=2) as (engine, gate):
+        first = asyncio.create_task(engine.encode([(1,)] * 10, SOON_S))
+        await everybody_waits(engine, 1)
+        await asyncio.sleep(0)  # the loop has taken these
+        second = asyncio.create_task(engine.encode([(1,)] * num_texts, SOON_S))
+        await everybody_waits(engine, 2)
+        with pytest.raises(Overloaded) as refused:
             await engine.encode([(1,)], SOON_S)
+        assert refused.value.retry_after_s == pytest.approx(num_texts / 2 * FIRST_TEXT_S)
         gate.set()
-        await first
+        await asyncio.gather(first, second)
 
 
 async def test_deadline_ends_a_request_that_waits() -> None:
@@ -169,3 +174,10 @@ async def test_closing_ends_the_batch_under_way_with_an_error() -> None:
         await engine.aclose()
         with pytest.raises(EngineUnavailable):
             await under_way
+
+
+async def test_who_comes_after_the_end_does_not_wait() -> None:
+    async with batching(FaultyEncoder()) as (engine, _):
+        await engine.aclose()
+        with pytest.raises(EngineUnavailable):
+            await engine.encode([(1,)], 0.01)

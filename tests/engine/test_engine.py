@@ -3,7 +3,7 @@ from contextlib import aclosing
 
 import pytest
 
-from app.engine.engine import MAX_FAILURES_IN_A_ROW, Chunk, GenerationEngine
+from app.engine.engine import CHUNK_TOKENS, MAX_FAILURES_IN_A_ROW, Chunk, GenerationEngine
 from app.engine.runner import DeviceLost
 from app.engine.scheduler import Decode
 from app.engine.sequence import Request, Token
@@ -14,7 +14,7 @@ from app.errors import (
     InternalError,
     Overloaded,
 )
-from tests.fakes import FaultyRunner, HeldRunner, running
+from tests.fakes import FaultyRunner, HeldRunner, running, until
 
 SOON_S = 30.0
 
@@ -127,6 +127,24 @@ async def test_full_queue_is_refused_before_the_first_chunk_and_says_when_to_ret
         await asyncio.gather(first, second)
 
 
+async def test_time_to_return_grows_with_the_queue_and_falls_with_the_time_of_a_slot() -> None:
+    runner = HeldRunner(num_slots=2)
+    async with running(runner, queue_capacity=4) as engine:
+        crowd = [asyncio.create_task(collect(engine, Request("r", (1,), 1))) for _ in range(6)]
+        await entered(runner)
+        assert (engine.scheduler.queue_depth, await refused_for_s(engine)) == (4, 4 / 2 * 1.0 / 2)
+        runner.open()
+        await asyncio.gather(*crowd)
+        assert engine._retry_after_s() == 0
+        assert engine._slot_s < 1
+
+
+async def refused_for_s(engine: GenerationEngine) -> float:
+    with pytest.raises(Overloaded) as refused:
+        await collect(engine, Request("r", (1,), 1))
+    return refused.value.retry_after_s
+
+
 async def test_who_waits_in_the_queue_hears_that_the_engine_lives(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("app.engine.engine.BEAT_S", 0.0)
     async with running(FaultyRunner(num_slots=1)) as engine:
@@ -157,6 +175,19 @@ async def test_deadline_ends_a_request_that_waits_for_the_device() -> None:
             await collect(engine, Request("r", (1,), 1), timeout_s=0.01)
         assert engine.scheduler.slots.num_free == 1
         assert engine.scheduler.queue_depth == 0
+
+
+async def test_deadline_ends_an_answer_whose_reader_is_slower_than_the_model(monkeypatch: pytest.MonkeyPatch) -> None:
+    loop, runner = asyncio.get_running_loop(), HeldRunner(num_slots=1)
+    now = loop.time
+    async with running(runner) as engine, aclosing(engine.generate(Request("r", (1,), 500), SOON_S)) as stream:
+        runner.let(1 + 2 * CHUNK_TOKENS)
+        await anext(stream)
+        for _ in range(2 + 2 * CHUNK_TOKENS):
+            await entered(runner)
+        monkeypatch.setattr(loop, "time", lambda: now() + 2 * SOON_S)
+        with pytest.raises(DeadlineExceeded):
+            await anext(stream)
 
 
 async def test_failed_step_ends_its_sequences_and_the_loop_goes_on() -> None:
@@ -210,6 +241,26 @@ async def test_closing_ends_open_streams_with_an_error() -> None:
         with pytest.raises(EngineUnavailable):
             await open_stream
         await closing
+
+
+async def test_closing_takes_no_whole_answer_from_a_slow_reader() -> None:
+    async def is_complete() -> bool:
+        return engine.scheduler.slots.num_free == len(engine.scheduler.slots)
+
+    async with running(FaultyRunner()) as engine, aclosing(engine.generate(Request("r", (3, 4), 40), SOON_S)) as stream:
+        chunks = [await anext(stream)]
+        await until(is_complete)
+        await engine.aclose()
+        chunks += [chunk async for chunk in stream]
+    assert tokens(chunks) == sums((3, 4), 40)
+    assert chunks[-1].finish_reason == "length"
+
+
+async def test_who_comes_after_the_end_does_not_wait() -> None:
+    async with running(FaultyRunner()) as engine:
+        await engine.aclose()
+        with pytest.raises(EngineUnavailable):
+            await collect(engine, Request("r", (1,), 1), timeout_s=0.01)
 
 
 async def test_every_chunk_says_what_its_sequence_has_cost_so_far() -> None:
