@@ -21,7 +21,9 @@ class Message(Body):
     """One turn of a conversation."""
 
     role: Literal["system", "developer", "user", "assistant"] = Field(description="`developer` is read as `system`.")
-    content: str | Annotated[list[TextPart], Field(min_length=1)] = Field(description="Text, or a list of text parts.")
+    content: str | Annotated[list[TextPart], Field(min_length=1, fail_fast=True)] = Field(
+        description="Text, or a list of text parts."
+    )
     name: Annotated[str, StringConstraints(max_length=64)] | None = Field(
         None, description="Passed to the model's chat template."
     )

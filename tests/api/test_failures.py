@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from pydantic import ValidationError
 
+from app.api.chat_schemas import ChatBody
 from app.api.completion_schemas import CompletionBody
 from app.api.schemas import Body
 from app.api.text_schemas import ClassificationBody, EmbeddingBody
@@ -92,10 +93,16 @@ async def test_a_refusal_reads_well(world: World, change: dict[str, Any], messag
 
 @pytest.mark.parametrize("item", ["{}", "-1", "[]", "[-1]"])
 @pytest.mark.parametrize(
-    ("schema", "name"), [(CompletionBody, "prompt"), (EmbeddingBody, "input"), (ClassificationBody, "input")]
+    ("schema", "body"),
+    [
+        (CompletionBody, '"prompt": [{}]'),
+        (ChatBody, '"messages": [{{"role": "user", "content": [{}]}}]'),
+        (EmbeddingBody, '"input": [{}]'),
+        (ClassificationBody, '"input": [{}]'),
+    ],
 )
-def test_a_body_full_of_faults_is_given_up_early(schema: type[Body], name: str, item: str) -> None:
-    raw = f'{{"model": "m", "{name}": [{",".join([item] * 10_000)}]}}'.encode()
+def test_a_body_full_of_faults_is_given_up_early(schema: type[Body], body: str, item: str) -> None:
+    raw = f'{{"model": "m", {body.format(",".join([item] * 10_000))}}}'.encode()
     with pytest.raises(ValidationError) as refused:
         schema.model_validate_json(raw)
     assert refused.value.error_count() < 10
