@@ -30,6 +30,9 @@ log = get_logger(__name__)
 
 SERVICE = "tollgate.engine.v1.Engine"
 ANY_OBJECT = '{"type": "object"}'
+# gRPC refuses trailers of more than 8 KiB, in which a character may take twelve bytes. Messages
+# that quote a grammar are long in the middle: first comes what is wrong, last where.
+MAX_MESSAGE_CHARACTERS = 500
 SERVER_OPTIONS = (
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
     # Two engines on one address would each get some of the calls.
@@ -158,7 +161,13 @@ async def _refuse(context: Context, error: AppError) -> None:
         trailers.append((PARAM_KEY, error.param))
     if "retry-after-ms" in error.headers:
         trailers.append((RETRY_AFTER_KEY, error.headers["retry-after-ms"]))
-    await context.abort(status, error.message, tuple(trailers))
+    await context.abort(status, _shortened(error.message), tuple(trailers))
+
+
+def _shortened(message: str) -> str:
+    """Without the middle of a message that is too long to cross."""
+    half = MAX_MESSAGE_CHARACTERS // 2
+    return message if len(message) <= MAX_MESSAGE_CHARACTERS else f"{message[:half]} … {message[-half:]}"
 
 
 def _request(message: pb.GenerateRequest, eos_token_ids: tuple[int, ...]) -> Request:

@@ -16,6 +16,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from app.config import Settings
 from app.engine.host import Host
 from app.engine.runner import Encoder, Runner
+from app.engine.sequence import Grammar
 from app.engine.server import SERVICE
 from app.engine.stub import StubEncoder, StubRunner
 from app.errors import (
@@ -108,6 +109,19 @@ async def test_refusals_arrive_as_their_own_errors(request_: pb.GenerateRequest,
         with pytest.raises(error) as refused:
             await collect(client, request_)
     assert type(refused.value) is error
+
+
+async def test_a_refusal_too_long_to_cross_loses_its_middle() -> None:
+    class Pedant(StubRunner):
+        def prepare(self, grammar: Grammar) -> None:
+            raise BadRequest("wrong: " + 20_000 * "\N{OGHAM SPACE MARK}" + " here", param="grammar")
+
+    async with serving(lambda _: Pedant()) as (client, _, _):
+        with pytest.raises(BadRequest) as refused:
+            await collect(client, ask(grammar=pb.Grammar(regex="a")))
+    assert refused.value.message.startswith("wrong: ")
+    assert refused.value.message.endswith(" here")
+    assert refused.value.param == "grammar"
 
 
 async def test_unknown_fault_crosses_without_its_text() -> None:
