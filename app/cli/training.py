@@ -1,6 +1,7 @@
 """`tollgate train` and `tollgate evaluate`."""
 
 import json
+import os
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -51,7 +52,7 @@ def generation(
     embedding: Annotated[
         int | None, typer.Option(min=1, show_default="128", help="Width of the embeddings; gru only.")
     ] = None,
-    context: Annotated[int, typer.Option(help="Longest prompt and answer together, tokens.")] = 256,
+    context: Annotated[int, typer.Option(min=2, help="Longest prompt and answer together, tokens.")] = 256,
     window: Annotated[
         int | None,
         typer.Option(
@@ -59,9 +60,9 @@ def generation(
         ),
     ] = None,
     batch: Annotated[int | None, typer.Option(min=1, show_default="16; gru: 64", help="Windows in a step.")] = None,
-    steps: Annotated[int, typer.Option(help="Steps at most.")] = 2500,
-    eval_every: Annotated[int, typer.Option(help="Steps between looks at the development set.")] = 100,
-    patience: Annotated[int, typer.Option(help="Looks without progress before stopping early.")] = 8,
+    steps: Annotated[int, typer.Option(min=1, help="Steps at most.")] = 2500,
+    eval_every: Annotated[int, typer.Option(min=1, help="Steps between looks at the development set.")] = 100,
+    patience: Annotated[int, typer.Option(min=1, help="Looks without progress before stopping early.")] = 8,
     dropout: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of activations dropped in training.")] = 0.2,
     learning_rate: Annotated[
         float | None, typer.Option(min=0.0, show_default="0.003; gru: 0.01", help="At its highest.")
@@ -100,12 +101,12 @@ def classification(
     text_field: TextField = "text",
     label_field: LabelField = "label",
     vocab_size: Annotated[int, typer.Option(help="Tokens in the vocabulary.")] = 2048,
-    width: Annotated[int, typer.Option(help="Width of the embeddings.")] = 128,
-    filters: Annotated[int, typer.Option(help="Filters of each kernel size.")] = 128,
-    context: Annotated[int, typer.Option(help="Longest text, tokens.")] = 128,
-    batch: Annotated[int, typer.Option(help="Texts in a step.")] = 64,
-    epochs: Annotated[int, typer.Option(help="Passes over the data at most.")] = 20,
-    patience: Annotated[int, typer.Option(help="Passes without progress before stopping early.")] = 6,
+    width: Annotated[int, typer.Option(min=1, help="Width of the embeddings.")] = 128,
+    filters: Annotated[int, typer.Option(min=1, help="Filters of each kernel size.")] = 128,
+    context: Annotated[int, typer.Option(min=1, help="Longest text, tokens.")] = 128,
+    batch: Annotated[int, typer.Option(min=1, help="Texts in a step.")] = 64,
+    epochs: Annotated[int, typer.Option(min=1, help="Passes over the data at most.")] = 20,
+    patience: Annotated[int, typer.Option(min=1, help="Passes without progress before stopping early.")] = 6,
     dropout: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of activations dropped in training.")] = 0.4,
     token_dropout: Annotated[float, typer.Option(min=0.0, max=0.9, help="Share of tokens blanked in training.")] = 0.1,
     learning_rate: Annotated[float, typer.Option(min=0.0, help="At its highest.")] = 2e-3,
@@ -177,8 +178,15 @@ def _provenance(given: dict[str, Any]) -> "Provenance":
 def _prepare(out: Path, overwrite: bool) -> None:
     """Fail before an hour of training rather than after it."""
     settings_for_command(log_level="warning")
+    if out.name in {"", ".."} or out.name.startswith("."):
+        raise ConfigError(f"--out {out} must end in the model's name, which does not begin with a dot")
     if out.exists() and not overwrite:
         raise ConfigError(f"{out} exists; choose another --out or give --overwrite")
+    if out.exists() and not (out / "config.json").is_file():
+        raise ConfigError(f"{out} is no model, so it is not overwritten; choose another --out")
+    parent = next(parent for parent in out.absolute().parents if parent.exists())
+    if not os.access(parent, os.W_OK | os.X_OK) or not parent.is_dir():
+        raise ConfigError(f"--out {out} cannot be written: {parent} is no folder of yours")
 
 
 def _runs_dir() -> Path:

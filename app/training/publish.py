@@ -1,7 +1,7 @@
 """A trained model as a Hugging Face directory that any reader of its layout can load.
 
-Everything is written into a folder beside the target and moved into place, so a
-reader never sees half a model.
+Everything is written into a folder beside the target and moved into place, and what
+stood there is moved away before it is deleted, so a reader never sees half a model.
 """
 
 import json
@@ -61,9 +61,24 @@ def publish(out: Path, artefact: Artefact) -> None:
     _write_json(partial / SETTINGS, _settings(artefact.provenance))
     (partial / "MODEL_CARD.md").write_text(_card(out.name, artefact), "utf-8")
     checkpoint.save(partial, artefact.config, artefact.weights)
-    if out.exists():
-        shutil.rmtree(out)
+    _move_into_place(partial, out)
+
+
+def _move_into_place(partial: Path, out: Path) -> None:
+    """Two renames; whoever is killed between them finds the earlier model under its hidden name."""
+    replaced = out.with_name(f".{out.name}.replaced")
+    if out.exists() or out.is_symlink():
+        _remove(replaced)
+        out.rename(replaced)
     partial.rename(out)
+    _remove(replaced)
+
+
+def _remove(path: Path) -> None:
+    if path.is_symlink():  # what it points to belongs to somebody else
+        path.unlink()
+    else:
+        shutil.rmtree(path, ignore_errors=True)
 
 
 def _settings(provenance: Provenance) -> dict[str, Any]:

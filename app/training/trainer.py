@@ -6,7 +6,9 @@ continues as if it had not been killed. Checkpoints are replaced atomically.
 """
 
 import json
+import math
 import os
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextC
 from safetensors import safe_open
 from safetensors.numpy import save_file
 
+from app.errors import ConfigError
 from app.training.network import Network
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -90,7 +93,11 @@ class Trainer:
         self._state = Progression()
 
     def fit(self) -> Progression:
-        """Train to the end of the schedule or until patience runs out; the network then holds the best weights."""
+        """Train to the end of the schedule or until patience runs out; the network then holds the best weights.
+
+        Raises:
+            ConfigError: The loss was never a number.
+        """
         self._run_dir.mkdir(parents=True, exist_ok=True)
         self._resume()
         with self._progress() as (progress, task):
@@ -98,6 +105,9 @@ class Trainer:
                 self._run_until_next_look(progress, task)
                 self._look(progress, task)
                 self._save()
+        if not math.isfinite(self._state.best_loss):
+            shutil.rmtree(self._run_dir)  # or the same command would go on from weights that are lost
+            raise ConfigError("the loss was never a number; train with a lower --learning-rate")
         load_variables(self._run_dir / BEST, self._network.variables)
         return self._state
 

@@ -133,6 +133,42 @@ def test_model_that_is_there_is_not_overwritten_unasked(
     assert "--overwrite" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("out", "message"),
+    [(".", "must end in the model's name"), ("m/..", "must end"), ("m/.x", "must end"), ("x.txt/m", "no folder")],
+)
+def test_place_that_no_model_can_have_is_refused_before_work_begins(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], out: str, message: str
+) -> None:
+    (folder / "x.txt").write_text("")
+    monkeypatch.chdir(folder)
+
+    assert run(monkeypatch, "train", "generation", "--data", "x.txt", "--out", out, "--overwrite") == 1
+    assert message in capsys.readouterr().err
+
+
+def test_folder_that_is_no_model_is_never_overwritten(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (folder / "letters").mkdir()
+    (folder / "letters" / "dear.txt").write_text("mine")
+    words = ("train", "generation", "--data", "x.txt", "--out", str(folder / "letters"), "--overwrite")
+
+    assert run(monkeypatch, *words) == 1
+    assert "is no model" in capsys.readouterr().err
+    assert (folder / "letters" / "dear.txt").exists()
+
+
+@pytest.mark.parametrize("option", ["--steps", "--batch", "--context", "--eval-every", "--patience"])
+def test_nothing_of_what_training_counts_is_a_usage_error(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], option: str
+) -> None:
+    words = ("train", "generation", "--data", "x.txt", "--out", str(folder / "m"), option, "0")
+
+    assert run(monkeypatch, *words) == 2
+    assert option in capsys.readouterr().err
+
+
 def test_missing_extra_is_refused_before_work_begins(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -82,6 +82,14 @@ def test_evaluation_with_a_label_that_the_model_lacks_is_refused(data: Path, tmp
         evaluate_model(tmp_path / "moods", other, "text", "label")
 
 
+def test_weights_that_ran_away_are_not_published_and_not_gone_on_from(data: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="lower --learning-rate"):
+        train(data, tmp_path / "moods", tmp_path / "runs", replace(OPTIONS, epochs=2, patience=1, learning_rate=1e30))
+
+    assert not (tmp_path / "moods").exists()
+    assert [*(tmp_path / "runs").iterdir()] == []
+
+
 def test_vocabulary_without_room_is_refused() -> None:
     with pytest.raises(ConfigError, match="--vocab-size"):
         replace(OPTIONS, vocab_size=200)
