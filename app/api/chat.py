@@ -23,7 +23,6 @@ from app.api.chat_schemas import (
     TokenLogprob,
     TopLogprob,
 )
-from app.api.completions import finite
 from app.api.generation import (
     Delta,
     Generation,
@@ -35,6 +34,7 @@ from app.api.generation import (
     within_budget,
 )
 from app.api.generation_schemas import Usage
+from app.api.logprobs import finite
 from app.api.openapi import body_of, responses
 from app.api.parameters import replayable
 from app.api.served import ServedModel

@@ -47,7 +47,12 @@ class CompletionBody(GenerationBody):
         description="Candidates of which the `n` with the best mean log-probability are returned; at most 16, not with"
         " `stream`. Only what is returned is billed. Of answers in a form, whole ones come first.",
     )
-    logprobs: int | None = Field(None, ge=0, le=20, description="Log-probabilities with this many alternatives.")
+    logprobs: int | None = Field(
+        None,
+        ge=0,
+        le=20,
+        description="Log-probabilities with this many alternatives, and the token itself where it is none of them.",
+    )
     echo: bool | None = Field(None, description="Return the prompt in front of the output.")
 
     @model_validator(mode="after")

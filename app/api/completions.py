@@ -1,8 +1,7 @@
 """POST /v1/completions: a prompt is continued."""
 
-import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastapi import APIRouter, Response
 
@@ -21,6 +20,7 @@ from app.api.generation import (
     within_budget,
 )
 from app.api.generation_schemas import MAX_SEQUENCES, Usage
+from app.api.logprobs import completion_logprobs, scored_prompt
 from app.api.openapi import body_of, responses
 from app.api.parameters import replayable
 from app.api.served import ServedModel
@@ -142,17 +142,9 @@ class CompletionRenderer:
     def _logprobs(
         self, tokens: Sequence[Token], echo: Prompt | None, prompt_scores: Sequence[pb.TokenLogprob], *, is_first: bool
     ) -> CompletionLogprobs:
-        names = self._served.tokenizer.token_text
-        rendered = CompletionLogprobs(text_offset=[], token_logprobs=[], tokens=[], top_logprobs=[])
-        if echo and is_first:
-            offset = 0
-            for token_id, score in zip(echo.ids, _with_unscored_first(echo.ids, prompt_scores), strict=True):
-                _append(rendered, names(token_id), offset, score, self._served)
-                offset += len(names(token_id))
-        shift = len(echo.text) if echo else 0
-        for token in tokens:
-            _append(rendered, names(token.id), shift + token.offset, token.score, self._served)
-        return rendered
+        tokenizer, shift = self._served.tokenizer, len(echo.text) if echo else 0
+        scored = scored_prompt(tokenizer, echo.ids, prompt_scores) if echo and is_first else []
+        return completion_logprobs(tokenizer, [*scored, *(replace(t, offset=shift + t.offset) for t in tokens)])
 
 
 async def _prompts(body: CompletionBody, served: ServedModel) -> list[Prompt]:
@@ -197,29 +189,3 @@ def _ask_for_scores(request: pb.GenerateRequest, body: CompletionBody) -> None:
         request.prompt_logprobs = bool(body.echo)
     elif body.num_candidates > body.num_choices:
         request.logprobs = 0  # to rank the candidates
-
-
-def _with_unscored_first(ids: Sequence[int], scores: Sequence[pb.TokenLogprob]) -> list[pb.TokenLogprob | None]:
-    """One entry per prompt token; nothing precedes the first, so it has no probability."""
-    missing = len(ids) - len(scores)
-    return [None] * missing + [score if at + missing else None for at, score in enumerate(scores)]
-
-
-def _append(
-    rendered: CompletionLogprobs, name: str, offset: int, score: pb.TokenLogprob | None, served: ServedModel
-) -> None:
-    rendered.tokens.append(name)
-    rendered.text_offset.append(offset)
-    if score is None:
-        rendered.token_logprobs.append(None)
-        rendered.top_logprobs.append(None)
-        return
-    rendered.token_logprobs.append(finite(score.logprob))
-    names = served.tokenizer.token_text
-    tops = zip(score.top_tokens, score.top_logprobs, strict=True)
-    rendered.top_logprobs.append({names(token): finite(value) for token, value in tops})
-
-
-def finite(logprob: float) -> float:
-    """JSON has no infinity; -9999.0 is OpenAI's value for a token that cannot be."""
-    return logprob if math.isfinite(logprob) else -9999.0

@@ -11,7 +11,7 @@ import pytest
 
 from app.api.completion_schemas import Completion
 from app.rpc import engine_pb2 as pb
-from tests.api.world import BOS, CONTEXT, MS_A_TOKEN, Refusal, World, error_of, say, score
+from tests.api.world import BOS, CONTEXT, MS_A_TOKEN, Refusal, World, error_of, say
 
 
 async def test_text_usage_and_row_agree(world: World) -> None:
@@ -134,24 +134,6 @@ async def test_a_character_in_two_tokens_arrives_whole(world: World) -> None:
     assert "".join(texts) == "né 語!"
     assert "\ufffd" not in "".join(texts)
     assert (await world.usage_rows())[0].output_tokens == len("né 語!".encode())
-
-
-async def test_echo_with_logprobs_scores_the_prompt_too(world: World) -> None:
-    async def scored(_: pb.GenerateRequest) -> AsyncIterator[pb.GenerateChunk]:
-        yield pb.GenerateChunk(tokens=b"c", logprobs=[score(99)], prompt_logprobs=[score(98)])
-        yield pb.GenerateChunk(index=1, finish_reason="length")
-
-    world.engine.answer = scored
-    answer = await world.openai().completions.create(model="bytes", prompt="ab", echo=True, logprobs=2, max_tokens=1)
-    logprobs = answer.choices[0].logprobs
-    assert logprobs is not None
-    assert logprobs.tokens == ["a", "b", "c"]
-    assert logprobs.text_offset == [0, 1, 2]
-    assert logprobs.token_logprobs == [None, -1.0, -1.0]
-    assert logprobs.top_logprobs is not None
-    assert logprobs.top_logprobs[1:] == [{"b": -1.0, "!": -2.0}, {"c": -1.0, "!": -2.0}]
-    (request,) = world.engine.requests
-    assert (request.logprobs, request.prompt_logprobs) == (2, True)
 
 
 async def test_no_output_is_asked_for_with_max_tokens_0(world: World) -> None:
