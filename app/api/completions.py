@@ -172,12 +172,13 @@ def _specs(
     if len(prompts) * body.num_candidates > MAX_SEQUENCES:
         raise BadRequest(f"A request may ask for at most {MAX_SEQUENCES} sequences (prompts x choices).", param="n")
     specs = list[SequenceSpec]()
-    choice_seeds = seeds(seed, body.num_candidates)
+    # A prompt that is sent twice wants two answers.
+    own_seeds = iter(seeds(seed, len(prompts) * body.num_candidates))
     grammar_param = next(iter(body.grammar_params), None)
     for prompt in prompts:
         max_tokens = fit_output(served, len(prompt.ids), body.max_tokens, DEFAULT_MAX_TOKENS, "prompt")
-        for choice_seed in choice_seeds:
-            request = engine_request(call, body, served, prompt.ids, max_tokens, choice_seed)
+        for _ in range(body.num_candidates):
+            request = engine_request(call, body, served, prompt.ids, max_tokens, next(own_seeds))
             _ask_for_scores(request, body)
             specs.append(SequenceSpec(len(specs), served, request, body.stops, max_tokens, grammar_param))
     return specs

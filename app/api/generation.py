@@ -336,7 +336,7 @@ def draw_seed() -> int:
 
 
 def seeds(seed: int, count: int) -> list[int]:
-    """One seed per choice: the request's own for the first, derived ones after it."""
+    """One seed per sequence: the request's own for the first, derived ones after it."""
     first = seed & _SEED_MASK
     derived = (hashlib.sha256(b"%d/%d" % (first, choice)).digest() for choice in range(1, count))
     return [first, *(int.from_bytes(digest[:8], "big") for digest in derived)]

@@ -92,6 +92,11 @@ async def test_the_same_seed_gives_the_same_seeds_to_all_choices(world: World) -
     assert 7 in seeds[0]
 
 
+async def test_a_prompt_that_is_sent_twice_is_drawn_twice(world: World) -> None:
+    await world.post("/v1/completions", {"model": "bytes", "prompt": ["a", "a"], "n": 2, "seed": 7})
+    assert len({request.sampling.seed for request in world.engine.requests}) == 4
+
+
 async def test_choices_of_several_prompts_are_numbered_in_order_and_a_prompt_is_billed_once(world: World) -> None:
     async def echo(request: pb.GenerateRequest) -> AsyncIterator[pb.GenerateChunk]:
         async for chunk in say(bytes(request.prompt_tokens).upper()):
