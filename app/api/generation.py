@@ -258,8 +258,9 @@ def fit_output(served: ServedModel, num_prompt_tokens: int, asked: int | None, d
     if num_prompt_tokens == 0:
         raise BadRequest("The prompt holds no tokens.", param=param)
     room = context - num_prompt_tokens
-    if room < (1 if asked is None else asked):
-        wanted = "" if asked is None else f" and {asked} in the completion"
+    # The engine draws one token even where nobody wants it.
+    if room < max(1, asked or 0):
+        wanted = f" and {asked} in the completion" if asked else ", which leaves no room for a completion"
         raise ContextLengthExceeded(
             f"This model's maximum context length is {context} tokens, but you requested"
             f" {num_prompt_tokens} in the prompt{wanted}. Please shorten the request.",

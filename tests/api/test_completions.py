@@ -297,6 +297,7 @@ async def test_a_deadline_is_a_positive_number(world: World, value: str) -> None
     [
         ({"prompt": "a" * CONTEXT}, "prompt"),
         ({"prompt": "a", "max_tokens": CONTEXT}, "prompt"),
+        ({"prompt": "a" * CONTEXT, "max_tokens": 0, "echo": True, "logprobs": 0}, "prompt"),
         ({"prompt": ["a", "a" * 200_000]}, "prompt"),
     ],
 )
