@@ -27,7 +27,12 @@ class Message(Body):
     name: Annotated[str, StringConstraints(max_length=64)] | None = Field(
         None, description="Passed to the model's chat template."
     )
-    refusal: None = Field(None, description="Present in answers, so that one can be sent back as it is.")
+    # Clients write down an answer with all that it might have had, and send that back.
+    refusal: None = Field(None, description="Only `null`, as in answers, so that one can be sent back; so the others.")
+    annotations: None = None
+    audio: None = None
+    function_call: None = None
+    tool_calls: None = None
 
     @property
     def text(self) -> str:

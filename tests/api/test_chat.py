@@ -41,6 +41,15 @@ async def test_a_models_own_template_is_used(settings: Settings, database: Datab
         assert bytes(world.engine.requests[0].prompt_tokens) == b"[system|S][user|ab][assistant|c]"
 
 
+async def test_an_answer_is_sent_back_as_the_client_wrote_it_down(world: World) -> None:
+    chat = world.openai().chat.completions
+    answer = (await chat.create(model="bytes", messages=HI, max_tokens=5)).choices[0].message
+    messages: list[Any] = [*HI, answer.model_dump(), answer]
+    await chat.create(model="bytes", messages=messages, max_tokens=5)
+    said = b"assistant: Hello\n\n"
+    assert bytes(world.engine.requests[1].prompt_tokens) == b"user: Hi\n\n" + said + said + b"assistant:"
+
+
 async def test_a_template_may_refuse_the_conversation(settings: Settings, database: Database) -> None:
     write_model(settings.models_dir, chat_template="{{ raise_exception('user first') }}")
     async with serving(settings, database) as world:
