@@ -13,6 +13,8 @@ DEV_STAMP := $(VENV)/.installed-dev
 PIP := $(BIN)/python -m pip --disable-pip-version-check --quiet
 # Two are the cores of a small machine; each worker of the tests loads TensorFlow.
 TEST_WORKERS ?= 2
+# A worker that ends takes its tests with it: the run says so and ends, where xdist may wait for them for ever.
+PARALLEL = -n $(TEST_WORKERS) --dist loadgroup --max-worker-restart=0
 UV_LOCK := $(BIN)/uv pip compile --quiet pyproject.toml --universal --python-version 3.11 --generate-hashes \
 	--no-strip-extras --no-emit-index-url --custom-compile-command "make lock"
 
@@ -27,7 +29,7 @@ up: $(UP_STAMP) ## run everything here; Ctrl-C stops it (ARGS="--port 9000")
 install: $(DEV_STAMP) ## the virtual environment with every tool
 
 test: $(DEV_STAMP) browser ## the whole test suite; needs no running service
-	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadgroup $(ARGS)
+	$(BIN)/pytest $(PARALLEL) $(ARGS)
 
 check: $(DEV_STAMP) browser ## format, lint, types, contracts, tests with coverage
 	$(BIN)/ruff format --check .
@@ -35,7 +37,7 @@ check: $(DEV_STAMP) browser ## format, lint, types, contracts, tests with covera
 	$(BIN)/mypy
 	$(BIN)/lint-imports
 	@rm -f .coverage .coverage.*
-	$(BIN)/pytest -n $(TEST_WORKERS) --dist loadgroup --cov --cov-report= $(ARGS)
+	$(BIN)/pytest $(PARALLEL) --cov --cov-report= $(ARGS)
 	$(BIN)/coverage report --skip-covered
 	$(BIN)/coverage report --fail-under=100 --include='app/accounts/*,app/auth.py,app/keys.py,app/key_terms.py,app/key_cache.py,app/admission.py,app/metering.py,app/settlements.py,app/recovery.py,app/partitions.py,app/billing/*'
 

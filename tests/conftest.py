@@ -15,6 +15,7 @@ from typing import Any
 
 import asyncpg
 import certifi
+import grpc.aio
 import pytest
 import structlog
 from argon2 import PasswordHasher
@@ -113,6 +114,16 @@ def uncached_loggers() -> Iterator[None]:
         uncached = {"cache_logger_on_first_use": False}
         patch.setattr(structlog, "configure", lambda **settings: configure(**settings | uncached))
         yield
+
+
+@pytest.fixture(scope="session", autouse=True)
+def one_grpc() -> None:
+    """gRPC stays up between tests, as in a process that serves.
+
+    It ends its polling thread with the last channel and server, out of whatever is collecting
+    garbage just then, and waits for it without end (grpc/grpc#40989).
+    """
+    grpc.aio.init_grpc_aio()
 
 
 @pytest.fixture(scope="session", autouse=True)
