@@ -118,7 +118,7 @@ def uncached_loggers() -> Iterator[None]:
 
 @pytest.fixture(scope="session", autouse=True)
 def one_grpc() -> None:
-    """gRPC stays up between tests, as in a process that serves.
+    """Keep gRPC up between tests, as in a process that serves.
 
     It ends its polling thread with the last channel and server, out of whatever is collecting
     garbage just then, and waits for it without end (grpc/grpc#40989).
