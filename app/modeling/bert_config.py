@@ -154,13 +154,7 @@ class BertConfig:
         layout = LAYOUTS[raw["model_type"]]
         is_classifier = _is_classifier(raw, layout)
         _check_options(raw, layout)
-        sizes: dict[str, Any] = {"num_token_types": 0, "norm_eps": DISTILBERT_NORM_EPS}
-        sizes |= {ours: _field(raw, theirs) for ours, theirs in layout.fields.items()}
-        if sizes["activation"] not in ACTIVATIONS:
-            name = layout.fields["activation"]
-            raise ModelFormatError(f"config.json: {name} is {sizes['activation']!r}, not one of {ACTIVATIONS}")
-        if sizes["hidden_size"] % sizes["num_heads"]:
-            raise ModelFormatError(f"config.json: {layout.fields['hidden_size']} is no multiple of the heads")
+        sizes = _sizes(raw, layout)
         pooling, normalizes = (None, False) if is_classifier else _read_modules(directory)
         return cls(
             **sizes,
@@ -230,6 +224,21 @@ def _check_options(raw: Mapping[str, Any], layout: BertLayout) -> None:
             raise ModelFormatError(f"config.json: {name} is {raw[name]!r}; only {value!r} is computed")
     if raw.get("problem_type") not in PROBLEM_TYPES:
         raise ModelFormatError(f"config.json: problem_type is {raw['problem_type']!r}; only classes are scored")
+
+
+def _sizes(raw: Mapping[str, Any], layout: BertLayout) -> dict[str, Any]:
+    """Every field of the layout by our name."""
+    sizes: dict[str, Any] = {"num_token_types": 0, "norm_eps": DISTILBERT_NORM_EPS}
+    sizes |= {ours: _field(raw, theirs) for ours, theirs in layout.fields.items()}
+    if sizes["activation"] not in ACTIVATIONS:
+        name = layout.fields["activation"]
+        raise ModelFormatError(f"config.json: {name} is {sizes['activation']!r}, not one of {ACTIVATIONS}")
+    for ours, theirs in layout.fields.items():
+        if ours not in {"norm_eps", "activation"} and not (isinstance(sizes[ours], int) and sizes[ours] > 0):
+            raise ModelFormatError(f"config.json: {theirs} {sizes[ours]!r} is not a positive integer")
+    if sizes["hidden_size"] % sizes["num_heads"]:
+        raise ModelFormatError(f"config.json: {layout.fields['hidden_size']} is no multiple of the heads")
+    return sizes
 
 
 def _first_position(raw: Mapping[str, Any]) -> int:

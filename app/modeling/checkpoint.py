@@ -33,6 +33,10 @@ WEIGHTS = "model.safetensors"
 INDEX = "model.safetensors.index.json"
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safetensors' names to NumPy's
 
+# Names are made for every layer before a file is read; no published network has a tenth of these.
+LAYER_FIELDS = ("num_hidden_layers", "n_layer", "n_layers")
+MOST_LAYERS = 10_000
+
 Config = DecoderConfig | GruConfig | EncoderConfig | BertConfig
 Shapes = Mapping[str, tuple[int, ...]]
 
@@ -71,7 +75,7 @@ def load(directory: Path) -> Checkpoint:
     raw = read_json(directory / "config.json")
     config, names = read_config(raw, directory), tensor_names(raw)
     wanted = _wanted(config.shapes, names)
-    stored = {name: tensor for name, tensor in _list_tensors(directory, names) if not names.is_ignored(name)}
+    stored = _stored(directory, names)
     _check(directory, names, wanted, stored, config.shapes)
     weights: dict[str, np.ndarray] = {}
     for file in sorted({tensor.file for tensor in stored.values()}):
@@ -97,15 +101,16 @@ def read_config(raw: Mapping[str, Any], directory: Path) -> Config:
     """The sizes that a `config.json`, and what lies beside it, describes.
 
     Raises:
-        ModelFormatError: the layout is unknown.
+        ModelFormatError: the layout is unknown, or a field is not what it should be.
     """
-    if raw.get("model_type") == "textcnn":
-        return EncoderConfig.from_hf(raw)
-    if raw.get("model_type") == gru.MODEL_TYPE:
-        return GruConfig.from_hf(raw)
-    if raw.get("model_type") in bert_config.LAYOUTS:
-        return BertConfig.from_hf(raw, directory)
-    return DecoderConfig.from_hf(raw)
+    for field in LAYER_FIELDS:
+        if isinstance(raw.get(field), int) and raw[field] > MOST_LAYERS:
+            raise ModelFormatError(f"config.json: {field} {raw[field]} is more than {MOST_LAYERS}")
+    try:
+        return _config_of(raw, directory)
+    except (AttributeError, LookupError, TypeError, ValueError) as error:
+        # A field of another type than it has anywhere; those that are known to vary are refused by name.
+        raise ModelFormatError(f"{directory / 'config.json'}: {type(error).__name__}: {error}") from None
 
 
 def tensor_names(raw: Mapping[str, Any]) -> TensorNames:
@@ -118,12 +123,35 @@ def tensor_names(raw: Mapping[str, Any]) -> TensorNames:
     return layout.names if layout else TensorNames(prefix="")
 
 
+def _config_of(raw: Mapping[str, Any], directory: Path) -> Config:
+    if raw.get("model_type") == "textcnn":
+        return EncoderConfig.from_hf(raw)
+    if raw.get("model_type") == gru.MODEL_TYPE:
+        return GruConfig.from_hf(raw)
+    if raw.get("model_type") in bert_config.LAYOUTS:
+        return BertConfig.from_hf(raw, directory)
+    return DecoderConfig.from_hf(raw)
+
+
 def _wanted(shapes: Shapes, names: TensorNames) -> dict[str, list[str]]:
     """Every tensor of the file, without prefix, with those of ours that lie in it, in order."""
     wanted: dict[str, list[str]] = {}
     for name in shapes:
         wanted.setdefault(names.in_file(name), []).append(name)
     return wanted
+
+
+def _stored(directory: Path, names: TensorNames) -> dict[str, Stored]:
+    """Every tensor of the files that is not to be ignored, by name without prefix."""
+    stored: dict[str, Stored] = {}
+    for name, tensor in _list_tensors(directory, names):
+        if name in stored:  # in two shards, or with and without the prefix: nothing says which one is meant
+            raise ModelFormatError(
+                f"{directory} has {tensor.name} twice, in {stored[name].file.name} and in {tensor.file.name}"
+            )
+        if not names.is_ignored(name):
+            stored[name] = tensor
+    return stored
 
 
 def _list_tensors(directory: Path, names: TensorNames) -> Iterator[tuple[str, Stored]]:

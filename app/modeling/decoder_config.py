@@ -5,6 +5,7 @@ this decoder cannot compute is refused here, by the name that the file gives it.
 Only the Llama layout is written, because that is what is trained here.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -242,6 +243,12 @@ def _rope_scaling(config: Mapping[str, Any]) -> RopeScaling | None:
     for name in needs:
         if not isinstance(given.get(name), int | float):
             raise ModelFormatError(f"config.json: rope_scaling {kind!r} has no {name!r}")
+        if not 0 < given[name] < math.inf:
+            raise ModelFormatError(
+                f"config.json: rope_scaling {kind!r} has {name!r} {given[name]!r}, which turns nothing"
+            )
+    if kind == "llama3" and given["high_freq_factor"] <= given["low_freq_factor"]:
+        raise ModelFormatError("config.json: rope_scaling 'llama3' has a high_freq_factor not above low_freq_factor")
     factors = {name: float(given[name]) for name in needs}
     original = given.get("original_max_position_embeddings") or config["max_position_embeddings"]
     return RopeScaling(kind=kind, original_context=int(original), **factors)
@@ -258,15 +265,14 @@ def _biases(config: Mapping[str, Any], layout: Layout) -> tuple[str, ...]:
 
 
 def _windows(config: Mapping[str, Any], layout: Layout, num_layers: int) -> tuple[int | None, ...]:
-    window = config.get("sliding_window")
-    if not (layout.has_windows and window and config.get("use_sliding_window")):
+    if not (layout.has_windows and config.get("sliding_window") and config.get("use_sliding_window")):
         return ()
-    first = config.get("max_window_layers", 0)
+    window, first = _size(config, "sliding_window"), config.get("max_window_layers") or 0
     kinds = config.get("layer_types") or [
         "sliding_attention" if layer >= first else "full_attention" for layer in range(num_layers)
     ]
     unknown = sorted(set(kinds) - {"sliding_attention", "full_attention"})
     if unknown or len(kinds) != num_layers:
         raise ModelFormatError(f"config.json: layer_types {unknown or kinds!r} is not supported")
-    windows = tuple(int(window) if kind == "sliding_attention" else None for kind in kinds)
+    windows = tuple(window if kind == "sliding_attention" else None for kind in kinds)
     return windows if any(windows) else ()
