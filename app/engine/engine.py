@@ -68,9 +68,14 @@ class Chunk:
 
 @dataclass(slots=True, eq=False)
 class _Stream:
-    """What one caller waits for; times are the event loop's, in seconds."""
+    """What one caller waits for; times are the event loop's, in seconds.
+
+    Attributes:
+        prepared: its grammar, which must not be forgotten before its turn.
+    """
 
     sequence: Sequence
+    prepared: object
     enqueued_at: float
     sent: int
     sent_at: float
@@ -172,9 +177,8 @@ class GenerationEngine:
         check_request(request, self.runner.context_length, self.runner.vocab_size)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
-        if request.grammar is not None:
-            await self._prepare(request.grammar, deadline)
-        stream = self._enqueue(request)
+        prepared = await self._prepare(request.grammar, deadline)
+        stream = self._enqueue(request, prepared)
         try:
             while True:
                 steps_before = self._num_steps
@@ -217,14 +221,16 @@ class GenerationEngine:
         self._end_all(LOST)
         self._on_lost()
 
-    async def _prepare(self, grammar: Grammar, deadline: float) -> None:
+    async def _prepare(self, grammar: Grammar | None, deadline: float) -> object:
+        if grammar is None:
+            return None
         try:
             async with asyncio.timeout_at(deadline):
-                await asyncio.to_thread(self.runner.prepare, grammar)
+                return await asyncio.to_thread(self.runner.prepare, grammar)
         except TimeoutError:
             raise DeadlineExceeded("The grammar was not compiled within the deadline.") from None
 
-    def _enqueue(self, request: Request) -> _Stream:
+    def _enqueue(self, request: Request, prepared: object) -> _Stream:
         if self._gone:
             raise EngineUnavailable(self._gone)
         sequence = Sequence(request)
@@ -233,7 +239,7 @@ class GenerationEngine:
             self.scheduler.enqueue(sequence)
         except QueueFull:
             raise Overloaded("The model's queue is full.", retry_after_s=self._retry_after_s()) from None
-        stream = _Stream(sequence, enqueued_at=now, sent=request.start_index, sent_at=now)
+        stream = _Stream(sequence, prepared, enqueued_at=now, sent=request.start_index, sent_at=now)
         self._streams[sequence] = stream
         self._work.set()
         return stream

@@ -1,9 +1,9 @@
 """Which tokens may come next, so that an answer follows its grammar.
 
-A grammar is compiled once for a model's tokens and kept; each sequence walks along
-a copy of it. The work is llguidance's (an Earley parser over lexemes, in Rust); this
-file gives it the model's tokens as bytes, bounds what it may spend, and turns what
-it says into a row of the vocabulary.
+A grammar is compiled once for a model's tokens and kept while a request has it, and a
+few of them longer; each sequence walks along a copy of it. The work is llguidance's (an
+Earley parser over lexemes, in Rust); this file gives it the model's tokens as bytes,
+bounds what it may spend, and turns what it says into a row of the vocabulary.
 
 Compiling takes a millisecond, at worst half a second, without Python's lock: call
 `Grammars.prepare` off the event loop and off the device's thread. A mask takes
@@ -21,9 +21,11 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import cached_property
 from itertools import product
 from typing import TYPE_CHECKING
+from weakref import WeakValueDictionary
 
 import llguidance
 import numpy as np
@@ -36,6 +38,7 @@ from app.modeling.tokenizer import Tokenizer
 if TYPE_CHECKING:
     from llguidance._lib import JsonCompileOptions
 
+# Kept beside those of requests under way.
 MAX_COMPILED = 32
 MAX_GRAMMAR_CHARACTERS = 65_536
 MAX_REGEX_CHARACTERS = 4_096
@@ -109,6 +112,13 @@ class Matcher:
         self._allowed[-1] = not is_lost and self._matcher.is_accepting()
 
 
+@dataclass(frozen=True, slots=True, weakref_slot=True, eq=False)
+class Compiled:
+    """A grammar that is ready to be followed, at its beginning."""
+
+    start: llguidance.LLMatcher
+
+
 class Grammars:
     """The compiled grammars of one model; safe to share between threads.
 
@@ -119,7 +129,8 @@ class Grammars:
 
     def __init__(self, tokens: Callable[[], Sequence[bytes | None]]) -> None:
         self._make_tokens = tokens
-        self._compiled: OrderedDict[Grammar, llguidance.LLMatcher] = OrderedDict()
+        self._compiled: WeakValueDictionary[Grammar, Compiled] = WeakValueDictionary()
+        self._newest: OrderedDict[Grammar, Compiled] = OrderedDict()
         self._lock = threading.Lock()
         self._compiling = threading.Lock()
 
@@ -128,13 +139,20 @@ class Grammars:
         """Those of a model's directory."""
         return cls(lambda: read_tokens(card))
 
-    def prepare(self, grammar: Grammar) -> None:
+    def prepare(self, grammar: Grammar) -> Compiled:
         """Compile a grammar unless it is there; blocks.
+
+        Whoever keeps what this returns finds it ready in `matcher`, however many others come meanwhile.
 
         Raises:
             BadRequest: it is wrong, too large, or nothing that this model can write.
         """
-        self.matcher(grammar)
+        compiled = self._known(grammar)
+        if compiled is None:
+            # One at a time; nobody whose grammar is known waits for it.
+            with self._compiling:
+                compiled = self._known(grammar) or self._keep(grammar, self._compile(grammar))
+        return compiled
 
     def matcher(self, grammar: Grammar) -> Matcher:
         """The beginning of a sentence.
@@ -142,24 +160,23 @@ class Grammars:
         Raises:
             BadRequest: as `prepare`.
         """
-        compiled = self._known(grammar)
-        if compiled is None:
-            # One at a time; nobody whose grammar is known waits for it.
-            with self._compiling:
-                compiled = self._known(grammar) or self._keep(grammar, self._compile(grammar))
-        return Matcher(compiled.deep_copy(), self._vocabulary.size)
+        return Matcher(self.prepare(grammar).start.deep_copy(), self._vocabulary.size)
 
-    def _known(self, grammar: Grammar) -> llguidance.LLMatcher | None:
+    def _known(self, grammar: Grammar) -> Compiled | None:
         with self._lock:
-            if grammar in self._compiled:
-                self._compiled.move_to_end(grammar)
-            return self._compiled.get(grammar)
+            compiled = self._compiled.get(grammar)
+            return compiled and self._remember(grammar, compiled)
 
-    def _keep(self, grammar: Grammar, compiled: llguidance.LLMatcher) -> llguidance.LLMatcher:
+    def _keep(self, grammar: Grammar, compiled: Compiled) -> Compiled:
         with self._lock:
-            self._compiled[grammar] = compiled
-            if len(self._compiled) > MAX_COMPILED:
-                self._compiled.popitem(last=False)
+            return self._remember(grammar, compiled)
+
+    def _remember(self, grammar: Grammar, compiled: Compiled) -> Compiled:
+        """As the newest; with the lock."""
+        self._compiled[grammar] = self._newest[grammar] = compiled
+        self._newest.move_to_end(grammar)
+        if len(self._newest) > MAX_COMPILED:
+            self._newest.popitem(last=False)
         return compiled
 
     @cached_property
@@ -170,7 +187,7 @@ class Grammars:
     def _tokenizer(self) -> llguidance.LLTokenizer:
         return llguidance.LLTokenizer(llguidance.TokenizerWrapper(self._vocabulary))
 
-    def _compile(self, grammar: Grammar) -> llguidance.LLMatcher:
+    def _compile(self, grammar: Grammar) -> Compiled:
         _check_size(grammar)
         try:
             source = _SOURCES[grammar.kind](grammar)
@@ -182,7 +199,7 @@ class Grammars:
         start = Matcher(compiled.deep_copy(), self._vocabulary.size)
         if start.is_over:
             raise _refused("it allows no answer that this model can write")
-        return compiled
+        return Compiled(compiled)
 
 
 class _Vocabulary:

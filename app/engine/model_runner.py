@@ -120,11 +120,11 @@ class DecoderRunner:
         self.shapes = self._agreeing(self.shapes)
         self._traces_at_warm_up = self._num_traces
 
-    def prepare(self, grammar: Grammar) -> None:
+    def prepare(self, grammar: Grammar) -> object:
         """Compile a grammar; blocks, but not the device."""
         if self._grammars is None:
             raise BadRequest(NO_GRAMMARS, param="grammar")
-        self._grammars.prepare(grammar)
+        return self._grammars.prepare(grammar)
 
     def run(self, step: Step) -> Result:
         """Do one step; blocks until its result is on the host."""

@@ -67,8 +67,10 @@ class Runner(Protocol):
         """Compile every shape that will ever be asked for."""
         ...
 
-    def prepare(self, grammar: Grammar) -> None:
+    def prepare(self, grammar: Grammar) -> object:
         """Make a grammar ready for the requests that have it; called on any thread but the device's.
+
+        It stays ready for as long as what is returned is kept.
 
         Raises:
             BadRequest: it is wrong, or this model follows none.

@@ -52,7 +52,7 @@ class StubRunner:
     def warm_up(self) -> None:
         """There is nothing to compile."""
 
-    def prepare(self, grammar: Grammar) -> None:
+    def prepare(self, grammar: Grammar) -> object:
         """Refuse: sums follow no grammar."""
         raise BadRequest(NO_GRAMMARS, param="grammar")
 

@@ -194,7 +194,18 @@ def test_a_grammar_is_compiled_once_and_the_oldest_is_forgotten(monkeypatch: pyt
         known.prepare(grammar_of("regex", f"b{number}"))
     known.prepare(grammar_of("regex", f"b{MAX_COMPILED - 1}"))
     assert compiled == ["a", *(f"b{number}" for number in range(MAX_COMPILED))]
-    known.prepare(grammar_of("regex", "a"))
+    kept = known.prepare(grammar_of("regex", "a"))
+    assert compiled[-1] == "a"
+    # Whoever still waits for its turn finds it ready, whatever came after it.
+    num_compiled = len(compiled) + MAX_COMPILED
+    for number in range(MAX_COMPILED):
+        known.prepare(grammar_of("regex", f"c{number}"))
+    known.matcher(grammar_of("regex", "a"))
+    assert len(compiled) == num_compiled
+    del kept
+    for number in range(MAX_COMPILED):
+        known.prepare(grammar_of("regex", f"d{number}"))
+    known.matcher(grammar_of("regex", "a"))
     assert compiled[-1] == "a"
 
 

@@ -1,7 +1,9 @@
 """Grammars on the way from a message to the device: who refuses, who ends, and that mates notice nothing."""
 
+import gc
 import json
 import threading
+import weakref
 
 import pytest
 
@@ -126,3 +128,25 @@ async def test_compiling_holds_up_nobody_else_and_has_the_requests_deadline() ->
         chunks = [chunk async for chunk in engine.generate(Request("r", (1,), 5), 60)]
         assert chunks[-1].finish_reason == "length"
         runner.is_released.set()
+
+
+async def test_what_was_made_ready_is_kept_until_the_answer_ends() -> None:
+    class Ready:
+        """What `prepare` made."""
+
+    made: list[weakref.ref[Ready]] = []
+
+    class Preparing(StubRunner):
+        def prepare(self, grammar: Grammar) -> Ready:
+            ready = Ready()
+            made.append(weakref.ref(ready))
+            return ready
+
+    async with running(Preparing()) as engine:
+        stream = engine.generate(Request("r", (1,), 50, grammar=grammar_of("regex", "a")), 60)
+        assert (await anext(stream)).tokens
+        gc.collect()
+        assert made[0]() is not None
+        await stream.aclose()
+        gc.collect()
+        assert made[0]() is None
