@@ -129,10 +129,20 @@ class Bias:
         row = self._biased[slot]
         if row.matcher is None:
             self._rows[slot] = row.plain
+            if row.is_end_banned:
+                self._rows[slot, row.ends] = FORBIDDEN
         else:
-            allowed = row.matcher.allowed.copy()
-            # One that is text as well may come as either.
-            allowed[row.ends] |= row.matcher.is_complete
-            self._rows[slot] = np.where(allowed, row.plain, FORBIDDEN)
-        if row.is_end_banned:
-            self._rows[slot, row.ends] = FORBIDDEN
+            self._rows[slot] = np.where(_allowed(row, row.matcher), row.plain, FORBIDDEN)
+
+
+def _allowed(row: _Row, matcher: Matcher) -> np.ndarray:
+    """`[V]` bool: what may come next of a grammar, and where it may end the ends."""
+    allowed = matcher.allowed.copy()
+    # One that is text as well may come as either.
+    allowed[row.ends] |= matcher.is_complete
+    if row.is_end_banned:
+        without_ends = allowed.copy()
+        without_ends[row.ends] = False
+        # Where nothing else can follow, an end is better than what leaves the grammar.
+        return without_ends if without_ends.any() else allowed
+    return allowed

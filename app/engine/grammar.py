@@ -262,8 +262,8 @@ def _regex(grammar: Grammar) -> str:
 
 
 def _choice(grammar: Grammar) -> str:
-    # A Lark literal is written as a JSON string is.
-    choices = " | ".join(json.dumps(text, ensure_ascii=False) for text in grammar.texts)
+    # A Lark literal is written as a JSON string is, and takes no raw DEL.
+    choices = " | ".join(json.dumps(text, ensure_ascii=False).replace("\x7f", r"\u007f") for text in grammar.texts)
     return llguidance.LLMatcher.grammar_from_lark(f"start: {choices}")
 
 

@@ -63,7 +63,7 @@ def test_one_choice_may_be_the_beginning_of_another() -> None:
     assert follow("choice", "yes", "yes, sir", said=b"yes") == ({b","}, True)
 
 
-@pytest.mark.parametrize("text", ['"quoted"', "back\\slash", "two\nlines", "a/b|c", "日本語", "\x01", " "])
+@pytest.mark.parametrize("text", ['"quoted"', "back\\slash", "two\nlines", "a/b|c", "日本語", "\x01", "\x7f", " "])
 def test_a_choice_is_taken_word_for_word(text: str) -> None:
     [(reason, answer)] = answers(RandomRunner(0), request_of("choice", text))
     assert (reason, answer.decode()) == ("stop", text)
@@ -100,6 +100,12 @@ def test_an_answer_that_is_whole_with_the_last_token_of_its_budget_has_stopped()
 def test_a_stop_token_that_is_text_too_ends_the_answer_but_not_as_a_whole_one() -> None:
     [(reason, answer)] = answers(RandomRunner(0), request_of("regex", "xyz", ends=(ord("y"), END)))
     assert (reason, answer) == ("length", b"x")
+
+
+def test_a_stop_token_that_alone_can_follow_ends_the_answer_before_its_least() -> None:
+    ends = (ord("y"), END)
+    assert answers(RandomRunner(0), request_of("regex", "xyz", ends=ends, min_tokens=5)) == [("length", b"x")]
+    assert answers(RandomRunner(0), request_of("regex", "x[ya]z", ends=ends, min_tokens=3)) == [("stop", b"xaz")]
 
 
 def test_min_tokens_holds_the_end_back() -> None:
