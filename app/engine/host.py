@@ -77,12 +77,17 @@ class Host:
     async def start(self) -> None:
         """Build the models, warm them up side by side, and serve each as soon as it is ready."""
         loop = asyncio.get_running_loop()
-        with ThreadPoolExecutor(WARM_UP_THREADS, "load") as threads:
+        threads = ThreadPoolExecutor(WARM_UP_THREADS, "load")
+        try:
             # All are built, one after the other, before the first is warmed up: only so
             # does TensorFlow number its functions alike in each process, which is how
             # compiled code is found again on disk.
             built = [(model, await self._build(model, loop, threads)) for model in self.models.values()]
             await asyncio.gather(*(self._serve(model, runner, loop, threads) for model, runner in built if runner))
+        finally:
+            # Cancelled in the middle, what a thread compiles cannot be stopped; to wait for it
+            # would hold up the answers of the models that are ready.
+            threads.shutdown(wait=False, cancel_futures=True)
 
     async def aclose(self) -> None:
         """Stop every loop; what is still open ends with an error."""

@@ -16,7 +16,7 @@ from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 from app.config import Settings
 from app.engine.host import Host
 from app.engine.runner import Encoder, Runner
-from app.engine.sequence import Grammar
+from app.engine.sequence import Grammar, Request
 from app.engine.server import SERVICE
 from app.engine.stub import StubEncoder, StubRunner
 from app.errors import (
@@ -34,6 +34,9 @@ from app.rpc import engine_pb2_grpc
 from app.rpc.client import EngineClient
 from tests.fakes import FaultyRunner, HeldRunner, make_card, serving, until
 from tests.modeling.checkpoints import write_decoder
+
+# Far longer than anything takes; what waits so long in a thread lets go of it then, whatever a test does.
+SOON_S = 30.0
 
 
 def ask(
@@ -317,6 +320,38 @@ async def test_model_that_fails_in_warm_up_is_broken_and_one_under_way_is_loadin
     is_asked.set()
     await starting
     assert states(host) == {"unfit": "broken", "slow": "ready"}
+    await host.aclose()
+
+
+async def test_models_warm_up_side_by_side() -> None:
+    """Each waits until the other has begun."""
+    both = threading.Barrier(2)
+
+    class Companion(StubRunner):
+        def warm_up(self) -> None:
+            both.wait(SOON_S)
+
+    async with serving(lambda _: Companion(), make_card("one"), make_card("two")) as (_, _, host):
+        assert states(host) == {"one": "ready", "two": "ready"}
+
+
+async def test_start_that_is_given_up_leaves_the_ready_models_answering() -> None:
+    is_answered, is_warm = threading.Event(), threading.Event()
+
+    class Slow(StubRunner):
+        def warm_up(self) -> None:
+            is_answered.wait(SOON_S)
+            is_warm.set()
+
+    host = Host(lambda card: Slow() if card.name == "slow" else StubRunner(), [make_card(), make_card("slow")])
+    starting = asyncio.create_task(host.start())
+    await until(lambda: has_states(host, {"sums": "ready", "slow": "loading"}))
+    starting.cancel()
+    await asyncio.wait([starting])
+    answer = [chunk async for chunk in host.generate("sums", Request("r", (3, 4), 2), SOON_S)]
+    assert answer[-1].finish_reason == "length"
+    assert not is_warm.is_set()
+    is_answered.set()
     await host.aclose()
 
 
