@@ -20,7 +20,7 @@ from app.engine.batcher import Encoded
 from app.engine.engine import Chunk, GenerationEngine
 from app.engine.host import Host, Model
 from app.engine.sequence import Grammar, Request, Sampling, Token
-from app.errors import AppError, BadRequest, DeadlineExceeded, EngineUnavailable, NotFound, Overloaded
+from app.errors import AppError, BadRequest, ConfigError, DeadlineExceeded, EngineUnavailable, NotFound, Overloaded
 from app.rpc import engine_pb2 as pb
 from app.rpc import engine_pb2_grpc
 from app.rpc.client import CODE_KEY, MAX_MESSAGE_BYTES, PARAM_KEY, RETRY_AFTER_KEY
@@ -122,6 +122,9 @@ class EngineServer:
     Args:
         host: whose models are served.
         address: `unix:/path` or `host:port`.
+
+    Raises:
+        ConfigError: nobody can listen there.
     """
 
     def __init__(self, host: Host, address: str) -> None:
@@ -131,7 +134,11 @@ class EngineServer:
         engine_pb2_grpc.add_EngineServicer_to_server(EngineService(host), self._server)
         health_pb2_grpc.add_HealthServicer_to_server(self._health, self._server)
         reflection.enable_server_reflection((SERVICE, health.SERVICE_NAME, reflection.SERVICE_NAME), self._server)
-        self.port = self._server.add_insecure_port(address)
+        port = _listen(self._server, address)
+        if port is None:
+            del self._server  # it ends in the running loop, and the error may outlive that
+            raise ConfigError(f"the engine cannot listen on {address}: it is in use, or no address of this machine")
+        self.port = port
 
     async def start(self) -> None:
         """Listen; models may still be loading."""
@@ -151,6 +158,14 @@ class EngineServer:
 
     async def _set_health(self, status: int) -> None:
         await asyncio.gather(*(self._health.set(name, status) for name in ("", SERVICE)))
+
+
+def _listen(server: grpc.aio.Server, address: str) -> int | None:
+    """The port, 1 for a unix socket; None where nobody can listen."""
+    try:
+        return server.add_insecure_port(address)
+    except RuntimeError:
+        return None
 
 
 async def _refuse(context: Context, error: AppError) -> None:
