@@ -152,12 +152,13 @@ def measure(plan: Plan) -> EngineReport:
     """Build, warm up, measure.
 
     Raises:
-        ConfigError: The model does not generate.
+        ConfigError: The model is not one with keys and values, or the plan does not fit it.
     """
     card, num_slots = read_card(plan.model), plan.num_slots or max(plan.batches)
     config = checkpoint.read_config(read_json(plan.model / "config.json"), plan.model)
     if not isinstance(config, DecoderConfig):
-        raise ConfigError(f"{plan.model} is no decoder")
+        raise ConfigError(f"{plan.model} is no decoder with keys and values")
+    check(plan, config)
     runner = cast("Runner", load_model(Settings(data_dir=plan.data_dir, engine_slots=num_slots), card))
     started = time.perf_counter()
     runner.warm_up()
@@ -173,6 +174,21 @@ def measure(plan: Plan) -> EngineReport:
         compilations=runner.compilations,
         lines=tuple(lines),
     )
+
+
+def check(plan: Plan, config: DecoderConfig) -> None:
+    """Find out before minutes of compiling what could not be measured after them.
+
+    Raises:
+        ConfigError: A length, a batch or the slots do not fit.
+    """
+    lengths = (*plan.prompts, *plan.contexts)
+    if min((*lengths, *plan.batches)) < 1:
+        raise ConfigError("prompts, contexts and batches are at least 1")
+    if max(lengths) >= config.context_length:
+        raise ConfigError(f"{max(lengths)} tokens leave no room for an answer in a context of {config.context_length}")
+    if 0 < plan.num_slots < max(plan.batches):
+        raise ConfigError(f"{max(plan.batches)} rows do not fit into {plan.num_slots} slots")
 
 
 @dataclass(frozen=True, slots=True)
