@@ -23,7 +23,7 @@ from app.engine.sequence import Grammar, Request, Sampling, Token
 from app.errors import AppError, BadRequest, ConfigError, DeadlineExceeded, EngineUnavailable, NotFound, Overloaded
 from app.rpc import engine_pb2 as pb
 from app.rpc import engine_pb2_grpc
-from app.rpc.client import CODE_KEY, MAX_MESSAGE_BYTES, PARAM_KEY, RETRY_AFTER_KEY
+from app.rpc.client import CODE_KEY, MAX_REQUEST_BYTES, PARAM_KEY, RETRY_AFTER_KEY
 from app.telemetry import get_logger
 
 log = get_logger(__name__)
@@ -34,7 +34,7 @@ ANY_OBJECT = '{"type": "object"}'
 # that quote a grammar are long in the middle: first comes what is wrong, last where.
 MAX_MESSAGE_CHARACTERS = 500
 SERVER_OPTIONS = (
-    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MAX_REQUEST_BYTES),
     # Two engines on one address would each get some of the calls.
     ("grpc.so_reuseport", 0),
     # Clients ping every two seconds, and gRPC's default would hang up on them.

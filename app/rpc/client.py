@@ -39,7 +39,10 @@ RETRY_AFTER_KEY = "retry-after-ms"
 # How the engine names a request's grammar where that is to blame; callers have other names for it.
 GRAMMAR_PARAM = "grammar"
 
-MAX_MESSAGE_BYTES = 4 * 2**20
+# Of a request: a context of half a million tokens.
+MAX_REQUEST_BYTES = 4 * 2**20
+# Of an answer. The scores of a prompt come in one piece, some 150 bytes a token with all alternatives.
+MAX_ANSWER_BYTES = 64 * 2**20
 DESCRIBE_TIMEOUT_S = 5.0
 DEFAULT_TIMEOUT_S = 600.0
 # The engine keeps the deadline itself; gRPC's, a little later, covers an engine that cannot.
@@ -245,7 +248,7 @@ def _open(target: str, tls: Tls | None, keepalive_s: float) -> grpc.aio.Channel:
         ("grpc.keepalive_timeout_ms", int(keepalive_s * 1000)),
         ("grpc.http2.ping_timeout_ms", int(keepalive_s * 1000)),
         ("grpc.http2.max_pings_without_data", 0),
-        ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+        ("grpc.max_receive_message_length", MAX_ANSWER_BYTES),
         ("grpc.enable_retries", 0),
     ]
     if tls is None:

@@ -3,7 +3,7 @@
 isort:skip_file
 The engine's service: token ids in, token ids out.
 
-Unary and server-streaming calls only, no state across calls, messages under
+Unary and server-streaming calls only, no state across calls, requests under
 4 MiB. The engine knows no prompt text, no key, no customer and no money.
 """
 

@@ -127,6 +127,14 @@ async def test_a_refusal_too_long_to_cross_loses_its_middle() -> None:
     assert refused.value.param == "grammar"
 
 
+async def test_scores_of_a_long_prompt_cross_in_one_piece() -> None:
+    prompt = (1,) * 40_000  # at 114 bytes each more than gRPC's own limit of 4 MiB
+    async with serving(lambda _: StubRunner(context_length=len(prompt) + 1)) as (client, _, _):
+        request = ask(prompt=prompt, max_tokens=1, logprobs=20, prompt_logprobs=True)
+        [chunk] = await collect(client, request)
+    assert len(chunk.prompt_logprobs) == len(prompt) - 1
+
+
 async def test_unknown_fault_crosses_without_its_text() -> None:
     runner = FaultyRunner()
     runner.fault = ValueError("secret detail")
