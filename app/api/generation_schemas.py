@@ -83,7 +83,9 @@ class GenerationBody(Body):
         description="Choices for each prompt, at most 8; the prompt is billed once. Default 1.",
     )
     stop: StopString | Annotated[list[StopString], Field(max_length=MAX_STOPS)] | None = Field(
-        None, description="At most 4 strings of at most 256 characters; the answer ends before the first that appears."
+        None,
+        description="At most 4 strings of at most 256 characters; the answer ends before the first that appears, whose"
+        " own tokens are drawn and billed as well.",
     )
     stop_token_ids: Annotated[list[TokenId], Field(max_length=MAX_STOP_TOKEN_IDS)] | None = Field(
         None,

@@ -163,6 +163,26 @@ async def test_best_of_returns_and_bills_the_likeliest(world: World) -> None:
     assert (row.output_tokens, row.cached_tokens, row.engine_ms) == (3, 1, 3.0)
 
 
+async def test_each_prompt_gets_the_best_of_its_own_candidates_in_order(world: World) -> None:
+    async def candidate(request: pb.GenerateRequest) -> AsyncIterator[pb.GenerateChunk]:
+        rank = request.sampling.seed % 1000
+        said = bytes(request.prompt_tokens).upper() + b"%03d" % rank
+        logprobs = [pb.TokenLogprob(token=token, logprob=-rank) for token in said]
+        yield pb.GenerateChunk(tokens=said, logprobs=logprobs, finish_reason="stop")
+
+    world.engine.answer = candidate
+    answer = await world.openai().completions.create(model="bytes", prompt=["ab", "c"], best_of=4, n=2, echo=True)
+    ranks: dict[str, list[int]] = {"abAB": [], "cC": []}
+    for request in world.engine.requests:
+        prompt = bytes(request.prompt_tokens).decode()
+        ranks[prompt + prompt.upper()].append(request.sampling.seed % 1000)
+    best = [f"{said}{rank:03d}" for said, found in ranks.items() for rank in sorted(found)[:2]]
+    assert [choice.text for choice in answer.choices] == best
+    assert [choice.index for choice in answer.choices] == [0, 1, 2, 3]
+    assert answer.usage is not None
+    assert (answer.usage.prompt_tokens, answer.usage.completion_tokens) == (3, 5 + 5 + 4 + 4)
+
+
 async def test_a_streams_pieces_join_to_the_answer_and_end_once(world: World) -> None:
     stream = await world.openai().completions.create(
         model="bytes", prompt="Hi", stream=True, echo=True, stream_options={"include_usage": True}

@@ -11,7 +11,9 @@ from tests.api.world import BOS, byte_tokenizer
 
 TOKENIZER = byte_tokenizer()
 LETTERS = st.text(alphabet="ab\n", max_size=30)
-STOPS = st.lists(st.text(alphabet="ab\n", min_size=1, max_size=4), max_size=4)
+STOPS = st.lists(st.text(alphabet="abé\n", min_size=1, max_size=4), max_size=4)
+# Some characters of which are several tokens.
+TEXTS = st.text(alphabet="abéè語\n", max_size=12)
 
 
 class Bytes:
@@ -51,7 +53,7 @@ def expected(text: str, stops: list[str]) -> str:
     return text
 
 
-@given(LETTERS, STOPS, st.data())
+@given(TEXTS, STOPS, st.data())
 def test_pieces_join_to_the_same_answer_wherever_the_text_is_cut(
     text: str, stops: list[str], data: st.DataObject
 ) -> None:
@@ -76,7 +78,7 @@ def test_text_that_cannot_become_a_stop_string_is_not_held_back() -> None:
     assert matcher.push("two") == "\ntwo"
 
 
-@given(st.text(max_size=12), STOPS)
+@given(TEXTS | st.text(max_size=12), STOPS)
 def test_every_token_is_counted_once_and_the_completing_one_is_the_last(text: str, stops: list[str]) -> None:
     assembler = TextAssembler(Bytes(), stops)
     shown, tokens = "", list[Token]()
