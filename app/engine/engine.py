@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 
 from app.engine.limits import check_request
 from app.engine.runner import CLOSED, LOST, DeviceLost, Result, Runner
-from app.engine.scheduler import Decode, Prefill, QueueFull, Scheduler, Step
+from app.engine.scheduler import Decode, Prefill, Scheduler, Step
 from app.engine.sequence import Grammar, Request, Sequence, Token
 from app.errors import AppError, DeadlineExceeded, EngineUnavailable, InternalError, Overloaded
 from app.telemetry import get_logger
@@ -177,7 +177,9 @@ class GenerationEngine:
         check_request(request, self.runner.context_length, self.runner.vocab_size)
         loop = asyncio.get_running_loop()
         deadline = loop.time() + timeout_s
+        self._require_room()  # a full queue compiles nothing
         prepared = await self._prepare(request.grammar, deadline)
+        self._require_room()
         stream = self._enqueue(request, prepared)
         try:
             while True:
@@ -230,15 +232,16 @@ class GenerationEngine:
         except TimeoutError:
             raise DeadlineExceeded("The grammar was not compiled within the deadline.") from None
 
-    def _enqueue(self, request: Request, prepared: object) -> _Stream:
+    def _require_room(self) -> None:
         if self._gone:
             raise EngineUnavailable(self._gone)
+        if not self.scheduler.can_enqueue:
+            raise Overloaded("The model's queue is full.", retry_after_s=self._retry_after_s())
+
+    def _enqueue(self, request: Request, prepared: object) -> _Stream:
         sequence = Sequence(request)
         now = asyncio.get_running_loop().time()
-        try:
-            self.scheduler.enqueue(sequence)
-        except QueueFull:
-            raise Overloaded("The model's queue is full.", retry_after_s=self._retry_after_s()) from None
+        self.scheduler.enqueue(sequence)
         stream = _Stream(sequence, prepared, enqueued_at=now, sent=request.start_index, sent_at=now)
         self._streams[sequence] = stream
         self._work.set()

@@ -30,10 +30,6 @@ MAX_PASSED_OVER = 4
 STEPS = (1, 4, 8)
 
 
-class QueueFull(Exception):
-    """The bounded queue holds all it may."""
-
-
 @dataclass(frozen=True, slots=True)
 class Part:
     """Read `prompt[start:end]` of a sequence into its slot; sample if that is its end.
@@ -146,14 +142,14 @@ class Scheduler:
         """Sequences that wait for a slot."""
         return len(self._waiting)
 
-    def enqueue(self, sequence: Sequence) -> None:
-        """Take a sequence in.
+    @property
+    def can_enqueue(self) -> bool:
+        """Whether one more may wait, or has a slot."""
+        return len(self._waiting) - self.slots.num_free < self.queue_capacity
 
-        Raises:
-            QueueFull: as many wait already as may.
-        """
-        if len(self._waiting) - self.slots.num_free >= self.queue_capacity:
-            raise QueueFull
+    def enqueue(self, sequence: Sequence) -> None:
+        """Take a sequence in; the caller has asked `can_enqueue`."""
+        assert self.can_enqueue
         self._waiting.append(sequence)
 
     def next_step(self, max_steps: int = 1) -> Step | None:

@@ -6,7 +6,7 @@ import pytest
 from app.engine.engine import CHUNK_TOKENS, MAX_FAILURES_IN_A_ROW, Chunk, GenerationEngine
 from app.engine.runner import DeviceLost
 from app.engine.scheduler import Decode
-from app.engine.sequence import Request, Token
+from app.engine.sequence import Grammar, Request, Token
 from app.errors import (
     ContextLengthExceeded,
     DeadlineExceeded,
@@ -125,6 +125,21 @@ async def test_full_queue_is_refused_before_the_first_chunk_and_says_when_to_ret
         assert refused.value.retry_after_s > 0
         runner.open()
         await asyncio.gather(first, second)
+
+
+async def test_a_full_queue_compiles_no_grammar() -> None:
+    class Compiling(HeldRunner):
+        def prepare(self, grammar: Grammar) -> None:
+            raise AssertionError("nobody will follow it")
+
+    runner = Compiling(num_slots=1)
+    async with running(runner, queue_capacity=1) as engine:
+        crowd = [asyncio.create_task(collect(engine, Request("r", (1,), 1))) for _ in range(2)]
+        await entered(runner)
+        with pytest.raises(Overloaded):
+            await collect(engine, Request("r", (1,), 1, grammar=Grammar("regex", ("a",))))
+        runner.open()
+        await asyncio.gather(*crowd)
 
 
 async def test_time_to_return_grows_with_the_queue_and_falls_with_the_time_of_a_slot() -> None:
