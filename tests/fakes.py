@@ -18,6 +18,10 @@ from app.engine.stub import StubEncoder, StubRunner
 from app.modeling.registry import ModelCard
 from app.rpc.client import EngineClient
 
+# Far longer than anything takes. A thread that waits so long lets go then, so that a test that failed
+# holds up neither the others nor the end of the process.
+HELD_S = 30.0
+
 
 class HeldRunner(StubRunner):
     """A stub whose steps wait until they are let through, unless it is opened for good."""
@@ -25,9 +29,13 @@ class HeldRunner(StubRunner):
     def __init__(self, num_slots: int = 4, vocab_size: int = 256, context_length: int = 4096) -> None:
         super().__init__(num_slots, vocab_size, context_length)
         self.steps: list[Step] = []
-        self.entered = threading.Semaphore(0)
+        self._entered = threading.Semaphore(0)
         self._passes = threading.Semaphore(0)
         self._is_open = False
+
+    async def entered(self) -> None:
+        """Wait until one more step is under way."""
+        assert await asyncio.to_thread(self._entered.acquire, timeout=HELD_S)
 
     def let(self, count: int = 1) -> None:
         """Let so many steps through."""
@@ -41,9 +49,9 @@ class HeldRunner(StubRunner):
     def run(self, step: Step) -> Result:
         """Wait for a pass, then do as the stub does."""
         self.steps.append(step)
-        self.entered.release()
+        self._entered.release()
         if not self._is_open:
-            self._passes.acquire()
+            assert self._passes.acquire(timeout=HELD_S)
         return super().run(step)
 
 

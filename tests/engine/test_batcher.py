@@ -27,7 +27,7 @@ async def batching(encoder: FaultyEncoder, queue_capacity: int = 64) -> AsyncIte
     """A started batcher and a gate: the device is busy until the gate is set."""
     gate = Event()
     with ThreadPoolExecutor(1) as device:
-        device.submit(gate.wait)
+        device.submit(gate.wait, SOON_S)
         engine = EncoderEngine("sums", encoder, device, queue_capacity=queue_capacity)
         engine.start()
         try:

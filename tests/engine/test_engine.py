@@ -34,10 +34,6 @@ def sums(prompt: tuple[int, ...], count: int, vocab_size: int = 256) -> list[int
     return known[len(prompt) :]
 
 
-async def entered(runner: HeldRunner) -> None:
-    await asyncio.to_thread(runner.entered.acquire)
-
-
 async def test_answer_is_the_one_computed_by_hand() -> None:
     async with running(FaultyRunner()) as engine:
         chunks = await collect(engine, Request("r", (3, 4), 5))
@@ -103,7 +99,7 @@ async def test_leaving_frees_the_slot_within_one_step() -> None:
         async with aclosing(engine.generate(Request("r", (1,), 1000), SOON_S)) as stream:
             runner.let()
             await anext(stream)
-            await entered(runner)
+            await runner.entered()
         assert engine.scheduler.slots.num_free == 1
         runner.open()
         assert tokens(await collect(engine, Request("next", (5,), 2))) == [5, 10]
@@ -117,7 +113,7 @@ async def test_full_queue_is_refused_before_the_first_chunk_and_says_when_to_ret
     runner = HeldRunner(num_slots=1)
     async with running(runner, queue_capacity=1) as engine:
         first = asyncio.create_task(collect(engine, Request("1", (1,), 1)))
-        await entered(runner)
+        await runner.entered()
         second = asyncio.create_task(collect(engine, Request("2", (1,), 1)))
         await asyncio.sleep(0)
         with pytest.raises(Overloaded) as refused:
@@ -135,7 +131,7 @@ async def test_a_full_queue_compiles_no_grammar() -> None:
     runner = Compiling(num_slots=1)
     async with running(runner, queue_capacity=1) as engine:
         crowd = [asyncio.create_task(collect(engine, Request("r", (1,), 1))) for _ in range(2)]
-        await entered(runner)
+        await runner.entered()
         with pytest.raises(Overloaded):
             await collect(engine, Request("r", (1,), 1, grammar=Grammar("regex", ("a",))))
         runner.open()
@@ -146,7 +142,7 @@ async def test_time_to_return_grows_with_the_queue_and_falls_with_the_time_of_a_
     runner = HeldRunner(num_slots=2)
     async with running(runner, queue_capacity=4) as engine:
         crowd = [asyncio.create_task(collect(engine, Request("r", (1,), 1))) for _ in range(6)]
-        await entered(runner)
+        await runner.entered()
         assert (engine.scheduler.queue_depth, await refused_for_s(engine)) == (4, 4 / 2 * 1.0 / 2)
         runner.open()
         await asyncio.gather(*crowd)
@@ -175,7 +171,7 @@ async def test_who_waits_for_a_device_that_does_nothing_hears_nothing(monkeypatc
     runner = HeldRunner(num_slots=1)
     async with running(runner) as engine, aclosing(engine.generate(Request("1", (3,), 1), SOON_S)) as stream:
         first = asyncio.ensure_future(anext(stream))
-        await entered(runner)
+        await runner.entered()
         for _ in range(50):
             await asyncio.sleep(0)
         assert not first.done()
@@ -199,7 +195,7 @@ async def test_deadline_ends_an_answer_whose_reader_is_slower_than_the_model(mon
         runner.let(1 + 2 * CHUNK_TOKENS)
         await anext(stream)
         for _ in range(2 + 2 * CHUNK_TOKENS):
-            await entered(runner)
+            await runner.entered()
         monkeypatch.setattr(loop, "time", lambda: now() + 2 * SOON_S)
         with pytest.raises(DeadlineExceeded):
             await anext(stream)
@@ -251,7 +247,7 @@ async def test_closing_ends_open_streams_with_an_error() -> None:
     runner = HeldRunner(num_slots=1)
     async with running(runner) as engine:
         open_stream = asyncio.create_task(collect(engine, Request("r", (1,), 5)))
-        await entered(runner)
+        await runner.entered()
         closing = asyncio.create_task(engine.aclose())
         with pytest.raises(EngineUnavailable):
             await open_stream

@@ -14,7 +14,7 @@ from app.engine.stub import StubRunner
 from app.errors import BadRequest, DeadlineExceeded
 from app.rpc import engine_pb2 as pb
 from tests.engine.grammars import TOKENS, RandomRunner, grammar_of, grammars
-from tests.fakes import running, serving
+from tests.fakes import HELD_S, running, serving
 from tests.modeling.checkpoints import decoder_config, random_weights
 
 CONFIG = decoder_config()
@@ -119,7 +119,7 @@ async def test_compiling_holds_up_nobody_else_and_has_the_requests_deadline() ->
         is_released = threading.Event()
 
         def prepare(self, grammar: Grammar) -> None:
-            self.is_released.wait()
+            self.is_released.wait(HELD_S)
 
     runner = Slow(0)
     async with running(runner) as engine:

@@ -32,11 +32,8 @@ from app.modeling.registry import ModelCard
 from app.rpc import engine_pb2 as pb
 from app.rpc import engine_pb2_grpc
 from app.rpc.client import EngineClient
-from tests.fakes import FaultyRunner, HeldRunner, make_card, serving, until
+from tests.fakes import HELD_S, FaultyRunner, HeldRunner, make_card, serving, until
 from tests.modeling.checkpoints import write_decoder
-
-# Far longer than anything takes; what waits so long in a thread lets go of it then, whatever a test does.
-SOON_S = 30.0
 
 
 def ask(
@@ -148,7 +145,7 @@ async def test_full_queue_is_overloaded_with_a_time_to_come_back() -> None:
     runner = HeldRunner(num_slots=1)
     async with serving(lambda _: runner, queue_capacity=1) as (client, _, _):
         first = asyncio.create_task(collect(client, ask()))
-        await asyncio.to_thread(runner.entered.acquire)
+        await runner.entered()
         second = asyncio.create_task(collect(client, ask()))
         await until(lambda: is_queued(client))
         with pytest.raises(Overloaded) as refused:
@@ -200,7 +197,7 @@ async def test_our_own_cancellation_stays_one() -> None:
     runner = HeldRunner()
     async with serving(lambda _: runner) as (client, _, _):
         task = asyncio.create_task(collect(client, ask()))
-        await asyncio.to_thread(runner.entered.acquire)
+        await runner.entered()
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
@@ -280,7 +277,7 @@ async def test_drain_lets_the_running_answer_finish_and_refuses_new_ones() -> No
     runner = HeldRunner()
     async with serving(lambda _: runner) as (client, server, _):
         running = asyncio.create_task(collect(client, ask()))
-        await asyncio.to_thread(runner.entered.acquire)
+        await runner.entered()
         draining = asyncio.create_task(server.drain(30))
         await asyncio.sleep(0)  # the drain has begun
         late = EngineClient(f"127.0.0.1:{server.port}")
@@ -318,7 +315,7 @@ async def test_model_that_fails_in_warm_up_is_broken_and_one_under_way_is_loadin
 
     class Slow(StubRunner):
         def warm_up(self) -> None:
-            is_asked.wait()
+            is_asked.wait(HELD_S)
 
     runners = {"unfit": Unfit(), "slow": Slow()}
     host = Host(lambda card: runners[card.name], [make_card("unfit"), make_card("slow")])
@@ -337,7 +334,7 @@ async def test_models_warm_up_side_by_side() -> None:
 
     class Companion(StubRunner):
         def warm_up(self) -> None:
-            both.wait(SOON_S)
+            both.wait(HELD_S)
 
     async with serving(lambda _: Companion(), make_card("one"), make_card("two")) as (_, _, host):
         assert states(host) == {"one": "ready", "two": "ready"}
@@ -348,7 +345,7 @@ async def test_start_that_is_given_up_leaves_the_ready_models_answering() -> Non
 
     class Slow(StubRunner):
         def warm_up(self) -> None:
-            is_answered.wait(SOON_S)
+            is_answered.wait(HELD_S)
             is_warm.set()
 
     host = Host(lambda card: Slow() if card.name == "slow" else StubRunner(), [make_card(), make_card("slow")])
@@ -356,7 +353,7 @@ async def test_start_that_is_given_up_leaves_the_ready_models_answering() -> Non
     await until(lambda: has_states(host, {"sums": "ready", "slow": "loading"}))
     starting.cancel()
     await asyncio.wait([starting])
-    answer = [chunk async for chunk in host.generate("sums", Request("r", (3, 4), 2), SOON_S)]
+    answer = [chunk async for chunk in host.generate("sums", Request("r", (3, 4), 2), HELD_S)]
     assert answer[-1].finish_reason == "length"
     assert not is_warm.is_set()
     is_answered.set()
