@@ -124,7 +124,8 @@ def classification(
 
     Cleans and de-duplicates, trains a convolutional encoder, stops early,
     calibrates its scores, and publishes a Hugging Face directory with a model
-    card and eval.json. The same command continues a run that was killed.
+    card and eval.json. Where labels are lists (.jsonl), any number of them may
+    hold for a text, each from a threshold of its own on. The same command continues a run that was killed.
     """
     options = _fields(locals(), "data", "test", "out", "overwrite", *PROVENANCE)
     _prepare(out, overwrite)

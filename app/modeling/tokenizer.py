@@ -40,16 +40,7 @@ class Tokenizer:
         Raises:
             ModelFormatError: a file is missing or not readable.
         """
-        path = directory / "tokenizer.json"
-        if not path.is_file():
-            raise ModelFormatError(f"{directory} has no tokenizer.json")
-        try:
-            tokenizer = tokenizers.Tokenizer.from_file(str(path))
-        except Exception as error:  # noqa: BLE001 - the library raises bare Exception
-            raise ModelFormatError(f"{path} is not a tokenizer: {error}") from None
-        # Files written for training may cut or pad; serving refuses instead.
-        tokenizer.no_truncation()
-        tokenizer.no_padding()
+        tokenizer = read_tokenizer(directory)
         return cls(tokenizer, read_json(directory / "tokenizer_config.json"), read_chat_template(directory))
 
     @cached_property
@@ -212,6 +203,24 @@ class Detokenizer:
         self._window_start, self._num_shown = self._num_shown, len(self._ids)
         if self._window_start == self._num_shown:
             self._window_start = max(0, self._num_shown - DETOKENIZER_CONTEXT)
+
+
+def read_tokenizer(directory: Path) -> tokenizers.Tokenizer:
+    """What `tokenizer.json` says, neither cutting nor padding, as files written for training may.
+
+    Raises:
+        ModelFormatError: the file is missing or not readable.
+    """
+    path = directory / "tokenizer.json"
+    if not path.is_file():
+        raise ModelFormatError(f"{directory} has no tokenizer.json")
+    try:
+        tokenizer = tokenizers.Tokenizer.from_file(str(path))
+    except Exception as error:  # noqa: BLE001 - the library raises bare Exception
+        raise ModelFormatError(f"{path} is not a tokenizer: {error}") from None
+    tokenizer.no_truncation()
+    tokenizer.no_padding()
+    return tokenizer
 
 
 def read_json(path: Path) -> dict[str, Any]:

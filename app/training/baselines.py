@@ -34,29 +34,39 @@ def ngram_nats_per_character(train: str, test: str, order: int) -> float:
     return total / len(test)
 
 
-def majority_accuracy(train_labels: Sequence[str], test_labels: Sequence[str]) -> float:
-    """Share of the test set that the most frequent training label gets right."""
-    commonest = Counter(train_labels).most_common(1)[0][0]
-    return sum(label == commonest for label in test_labels) / len(test_labels)
+def majority_accuracy(train: np.ndarray, test: np.ndarray) -> float:
+    """Share of the test set `[N, L]` that the most frequent training label gets right."""
+    return float(test[:, train.sum(axis=0).argmax()].mean())
 
 
-def linear_svm_predictions(train: Sequence[tuple[str, str]], texts: Sequence[str]) -> list[str]:
+def commonest_labels(targets: np.ndarray) -> np.ndarray:
+    """Which labels hold for at least half of the texts `[N, L]` of training, `[L]`: predicted for every text."""
+    return np.asarray(targets.mean(axis=0) >= 0.5)
+
+
+def linear_svm_predictions(train: Sequence[str], targets: np.ndarray, texts: Sequence[str]) -> np.ndarray:
     """Labels by a linear SVM over TF-IDF of words and word pairs, scikit-learn's defaults otherwise.
 
     Args:
-        train: (text, label) pairs.
+        train: texts to learn from.
+        targets: their class `[N]`; or `[N, L]`, which labels hold, each with an SVM of its own.
         texts: to label.
+
+    Returns:
+        As `targets`, of `texts`.
     """
     from sklearn.feature_extraction.text import TfidfVectorizer
-    from sklearn.pipeline import make_pipeline
     from sklearn.svm import LinearSVC
 
-    model = make_pipeline(
-        TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=WORD),
-        LinearSVC(random_state=0),
-    )
-    model.fit([text for text, _ in train], [label for _, label in train])
-    return [str(label) for label in np.asarray(model.predict(list(texts)))]
+    words = TfidfVectorizer(ngram_range=(1, 2), sublinear_tf=True, token_pattern=WORD)
+    known, unknown = words.fit_transform(train), words.transform(texts)
+
+    def predict(classes: np.ndarray) -> np.ndarray:
+        if len(np.unique(classes)) == 1:  # nothing to tell apart
+            return np.full(len(texts), classes[0])
+        return np.asarray(LinearSVC(random_state=0).fit(known, classes).predict(unknown))
+
+    return predict(targets) if targets.ndim == 1 else np.stack([predict(column) for column in targets.T], axis=1)
 
 
 def _followers(text: str, length: int) -> dict[str, Counter[str]]:

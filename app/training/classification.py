@@ -1,9 +1,13 @@
-"""`tollgate train classification`: from labelled texts to a published classifier."""
+"""`tollgate train classification`: from labelled texts to a published classifier.
+
+Whether one label of a text holds or any number of them, the data says; the pipeline is
+the same, and what differs is in `scoring.py`.
+"""
 
 import hashlib
 import json
-from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,25 +18,30 @@ from rich.console import Console
 from tokenizers import Tokenizer
 
 from app.errors import ConfigError
-from app.modeling.bert_config import BertConfig
 from app.modeling.encoder import EncoderConfig
-from app.training.baselines import linear_svm_predictions, majority_accuracy
+from app.modeling.labels import DEFAULT_THRESHOLD
+from app.training.baselines import commonest_labels, linear_svm_predictions, majority_accuracy
 from app.training.classifier import (
-    Tokens,
     build_network,
     build_optimizer,
-    cross_entropy,
     encode_texts,
-    fit_temperature,
     fold_temperature,
-    label_metrics,
-    metrics,
     predict_logits,
     sample_batch,
 )
 from app.training.examples import Example, ExampleSet, LabelledSplit, read_examples, split_examples
 from app.training.network import Network
 from app.training.publish import Artefact, Provenance, publish
+from app.training.scoring import (
+    OneLabel,
+    Scoring,
+    SeveralLabels,
+    abstention,
+    fit_temperature,
+    fit_thresholds,
+    label_metrics,
+    set_metrics,
+)
 from app.training.trainer import Progression, Schedule, Trainer
 from app.training.vocabulary import PADDING, train_classification_tokenizer
 
@@ -86,11 +95,11 @@ def train_classification(
     split = split_examples(examples, held_out, options.test_fraction, options.dev_fraction, options.seed)
     _report(console, examples, split)
     tokenizer = train_classification_tokenizer((example.text for example in split.train), options.vocab_size)
-    config = _encoder_config(options, tokenizer.get_vocab_size(), examples.labels)
+    config = _encoder_config(options, tokenizer.get_vocab_size(), examples)
     network = build_network(config, options.dropout, options.seed)
-    run_dir = runs_dir / f"{out.name}-{_fingerprint(options, split)}"
+    run_dir = runs_dir / f"{out.name}-{_fingerprint(options, config, split)}"
     progression = _fit(options, config, network, tokenizer, split, run_dir, console)
-    temperature = _fit_temperature(config, network, tokenizer, split.dev)
+    config, temperature = _calibrate(config, network, tokenizer, split.dev)
     evaluation = _evaluate(options, config, network, tokenizer, split, progression, temperature)
     publish(
         out,
@@ -99,18 +108,22 @@ def train_classification(
     return evaluation
 
 
-def evaluate_examples(
-    predict: Callable[[Tokens], tf.Tensor],
-    tokenizer: Tokenizer,
-    config: EncoderConfig | BertConfig,
-    examples: tuple[Example, ...],
-) -> dict[str, float]:
-    """Accuracy, macro-F1, calibration error and loss of a calibrated model on labelled texts."""
-    inputs = encode_texts(tokenizer, [example.text for example in examples], config.context_length)
-    return metrics(predict_logits(predict, inputs), _classes(config, examples))
+def scoring_of(thresholds: tuple[float, ...]) -> Scoring:
+    """How a model is judged; thresholds are those of a multi-label model, others have none."""
+    return SeveralLabels(thresholds) if thresholds else OneLabel()
 
 
-def _encoder_config(options: ClassificationOptions, vocab_size: int, labels: tuple[str, ...]) -> EncoderConfig:
+def targets_of(labels: Sequence[str], examples: Sequence[Example]) -> np.ndarray:
+    """Which labels hold, `[N, L]` float32."""
+    place = {label: index for index, label in enumerate(labels)}
+    targets = np.zeros((len(examples), len(labels)), np.float32)
+    for row, example in enumerate(examples):
+        targets[row, [place[label] for label in example.labels]] = 1.0
+    return targets
+
+
+def _encoder_config(options: ClassificationOptions, vocab_size: int, examples: ExampleSet) -> EncoderConfig:
+    labels = examples.labels
     return EncoderConfig(
         vocab_size=vocab_size,
         hidden_size=options.width,
@@ -118,6 +131,7 @@ def _encoder_config(options: ClassificationOptions, vocab_size: int, labels: tup
         kernel_sizes=options.kernel_sizes,
         context_length=options.context,
         labels=labels,
+        thresholds=(DEFAULT_THRESHOLD,) * len(labels) if examples.is_multi_label else (),
     )
 
 
@@ -131,14 +145,15 @@ def _fit(
     console: Console,
 ) -> Progression:
     inputs = encode_texts(tokenizer, [example.text for example in split.train], options.context)
-    targets = np.eye(len(config.labels), dtype=np.float32)[_classes(config, split.train)]
+    targets = targets_of(config.labels, split.train)
     dev_inputs = encode_texts(tokenizer, [example.text for example in split.dev], options.context)
-    dev_classes = _classes(config, split.dev)
+    dev_targets = targets_of(config.labels, split.dev)
+    scoring = scoring_of(config.thresholds)
     steps_per_epoch = max(1, len(split.train) // options.batch)
     steps = options.epochs * steps_per_epoch
     network.compile(
         build_optimizer(options.learning_rate, steps),
-        keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=options.label_smoothing),
+        _loss(options, config),
         jit_compile="auto" if tf.config.list_physical_devices("GPU") else False,
     )
     network.optimizer.build(network.trainable_variables)
@@ -147,7 +162,7 @@ def _fit(
     def dev_loss() -> float:
         """At the best temperature, so that smoothing and confidence do not decide which step is best."""
         logits = predict_logits(predict, dev_inputs)
-        return cross_entropy(logits / fit_temperature(logits, dev_classes), dev_classes)
+        return scoring.loss(logits / fit_temperature(scoring, logits, dev_targets), dev_targets)
 
     return Trainer(
         network,
@@ -161,9 +176,21 @@ def _fit(
     ).fit()
 
 
-def _fit_temperature(config: EncoderConfig, network: Network, tokenizer: Tokenizer, dev: tuple[Example, ...]) -> float:
+def _loss(options: ClassificationOptions, config: EncoderConfig) -> keras.losses.Loss:
+    if config.is_multi_label:  # unsmoothed: rare labels would be drawn up, which no temperature mends
+        return keras.losses.BinaryCrossentropy(from_logits=True)
+    return keras.losses.CategoricalCrossentropy(from_logits=True, label_smoothing=options.label_smoothing)
+
+
+def _calibrate(
+    config: EncoderConfig, network: Network, tokenizer: Tokenizer, dev: tuple[Example, ...]
+) -> tuple[EncoderConfig, float]:
+    """The temperature, and the configuration with the thresholds that are best after it."""
     inputs = encode_texts(tokenizer, [example.text for example in dev], config.context_length)
-    return fit_temperature(predict_logits(network.predictor(), inputs), _classes(config, dev))
+    logits, targets = predict_logits(network.predictor(), inputs), targets_of(config.labels, dev)
+    temperature = fit_temperature(scoring_of(config.thresholds), logits, targets)
+    thresholds = fit_thresholds(logits / temperature, targets) if config.is_multi_label else ()
+    return replace(config, thresholds=thresholds), temperature
 
 
 def _evaluate(
@@ -175,22 +202,27 @@ def _evaluate(
     progression: Progression,
     temperature: float,
 ) -> dict[str, Any]:
-    predict = network.predictor()
+    inputs = encode_texts(tokenizer, [example.text for example in split.test], config.context_length)
+    logits = predict_logits(network.predictor(), inputs) / temperature
+    scoring, targets = scoring_of(config.thresholds), targets_of(config.labels, split.test)
     return {
         "task": "classification",
         "split": {
             "description": f"Held out: {len(split.test):,} texts, none of them in training; "
-            "accuracy and F1 higher, calibration error and loss lower is better.",
+            "accuracy and F1 higher, calibration error and loss lower is better."
+            + (" Accurate is a text with all its labels right." if config.is_multi_label else ""),
             "train_texts": len(split.train),
             "dev_texts": len(split.dev),
             "test_texts": len(split.test),
             "labels": len(config.labels),
         },
-        "metrics": evaluate_examples(lambda inputs: predict(inputs) / temperature, tokenizer, config, split.test),
+        "metrics": scoring.metrics(logits, targets),
         "baselines": _baselines(config, split),
+        "abstention": abstention(scoring, logits, targets),
         "training": {
             "options": asdict(options),
             "temperature": round(temperature, 4),
+            "thresholds": dict(zip(config.labels, config.thresholds, strict=False)),
             "best_step": progression.best_step,
             "seconds": round(progression.seconds),
             "history": progression.history,
@@ -200,13 +232,20 @@ def _evaluate(
 
 def _baselines(config: EncoderConfig, split: LabelledSplit) -> dict[str, dict[str, float]]:
     """Trained on train and development together, as they need no early stopping."""
-    known = (*split.train, *split.dev)
-    predicted = linear_svm_predictions([(e.text, e.label) for e in known], [e.text for e in split.test])
-    place = {label: index for index, label in enumerate(config.labels)}
-    majority = majority_accuracy([e.label for e in known], [e.label for e in split.test])
+    known, texts = (*split.train, *split.dev), [example.text for example in split.test]
+    train, truths = targets_of(config.labels, known), targets_of(config.labels, split.test)
+    known_texts = [example.text for example in known]
+    if config.is_multi_label:
+        commonest = np.tile(commonest_labels(train), (len(texts), 1))
+        return {
+            "commonest labels": set_metrics(commonest, truths),
+            "linear SVM": set_metrics(linear_svm_predictions(known_texts, train, texts), truths),
+        }
+    classes, majority = train.argmax(axis=1), majority_accuracy(train, truths)
+    predicted = linear_svm_predictions(known_texts, classes, texts)
     return {
         "majority label": {"accuracy": round(majority, 4)},
-        "linear SVM": label_metrics(np.array([place[label] for label in predicted]), _classes(config, split.test)),
+        "linear SVM": label_metrics(predicted, truths.argmax(axis=1)),
     }
 
 
@@ -233,15 +272,11 @@ def _artefact(
     )
 
 
-def _classes(config: EncoderConfig | BertConfig, examples: tuple[Example, ...]) -> np.ndarray:
-    place = {label: index for index, label in enumerate(config.labels)}
-    return np.array([place[example.label] for example in examples], np.int64)
-
-
-def _fingerprint(options: ClassificationOptions, split: LabelledSplit) -> str:
+def _fingerprint(options: ClassificationOptions, config: EncoderConfig, split: LabelledSplit) -> str:
     digest = hashlib.sha256(json.dumps(asdict(options), sort_keys=True).encode())
+    digest.update(b"any number of labels" if config.is_multi_label else b"")
     for example in (*split.train, *split.dev):
-        digest.update(f"{example.label}\0{example.text}\0".encode())
+        digest.update(f"{chr(31).join(example.labels)}\0{example.text}\0".encode())
     return digest.hexdigest()[:12]
 
 

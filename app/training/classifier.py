@@ -1,11 +1,10 @@
-"""Training of a convolutional classifier: batches, calibration, metrics."""
+"""Training of a convolutional classifier: network, batches and logits."""
 
 from collections.abc import Callable, Sequence
 
 import keras
 import numpy as np
 import tensorflow as tf
-from scipy.optimize import minimize_scalar
 from tokenizers import Tokenizer
 
 from app.modeling.encoder import PAD_ID, EncoderConfig, classify
@@ -13,7 +12,6 @@ from app.training.network import Network
 from app.training.trainer import warm_up_then_decay
 
 EVAL_BATCH = 256
-CALIBRATION_BINS = 15  # as Guo et al. 2017, sec. 4
 
 Tokens = tuple[np.ndarray, np.ndarray]
 
@@ -56,7 +54,7 @@ def sample_batch(
 
     Args:
         data: tokens and lengths of the training set.
-        targets: `[N, L]` float32 one-hot.
+        targets: `[N, L]` float32, which labels hold.
         batch: rows.
         token_dropout: share of tokens that become PAD_ID.
         seed: of the run.
@@ -84,58 +82,7 @@ def predict_logits(predict: Callable[[Tokens], tf.Tensor], data: Tokens) -> np.n
     return np.concatenate(pieces)[: len(data[0])]
 
 
-def fit_temperature(logits: np.ndarray, classes: np.ndarray) -> float:
-    """The temperature that minimises the loss of `softmax(logits / t)` (Guo et al. 2017, sec. 4.2).
-
-    Args:
-        logits: `[N, L]` of the development set.
-        classes: `[N]` true class of each row.
-    """
-    found = minimize_scalar(
-        lambda log_t: cross_entropy(logits / np.exp(log_t), classes), bounds=(-3.0, 3.0), method="bounded"
-    )
-    return float(np.exp(found.x))
-
-
 def fold_temperature(weights: dict[str, np.ndarray], temperature: float) -> dict[str, np.ndarray]:
     """Divide the output layer by the temperature, so that every reader gets calibrated scores."""
     folded = {name: weights[name] / np.float32(temperature) for name in ("classifier.weight", "classifier.bias")}
     return weights | folded
-
-
-def cross_entropy(logits: np.ndarray, classes: np.ndarray) -> float:
-    """Mean negative log-likelihood, nats."""
-    return float(-np.mean(np.log(softmax(logits)[np.arange(len(classes)), classes] + 1e-12)))
-
-
-def metrics(logits: np.ndarray, classes: np.ndarray) -> dict[str, float]:
-    """Accuracy, macro-averaged F1, expected calibration error and loss."""
-    return {
-        **label_metrics(logits.argmax(axis=1), classes),
-        "calibration_error": round(_calibration_error(softmax(logits), classes), 4),
-        "cross_entropy": round(cross_entropy(logits, classes), 4),
-    }
-
-
-def label_metrics(predicted: np.ndarray, classes: np.ndarray) -> dict[str, float]:
-    """Accuracy and macro-averaged F1 of predicted classes `[N]`."""
-    from sklearn.metrics import f1_score
-
-    return {
-        "accuracy": round(float(np.mean(predicted == classes)), 4),
-        "macro_f1": round(float(f1_score(classes, predicted, average="macro", zero_division=0.0)), 4),
-    }
-
-
-def softmax(logits: np.ndarray) -> np.ndarray:
-    """Scores `[N, L]` that sum to 1 in each row."""
-    powers = np.exp(logits - logits.max(axis=-1, keepdims=True))
-    return np.asarray(powers / powers.sum(axis=-1, keepdims=True))
-
-
-def _calibration_error(scores: np.ndarray, classes: np.ndarray) -> float:
-    """Expected calibration error over equal bins of confidence (Guo et al. 2017, eq. 3)."""
-    confidence, right = scores.max(axis=1), scores.argmax(axis=1) == classes
-    bins = np.minimum((confidence * CALIBRATION_BINS).astype(int), CALIBRATION_BINS - 1)
-    gaps = (abs(right[bins == b].mean() - confidence[bins == b].mean()) * np.mean(bins == b) for b in np.unique(bins))
-    return float(sum(gaps))

@@ -1,9 +1,10 @@
 """Labelled texts for classification: read, clean, de-duplicate, split.
 
-Accepts UTF-8 JSON lines and CSV or TSV with a header. A text that stands there
-twice counts once; a text with two different labels teaches nothing and is left
-out; a training text that is also a test text would be cheating and is left out
-of training. The report counts all of it.
+Accepts UTF-8 JSON lines and CSV or TSV with a header. In JSON lines a label may be a
+list of labels: then any number of them may hold for a text. A text that stands there
+twice counts once; a text that is labelled in two ways teaches nothing and is left out;
+a training text that is also a test text would be cheating and is left out of training.
+The report counts all of it.
 """
 
 import csv
@@ -23,10 +24,10 @@ SUFFIXES = (".jsonl", ".csv", ".tsv")
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """One text and its label."""
+    """One text and the labels that hold for it, sorted: exactly one, or of multi-label data any number."""
 
     text: str
-    label: str
+    labels: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,11 +38,12 @@ class ExampleSet:
     num_read: int
     num_duplicates: int
     num_conflicts: int
+    is_multi_label: bool = False
 
     @property
     def labels(self) -> tuple[str, ...]:
         """Every label, sorted: the order of the scores."""
-        return tuple(sorted({example.label for example in self.examples}))
+        return tuple(sorted({label for example in self.examples for label in example.labels}))
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,16 +63,17 @@ def read_examples(path: Path, text_field: str = "text", label_field: str = "labe
         DataError: nothing there, a broken line (with its number), text that is
             not UTF-8, or fewer than two labels.
     """
-    raw = [e for file in list_files(path, SUFFIXES) for e in _examples(file, text_field, label_field)]
+    read = [pair for file in list_files(path, SUFFIXES) for pair in _examples(file, text_field, label_field)]
     by_text: defaultdict[bytes, list[Example]] = defaultdict(list)
-    for example in raw:
+    for example, _ in read:
         by_text[fingerprint(example.text)].append(example)
-    agreed = [group for group in by_text.values() if len({example.label for example in group}) == 1]
+    agreed = [group for group in by_text.values() if len({example.labels for example in group}) == 1]
     kept = ExampleSet(
         examples=tuple(group[0] for group in agreed),
-        num_read=len(raw),
+        num_read=len(read),
         num_duplicates=sum(len(group) - 1 for group in agreed),
-        num_conflicts=sum(len(group) for group in by_text.values() if len({e.label for e in group}) > 1),
+        num_conflicts=len(read) - sum(map(len, agreed)),
+        is_multi_label=any(is_list for _, is_list in read),
     )
     if len(kept.labels) < 2:
         raise DataError(
@@ -94,6 +97,8 @@ def split_examples(
         unknown = set(test.labels) - set(data.labels)
         if unknown:
             raise DataError(f"the test set has labels that the training set lacks: {', '.join(sorted(unknown))}")
+        if test.is_multi_label and not data.is_multi_label:
+            raise DataError("the test set has lists of labels, the training set has not")
         rest, held_out = data.examples, test.examples
     seen = {fingerprint(example.text) for example in held_out}
     clean_rest = [example for example in rest if fingerprint(example.text) not in seen]
@@ -103,16 +108,19 @@ def split_examples(
     return LabelledSplit(train, dev, tuple(held_out), len(rest) - len(clean_rest))
 
 
-def _examples(path: Path, text_field: str, label_field: str) -> Iterator[Example]:
+def _examples(path: Path, text_field: str, label_field: str) -> Iterator[tuple[Example, bool]]:
+    """Each with whether its label is a list."""
     records = read_json_lines(path) if path.suffix == ".jsonl" else _read_table(path)
     for number, record in records:
         text = clean(text_of(record, text_field, path, number))
-        label = record.get(label_field)
         if not text:
             raise DataError(f"field '{text_field}' is empty", path, number)
-        if not isinstance(label, (str, int)) or isinstance(label, bool) or str(label) == "":
-            raise DataError(f"field '{label_field}' is missing or not a name", path, number)
-        yield Example(text, str(label))
+        given = record.get(label_field)
+        names = given if isinstance(given, list) else [given]
+        for name in names:
+            if not isinstance(name, (str, int)) or isinstance(name, bool) or str(name) == "":
+                raise DataError(f"field '{label_field}' is missing or not a name", path, number)
+        yield Example(text, tuple(sorted({str(name) for name in names}))), isinstance(given, list)
 
 
 def _read_table(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
@@ -133,16 +141,18 @@ def _read_table(path: Path) -> Iterator[tuple[int, dict[str, object]]]:
 def _stratified(
     examples: Sequence[Example], fraction: float, seed: int
 ) -> tuple[tuple[Example, ...], tuple[Example, ...]]:
-    """Split off `fraction` of every label, at least one where it has two or more."""
+    """Split off `fraction` of every label, at least one where it has two or more.
+
+    Of several labels of a text its rarest counts, because that one is the hardest to share out.
+    """
     order = np.random.default_rng(seed).permutation(len(examples))
-    wanted = {
-        label: max(1, round(count * fraction)) if count > 1 else 0
-        for label, count in Counter(example.label for example in examples).items()
-    }
+    counts = Counter(label for example in examples for label in example.labels)
+    rarest = [min(example.labels, key=lambda label: (counts[label], label), default="") for example in examples]
+    wanted = {label: max(1, round(count * fraction)) if count > 1 else 0 for label, count in Counter(rarest).items()}
     held_out: set[int] = set()
     taken: Counter[str] = Counter()
     for index in order:
-        label = examples[index].label
+        label = rarest[index]
         if taken[label] < wanted[label]:
             taken[label] += 1
             held_out.add(int(index))

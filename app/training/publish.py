@@ -7,7 +7,7 @@ stood there is moved away before it is deleted, so a reader never sees half a mo
 import json
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,7 @@ def _card(name: str, artefact: Artefact) -> str:
         "|---|" + "---|" * len(evaluation["metrics"]),
         _row("this model", evaluation["metrics"], evaluation["metrics"]),
         *(_row(name, figures, evaluation["metrics"]) for name, figures in evaluation["baselines"].items()),
+        *_abstention(evaluation.get("abstention", [])),
         "",
         "## Limits",
         "",
@@ -122,6 +123,16 @@ def _card(name: str, artefact: Artefact) -> str:
         "",
     ]
     return "\n".join(lines)
+
+
+def _abstention(rows: Sequence[Mapping[str, float | None]]) -> list[str]:
+    if not rows:
+        return []
+    shares = ((row["abstain_below"], row["answered"], row["accuracy"]) for row in rows)
+    cells = (
+        f"| {least} | {answered:.1%} | {'' if right is None else f'{right:.1%}'} |" for least, answered, right in shares
+    )
+    return ["", "| `abstain_below` | answered | right of those |", "|---|---|---|", *cells]
 
 
 def _row(name: str, figures: Mapping[str, float], columns: Mapping[str, float]) -> str:

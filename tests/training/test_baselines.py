@@ -1,5 +1,6 @@
 import math
 
+import numpy as np
 import pytest
 
 from app.training import baselines
@@ -27,10 +28,29 @@ def test_character_never_seen_costs_something_finite() -> None:
 
 
 def test_majority_is_that_of_training() -> None:
-    assert baselines.majority_accuracy(["a", "a", "b"], ["b", "b", "a", "c"]) == 0.25
+    train, test = np.eye(3)[[0, 0, 1]], np.eye(3)[[1, 1, 0, 2]]
+
+    assert baselines.majority_accuracy(train, test) == 0.25
+
+
+def test_labels_of_most_texts_are_the_commonest() -> None:
+    targets = np.array([[1, 1, 0], [1, 0, 0], [0, 1, 1], [1, 0, 0]])
+
+    assert baselines.commonest_labels(targets).tolist() == [True, True, False]
+
+
+FILMS = ["good film", "good play", "bad film", "bad play"]
 
 
 def test_linear_baseline_learns_words() -> None:
-    train = [("good film", "yes"), ("good play", "yes"), ("bad film", "no"), ("bad play", "no")]
+    found = baselines.linear_svm_predictions(FILMS, np.array([1, 1, 0, 0]), ["a good one", "a bad one"])
 
-    assert baselines.linear_svm_predictions(train, ["a good one", "a bad one"]) == ["yes", "no"]
+    assert found.tolist() == [1, 0]
+
+
+def test_linear_baseline_learns_each_label_for_itself() -> None:
+    targets = np.array([[1, 1, 0], [1, 0, 0], [0, 1, 0], [0, 0, 0]])
+
+    found = baselines.linear_svm_predictions(FILMS, targets, ["good play", "bad film"])
+
+    assert found.tolist() == [[1, 0, 0], [0, 1, 0]]

@@ -23,7 +23,9 @@ def write(directory: Path, name: str, content: str | bytes) -> Path:
         ("a.csv", "text,label\nhi,a\n,b\n", r"a.csv:3: field 'text' is empty"),
         ("a.csv", b"text,label\nhi,a\nh\xf6,b\n", r"a.csv:3: is not UTF-8"),
         ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": "b"', r"a.jsonl:2: is not valid JSON"),
-        ("a.jsonl", '{"text": "a", "label": ["x"]}', r"a.jsonl:1: field 'label' is missing or not a name"),
+        ("a.jsonl", '{"text": "a", "label": {"x": 1}}', r"a.jsonl:1: field 'label' is missing or not a name"),
+        ("a.jsonl", '{"text": "a", "label": ["x", null]}', r"a.jsonl:1: field 'label' is missing or not a name"),
+        ("a.jsonl", '{"text": "a", "label": ["x"]}', r"only one label, 'x'"),
         ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": "b", "label": "x"}', r"only one label, 'x'"),
     ],
 )
@@ -47,7 +49,7 @@ def test_duplicates_count_once_and_contradictions_not_at_all(tmp_path: Path) -> 
 
     data = read_examples(path)
 
-    assert data.examples == (Example("refund?", "money"), Example("hello", "greet"))
+    assert data.examples == (Example("refund?", ("money",)), Example("hello", ("greet",)))
     assert (data.num_read, data.num_duplicates, data.num_conflicts) == (5, 1, 2)
 
 
@@ -57,15 +59,41 @@ def test_number_serves_as_a_label(tmp_path: Path) -> None:
     assert data.labels == ("0", "1")
 
 
+def test_several_labels_are_a_set_and_may_be_none(tmp_path: Path) -> None:
+    rows = ('["b", "a", "b"]', "[]", '"a"')
+    lines = "".join(f'{{"text": "text {n}", "label": {row}}}\n' for n, row in enumerate(rows))
+
+    data = read_examples(write(tmp_path, "a.jsonl", lines + '{"text": "TEXT 0", "label": ["a", "b"]}'))
+
+    assert data.is_multi_label
+    assert [example.labels for example in data.examples] == [("a", "b"), (), ("a",)]
+    assert (data.labels, data.num_duplicates, data.num_conflicts) == (("a", "b"), 1, 0)
+
+
+def test_rare_label_of_several_is_held_out_too() -> None:
+    examples = tuple(Example(f"text {n}", ("common", "rare") if n % 20 == 0 else ("common",)) for n in range(100))
+
+    split = split_examples(ExampleSet(examples, 100, 0, 0, is_multi_label=True), None, 0.2, 0.2, seed=0)
+
+    assert all(any("rare" in example.labels for example in part) for part in (split.train, split.dev, split.test))
+
+
+def test_lists_in_the_test_set_alone_are_refused() -> None:
+    test = ExampleSet((Example("x", ("a", "b")),), 1, 0, 0, is_multi_label=True)
+
+    with pytest.raises(DataError, match="the training set has not"):
+        split_examples(make(40), test, 0.1, 0.1, seed=0)
+
+
 def make(count: int, labels: str = "ab") -> ExampleSet:
-    return ExampleSet(tuple(Example(f"text {n}", labels[n % len(labels)]) for n in range(count)), count, 0, 0)
+    return ExampleSet(tuple(Example(f"text {n}", (labels[n % len(labels)],)) for n in range(count)), count, 0, 0)
 
 
 def test_every_label_is_held_out_in_its_share() -> None:
     split = split_examples(make(100), None, test_fraction=0.2, dev_fraction=0.1, seed=0)
 
-    assert sorted(example.label for example in split.test) == ["a"] * 10 + ["b"] * 10
-    assert sorted(example.label for example in split.dev) == ["a"] * 4 + ["b"] * 4
+    assert sorted(example.labels for example in split.test) == [("a",)] * 10 + [("b",)] * 10
+    assert sorted(example.labels for example in split.dev) == [("a",)] * 4 + [("b",)] * 4
     assert len({*split.train, *split.dev, *split.test}) == 100
 
 
@@ -77,7 +105,7 @@ def test_same_seed_gives_the_same_split_and_another_seed_another() -> None:
 
 
 def test_training_text_that_is_also_a_test_text_is_left_out() -> None:
-    test = ExampleSet((Example("TEXT 3", "b"), Example("unseen", "a")), 2, 0, 0)
+    test = ExampleSet((Example("TEXT 3", ("b",)), Example("unseen", ("a",))), 2, 0, 0)
 
     split = split_examples(make(40), test, 0.1, 0.1, seed=0)
 
@@ -87,7 +115,7 @@ def test_training_text_that_is_also_a_test_text_is_left_out() -> None:
 
 
 def test_test_set_with_an_unknown_label_is_refused() -> None:
-    test = ExampleSet((Example("x", "z"),), 1, 0, 0)
+    test = ExampleSet((Example("x", ("z",)),), 1, 0, 0)
 
     with pytest.raises(DataError, match="labels that the training set lacks: z"):
         split_examples(make(40), test, 0.1, 0.1, seed=0)

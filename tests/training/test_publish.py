@@ -53,7 +53,7 @@ def test_nobody_sees_half_of_the_model_that_is_replaced(tmp_path: Path, monkeypa
                 seen.append([card.name for card in served if not registry.verify(card.path)])
         remove(path, **options)
 
-    monkeypatch.setattr(publish.shutil, "rmtree", look_and_remove)
+    monkeypatch.setattr("app.training.publish.shutil.rmtree", look_and_remove)
 
     publish.publish(tmp_path / "moods", artefact(seed=1))
 
