@@ -14,6 +14,7 @@ import asyncio
 from collections.abc import AsyncGenerator, Callable
 from concurrent.futures import Executor
 from dataclasses import dataclass, field
+from weakref import WeakValueDictionary
 
 from app.engine.limits import check_request
 from app.engine.runner import CLOSED, LOST, DeviceLost, Result, Runner
@@ -141,6 +142,7 @@ class GenerationEngine:
         self._on_lost = on_lost
         self._streams: dict[Sequence, _Stream] = {}
         self._unpublished: set[_Stream] = set()
+        self._prepared: WeakValueDictionary[Grammar, object] = WeakValueDictionary()
         self._work = asyncio.Event()
         self._failures = 0
         self._num_steps = 0
@@ -226,11 +228,15 @@ class GenerationEngine:
     async def _prepare(self, grammar: Grammar | None, deadline: float) -> object:
         if grammar is None:
             return None
-        try:
-            async with asyncio.timeout_at(deadline):
-                return await asyncio.to_thread(self.runner.prepare, grammar)
-        except TimeoutError:
-            raise DeadlineExceeded("The grammar was not compiled within the deadline.") from None
+        prepared = self._prepared.get(grammar)
+        if prepared is None:  # else not even a thread, as all may be busy with those of others
+            try:
+                async with asyncio.timeout_at(deadline):
+                    prepared = await asyncio.to_thread(self.runner.prepare, grammar)
+            except TimeoutError:
+                raise DeadlineExceeded("The grammar was not compiled within the deadline.") from None
+            self._prepared[grammar] = prepared
+        return prepared
 
     def _require_room(self) -> None:
         if self._gone:

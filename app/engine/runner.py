@@ -70,7 +70,7 @@ class Runner(Protocol):
     def prepare(self, grammar: Grammar) -> object:
         """Make a grammar ready for the requests that have it; called on any thread but the device's.
 
-        It stays ready for as long as what is returned is kept.
+        It stays ready for as long as what is returned, which can be referred to weakly, is kept.
 
         Raises:
             BadRequest: it is wrong, or this model follows none.

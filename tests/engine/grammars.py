@@ -59,8 +59,8 @@ class RandomRunner(StubRunner):
         closes = [token is None or token[:1] in (b'"', b"}", b"]", b",") for token in tokens]
         self._closing = np.where(closes, np.float32(closing), np.float32(0))
 
-    def prepare(self, grammar: Grammar) -> None:
-        self._grammars.prepare(grammar)
+    def prepare(self, grammar: Grammar) -> object:
+        return self._grammars.prepare(grammar)
 
     def run(self, step: Step) -> Result:
         assert not isinstance(step, Restore)

@@ -1,9 +1,11 @@
 """Grammars on the way from a message to the device: who refuses, who ends, and that mates notice nothing."""
 
+import asyncio
 import gc
 import json
 import threading
 import weakref
+from dataclasses import replace
 
 import pytest
 
@@ -118,8 +120,8 @@ async def test_compiling_holds_up_nobody_else_and_has_the_requests_deadline() ->
     class Slow(RandomRunner):
         is_released = threading.Event()
 
-        def prepare(self, grammar: Grammar) -> None:
-            self.is_released.wait(HELD_S)
+        def prepare(self, grammar: Grammar) -> object:
+            return self.is_released.wait(HELD_S)
 
     runner = Slow(0)
     async with running(runner) as engine:
@@ -128,6 +130,33 @@ async def test_compiling_holds_up_nobody_else_and_has_the_requests_deadline() ->
         chunks = [chunk async for chunk in engine.generate(Request("r", (1,), 5), 60)]
         assert chunks[-1].finish_reason == "length"
         runner.is_released.set()
+
+
+async def test_a_grammar_that_is_ready_waits_for_no_other() -> None:
+    class Slow(RandomRunner):
+        is_released = threading.Event()
+
+        def prepare(self, grammar: Grammar) -> object:
+            if grammar != known.grammar:
+                self.is_released.wait(HELD_S)
+            return super().prepare(grammar)
+
+    known = Request("r", (1,), 5, grammar=grammar_of("regex", "a"))
+    strange = [replace(known, grammar=grammar_of("regex", f"b{number}")) for number in range(40)]
+    runner = Slow(0)
+    async with running(runner, queue_capacity=len(strange)) as engine:
+
+        async def answered(request: Request) -> str:
+            return [chunk async for chunk in engine.generate(request, 60)][-1].finish_reason
+
+        assert await answered(known) == "stop"
+        # More than there are threads to wait for them.
+        crowd = [asyncio.create_task(answered(request)) for request in strange]
+        await asyncio.sleep(0)
+        assert await answered(known) == "stop"
+        assert not any(task.done() for task in crowd)
+        runner.is_released.set()
+        assert {*await asyncio.gather(*crowd)} == {"stop"}
 
 
 async def test_what_was_made_ready_is_kept_until_the_answer_ends() -> None:
