@@ -86,13 +86,19 @@ IGNORED = (r"embeddings\.position_ids",)
 POOLER = (r"pooler\.dense\.(weight|bias)",)
 
 
-def _names(prefix: str, dense: str, out: str) -> TensorNames:
+def _names(prefix: str, dense: str, out: str, ignored: tuple[str, ...] = IGNORED) -> TensorNames:
     modules = {"head.dense": dense, "head.out": out}
-    return TensorNames(prefix, "encoder.layer", modules, ignored=IGNORED, unprefixed=("classifier",))
+    return TensorNames(prefix, "encoder.layer", modules, ignored=ignored, unprefixed=("classifier",))
 
 
 ROBERTA = BertLayout(
-    "Roberta", FIELDS, _names("roberta.", "classifier.dense", "classifier.out_proj"), "tanh", ONLY, counts_padding=True
+    "Roberta",
+    FIELDS,
+    # Its classifier has a head of its own; many a file has the pooler all the same.
+    _names("roberta.", "classifier.dense", "classifier.out_proj", (*IGNORED, *POOLER)),
+    "tanh",
+    ONLY,
+    counts_padding=True,
 )
 LAYOUTS: Mapping[str, BertLayout] = {
     "bert": BertLayout("Bert", FIELDS, _names("bert.", "pooler.dense", "classifier"), "tanh", ONLY),

@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import tensorflow as tf
+from safetensors.numpy import load_file, save_file
 
 from app.errors import ModelFormatError
 from app.modeling import bert, checkpoint, registry
@@ -58,6 +59,22 @@ def test_each_text_alone_and_unpadded_agrees_too(name: str, output: str) -> None
     for tokens, length, wanted in zip(expected["tokens"], expected["lengths"], expected[output], strict=True):
         found = run(config, weights, tokens[np.newaxis, :length], np.array([length]))
         np.testing.assert_allclose(found[0], wanted, atol=TOLERANCE, rtol=0)
+
+
+def test_pooler_that_a_roberta_classifier_carries_besides_is_not_used(tmp_path: Path) -> None:
+    path = copied("roberta-classifier", tmp_path / "model") / "model.safetensors"
+    pooler = {"weight": np.zeros((16, 16), np.float32), "bias": np.zeros(16, np.float32)}
+    save_file(load_file(path) | {f"roberta.pooler.dense.{kind}": value for kind, value in pooler.items()}, path)
+
+    assert not any("pooler" in name for name in checkpoint.load(tmp_path / "model").weights)
+
+
+def test_pooler_of_a_bert_classifier_is_its_head(tmp_path: Path) -> None:
+    path = copied("bert-classifier", tmp_path / "model") / "model.safetensors"
+    save_file({name: value for name, value in load_file(path).items() if name != "bert.pooler.dense.bias"}, path)
+
+    with pytest.raises(ModelFormatError, match=r"lacks bert\.pooler\.dense\.bias"):
+        checkpoint.load(tmp_path / "model")
 
 
 def test_scores_of_one_label_of_many_sum_to_one_and_of_several_do_not() -> None:
