@@ -170,11 +170,25 @@ def text_of(record: dict[str, Any], field: str, path: Path, line: int) -> str:
     """
     value = record.get(field)
     if isinstance(value, list) and all(isinstance(part, str) for part in value):
-        return "".join(value)
+        value = "".join(value)
     if not isinstance(value, str):
         found = "is missing" if field not in record else f"is {type(value).__name__}, expected a string"
         raise DataError(f"field '{field}' {found}", path, line)
-    return value
+    return whole(value, field, path, line)
+
+
+def whole(text: str, field: str, path: Path, line: int) -> str:
+    """The same text, which can be written down.
+
+    Raises:
+        DataError: JSON's escapes have left half a character in it.
+    """
+    try:
+        text.encode("utf-8")
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        raise DataError(f"field '{field}' has half a character, {half}", path, line) from None
+    return text
 
 
 def _documents(path: Path, text_field: str) -> Iterator[str]:

@@ -17,7 +17,7 @@ from pathlib import Path
 import numpy as np
 
 from app.errors import DataError
-from app.training.corpus import clean, fingerprint, list_files, read_json_lines, read_lines, text_of
+from app.training.corpus import clean, fingerprint, list_files, read_json_lines, read_lines, text_of, whole
 
 SUFFIXES = (".jsonl", ".csv", ".tsv")
 
@@ -120,7 +120,8 @@ def _examples(path: Path, text_field: str, label_field: str) -> Iterator[tuple[E
         for name in names:
             if not isinstance(name, (str, int)) or isinstance(name, bool) or str(name) == "":
                 raise DataError(f"field '{label_field}' is missing or not a name", path, number)
-        yield Example(text, tuple(sorted({str(name) for name in names}))), isinstance(given, list)
+        labels = {whole(str(name), label_field, path, number) for name in names}
+        yield Example(text, tuple(sorted(labels))), isinstance(given, list)
 
 
 def _read_table(path: Path) -> Iterator[tuple[int, dict[str, object]]]:

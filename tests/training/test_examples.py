@@ -25,6 +25,8 @@ def write(directory: Path, name: str, content: str | bytes) -> Path:
         ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": "b"', r"a.jsonl:2: is not valid JSON"),
         ("a.jsonl", '{"text": "a", "label": {"x": 1}}', r"a.jsonl:1: field 'label' is missing or not a name"),
         ("a.jsonl", '{"text": "a", "label": ["x", null]}', r"a.jsonl:1: field 'label' is missing or not a name"),
+        ("a.jsonl", '{"text": "a\\ud83d", "label": "x"}', r"a.jsonl:1: field 'text' has half a character, .ud83d"),
+        ("a.jsonl", '{"text": "a", "label": "\\ud83d"}', r"a.jsonl:1: field 'label' has half a character"),
         ("a.jsonl", '{"text": "a", "label": ["x"]}', r"only one label, 'x'"),
         ("a.jsonl", '{"text": "a", "label": "x"}\n{"text": "b", "label": "x"}', r"only one label, 'x'"),
     ],
