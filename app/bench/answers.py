@@ -67,6 +67,8 @@ def events(exchange: Exchange) -> Iterator[dict[str, Any]]:
 
 def _read_whole(body: bytes, latency_s: float) -> Answered:
     answer = _object(body)
+    if not answer:  # a page, of another address than the interface's
+        return Answered(latency_s, error="no JSON")
     return _with_usage(Answered(latency_s, finish_reason=_reason(answer), text=_text(answer)), _usage(answer))
 
 

@@ -77,6 +77,7 @@ async def test_errors_are_counted_by_code_and_left_out_of_the_latencies() -> Non
     [
         (chunked(b'data: {"choices": [{"text": "a"}]}\n\n'), "broke off"),
         (chunked(b'data: {"choices": [{"text": "a"}]}\n\n', b'data: {"error": {"code": "gone"}}\n\n'), "gone"),
+        (response(b"<html>", "200 OK", "Connection: close\r\n"), "no JSON"),
         (response(b"<html>", "502 Bad Gateway", "Connection: close\r\n"), "502"),
         (b"HTTP/1.1 200 OK\r\nContent-Length: 10\r\nConnection: close\r\n\r\nabc", "connection closed"),
         (b"nonsense\r\n\r\n", "HttpParserError"),
