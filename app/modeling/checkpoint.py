@@ -26,11 +26,9 @@ from app.modeling.decoder_config import DecoderConfig
 from app.modeling.encoder import EncoderConfig
 from app.modeling.gru import GruConfig
 from app.modeling.layouts import LAYOUTS, TensorNames
-from app.modeling.registry import write_checksums
+from app.modeling.registry import INDEX, WEIGHTS, weight_names, write_checksums
 from app.modeling.tokenizer import read_json
 
-WEIGHTS = "model.safetensors"
-INDEX = "model.safetensors.index.json"
 DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}  # safetensors' names to NumPy's
 
 # Names are made for every layer before a file is read; no published network has a tenth of these.
@@ -170,14 +168,12 @@ def _list_tensors(directory: Path, names: TensorNames) -> Iterator[tuple[str, St
 
 
 def _weight_files(directory: Path) -> list[Path]:
-    if (directory / WEIGHTS).is_file():
-        return [directory / WEIGHTS]
-    if not (directory / INDEX).is_file():
-        raise ModelFormatError(f"{directory} has no {WEIGHTS} and no {INDEX}")
-    shards = read_json(directory / INDEX).get("weight_map")
-    if not isinstance(shards, dict) or not shards:
-        raise ModelFormatError(f"{directory / INDEX} has no weight_map")
-    files = sorted({str(name) for name in shards.values()})
+    files = weight_names(directory)
+    if not files:
+        has_index = (directory / INDEX).is_file()
+        raise ModelFormatError(
+            f"{directory / INDEX} has no weight_map" if has_index else f"{directory} has no {WEIGHTS} and no {INDEX}"
+        )
     missing = [name for name in files if Path(name).name != name or not (directory / name).is_file()]
     if missing:
         raise ModelFormatError(f"{directory} lacks {_some(missing)}, which {INDEX} names")

@@ -25,9 +25,10 @@ log = get_logger(__name__)
 CHECKSUMS = "SHA256SUMS"
 SETTINGS = "tollgate.json"
 # What a model's behaviour depends on; cards and evaluations may change without a new digest.
+WEIGHTS = "model.safetensors"
+INDEX = "model.safetensors.index.json"
 SERVED_FILES = (
-    "*.safetensors",
-    "model.safetensors.index.json",
+    INDEX,
     "config.json",
     "generation_config.json",
     "tokenizer*.json",
@@ -164,7 +165,20 @@ def checksums(directory: Path) -> dict[str, str]:
 
 def served_files(directory: Path) -> list[Path]:
     """The files that decide what a model answers, by name."""
-    return sorted({path for pattern in SERVED_FILES for path in directory.glob(pattern)})
+    weights = (directory / name for name in weight_names(directory) if Path(name).name == name)
+    described = (path for pattern in SERVED_FILES for path in directory.glob(pattern))
+    return sorted({*described, *(path for path in weights if path.is_file())})
+
+
+def weight_names(directory: Path) -> list[str]:
+    """The files that hold the weights, as the directory itself says; other copies may lie beside them.
+
+    Not checked: an index may name anything.
+    """
+    if (directory / WEIGHTS).is_file():
+        return [WEIGHTS]
+    places = read_json(directory / INDEX).get("weight_map")
+    return sorted({str(name) for name in places.values()}) if isinstance(places, dict) else []
 
 
 def token_ids(value: Any) -> tuple[int, ...]:  # noqa: ANN401 - JSON's

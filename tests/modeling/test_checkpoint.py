@@ -11,6 +11,7 @@ from safetensors.numpy import load_file, save_file
 
 from app.errors import ModelFormatError
 from app.modeling import checkpoint, imports, registry
+from app.modeling.registry import INDEX, WEIGHTS
 from tests.modeling.checkpoints import write_decoder
 
 FIXTURES = Path(__file__).parent / "fixtures"
@@ -20,8 +21,8 @@ SHARDS = ("model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 def cut(directory: Path) -> Path:
     """A model of two weights files with an index."""
     write_decoder(directory)
-    tensors = load_file(directory / checkpoint.WEIGHTS)
-    (directory / checkpoint.WEIGHTS).unlink()
+    tensors = load_file(directory / WEIGHTS)
+    (directory / WEIGHTS).unlink()
     places = {name: SHARDS[number % 2] for number, name in enumerate(tensors)}
     for shard in SHARDS:
         save_file({name: tensors[name] for name, place in places.items() if place == shard}, directory / shard)
@@ -30,7 +31,7 @@ def cut(directory: Path) -> Path:
 
 
 def write_index(directory: Path, places: object) -> None:
-    (directory / checkpoint.INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}))
+    (directory / INDEX).write_text(json.dumps({"metadata": {}, "weight_map": places}))
 
 
 def copied(name: str, to: Path, **changes: Any) -> Path:
@@ -47,7 +48,29 @@ def test_model_in_shards_is_imported_as_it_stands(tmp_path: Path) -> None:
 
     loaded = checkpoint.load(tmp_path / "models" / "mine")
     assert all(np.array_equal(loaded.weights[name], whole[name]) for name in whole)
-    assert set(registry.checksums(tmp_path / "models" / "mine")) >= {checkpoint.INDEX, *SHARDS}
+    assert set(registry.checksums(tmp_path / "models" / "mine")) >= {INDEX, *SHARDS}
+
+
+def test_other_copies_of_the_weights_are_left_behind(tmp_path: Path) -> None:
+    directory = cut(tmp_path / "source")
+    for name in ("consolidated.safetensors", "model-00003-of-00003.safetensors"):
+        (directory / name).write_bytes(b"the same once more")
+
+    imports.import_model(directory, tmp_path / "models", "mine")
+
+    weights = sorted(path.name for path in (tmp_path / "models" / "mine").glob("*.safetensors"))
+    assert weights == [*SHARDS]
+    assert registry.verify(tmp_path / "models" / "mine") == []
+
+
+def test_index_that_points_out_of_its_folder_copies_nothing_from_there(tmp_path: Path) -> None:
+    (tmp_path / "secret").write_text("mine")
+    directory = cut(tmp_path / "source")
+    write_index(directory, {"a": "../secret", "b": str(tmp_path / "secret")})
+
+    assert not any(path.name == "secret" for path in registry.served_files(directory))
+    with pytest.raises(ModelFormatError, match="secret"):
+        imports.import_model(directory, tmp_path / "models", "mine")
 
 
 def test_folder_of_links_as_a_download_cache_has_it_becomes_a_folder_of_files(tmp_path: Path) -> None:
@@ -106,8 +129,8 @@ def test_tensor_that_is_in_two_shards_is_refused_by_name(tmp_path: Path) -> None
 )
 def test_tensor_of_another_type_is_refused_by_name(tmp_path: Path, dtype: Any, name: str) -> None:
     write_decoder(tmp_path)
-    tensors = load_file(tmp_path / checkpoint.WEIGHTS)
-    save_file(tensors | {"model.norm.weight": np.ones(32).astype(dtype)}, tmp_path / checkpoint.WEIGHTS)
+    tensors = load_file(tmp_path / WEIGHTS)
+    save_file(tensors | {"model.norm.weight": np.ones(32).astype(dtype)}, tmp_path / WEIGHTS)
 
     with pytest.raises(ModelFormatError, match=rf"model\.norm\.weight is {name}, not one of F32, BF16, F16"):
         checkpoint.load(tmp_path)
@@ -116,7 +139,7 @@ def test_tensor_of_another_type_is_refused_by_name(tmp_path: Path, dtype: Any, n
 def test_half_precision_is_read_as_the_numbers_that_it_holds(tmp_path: Path) -> None:
     weights = write_decoder(tmp_path)
     half = {name: value.astype(np.float16) for name, value in weights.items()}
-    save_file(half, tmp_path / checkpoint.WEIGHTS)
+    save_file(half, tmp_path / WEIGHTS)
 
     loaded = checkpoint.load(tmp_path)
 
@@ -136,7 +159,7 @@ def test_half_precision_is_read_as_the_numbers_that_it_holds(tmp_path: Path) -> 
 )
 def test_header_that_lies_is_refused_with_its_file(tmp_path: Path, content: bytes) -> None:
     write_decoder(tmp_path)
-    (tmp_path / checkpoint.WEIGHTS).write_bytes(content)
+    (tmp_path / WEIGHTS).write_bytes(content)
 
     with pytest.raises(ModelFormatError, match=r"model\.safetensors is not a safetensors file"):
         checkpoint.load(tmp_path)
@@ -144,7 +167,7 @@ def test_header_that_lies_is_refused_with_its_file(tmp_path: Path, content: byte
 
 def test_head_that_a_tied_model_carries_besides_is_not_used(tmp_path: Path) -> None:
     weights = write_decoder(tmp_path, tied=True)
-    save_file(weights | {"lm_head.weight": np.zeros((300, 32), np.float32)}, tmp_path / checkpoint.WEIGHTS)
+    save_file(weights | {"lm_head.weight": np.zeros((300, 32), np.float32)}, tmp_path / WEIGHTS)
 
     assert checkpoint.load(tmp_path).weights.keys() == weights.keys()
 
