@@ -151,14 +151,14 @@ async def _prompts(body: CompletionBody, served: ServedModel) -> list[Prompt]:
     """The request's prompts, from text or from ids."""
     given = body.prompt
     if isinstance(given, str):
-        return [Prompt(await served.encode(given), given)]
+        return [Prompt(await served.encode(given, "prompt"), given)]
     prompts = []
     ids: list[int] = []
     for part in given:
         if isinstance(part, int):
             ids.append(part)
         elif isinstance(part, str):
-            prompts.append(Prompt(await served.encode(part), part))
+            prompts.append(Prompt(await served.encode(part, "prompt"), part))
         else:
             prompts.append(Prompt(part, served.tokenizer.decode(part) if body.echo else ""))
     if ids:

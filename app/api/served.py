@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from app.errors import BadRequest
+from app.errors import BadRequest, ContextLengthExceeded
 from app.modeling.registry import ModelCard, Registry
 from app.modeling.tokenizer import Tokenizer
 from app.settlements import Kind
@@ -19,6 +19,9 @@ from app.settlements import Kind
 _MAX_AGE_S = 10.0
 # Below this, encoding takes less than a hand-over to a thread.
 _INLINE_CHARACTERS = 4_000
+# No vocabulary that is known has longer ones. What cannot fit is refused unread: reading four
+# megabytes takes seconds, and a refusal costs its caller nothing.
+_LONGEST_TOKEN_CHARACTERS = 128
 _KINDS: dict[str, Kind] = {
     "generation": "generation",
     "classification": "classification",
@@ -43,8 +46,17 @@ class ServedModel:
         """OpenAI's ``system_fingerprint``: changes when the model does."""
         return f"fp_{self.card.digest[:12]}"
 
-    async def encode(self, text: str) -> list[int]:
-        """Token ids of ``text``; a long one does not hold up other requests."""
+    async def encode(self, text: str, param: str) -> list[int]:
+        """Token ids of ``text``; a long one does not hold up other requests.
+
+        Args:
+            text: Of the caller.
+            param: Its name, for errors.
+
+        Raises:
+            ContextLengthExceeded: It is too long for the model whatever its tokens are.
+        """
+        self._require_room(len(text), param)
         if len(text) <= _INLINE_CHARACTERS:
             return self.tokenizer.encode(text)
         return await asyncio.to_thread(self.tokenizer.encode, text)
@@ -54,10 +66,22 @@ class ServedModel:
 
         Raises:
             BadRequest: The model's template refuses the conversation.
+            ContextLengthExceeded: It is too long for the model whatever its tokens are.
         """
-        if sum(len(message["content"]) for message in messages) <= _INLINE_CHARACTERS:
+        num_characters = sum(len(message["content"]) for message in messages)
+        self._require_room(num_characters, "messages")
+        if num_characters <= _INLINE_CHARACTERS:
             return self.tokenizer.encode_chat(messages)
         return await asyncio.to_thread(self.tokenizer.encode_chat, messages)
+
+    def _require_room(self, num_characters: int, param: str) -> None:
+        longest = self.card.context_length * _LONGEST_TOKEN_CHARACTERS
+        if num_characters > longest:
+            raise ContextLengthExceeded(
+                f"This model's maximum context length is {self.card.context_length} tokens, which"
+                f" {num_characters:,} characters cannot fit. Please shorten the request.",
+                param=param,
+            )
 
 
 def kind_of(card: ModelCard) -> Kind:

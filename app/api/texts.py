@@ -47,7 +47,7 @@ async def unless_gone(call: Call, work: Awaitable[T]) -> T | None:
 
 
 async def _ids(served: ServedModel, given: str | list[int], param: str) -> list[int]:
-    ids = await served.encode(given) if isinstance(given, str) else given
+    ids = await served.encode(given, param) if isinstance(given, str) else given
     if not ids or (isinstance(given, str) and not given.strip()):
         raise BadRequest("The input is empty.", param=param)
     if max(ids) >= served.card.vocab_size:

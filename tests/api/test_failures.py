@@ -13,7 +13,7 @@ from app.api.chat_schemas import ChatBody
 from app.api.completion_schemas import CompletionBody
 from app.api.schemas import Body
 from app.api.text_schemas import ClassificationBody, EmbeddingBody
-from tests.api.world import World, error_of
+from tests.api.world import CONTEXT, World, error_of
 
 COMPLETION = {"model": "bytes", "prompt": "a"}
 
@@ -106,6 +106,27 @@ def test_a_body_full_of_faults_is_given_up_early(schema: type[Body], body: str, 
     with pytest.raises(ValidationError) as refused:
         schema.model_validate_json(raw)
     assert refused.value.error_count() < 10
+
+
+LONG = "a" * (128 * CONTEXT + 1)
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "param"),
+    [
+        ("completions", {"model": "bytes", "prompt": LONG}, "prompt"),
+        ("completions", {"model": "bytes", "prompt": ["a", LONG]}, "prompt"),
+        ("chat/completions", {"model": "bytes", "messages": [{"role": "user", "content": LONG}]}, "messages"),
+        ("classifications", {"model": "labels", "input": LONG}, "input"),
+        ("embeddings", {"model": "vectors", "input": ["a", LONG]}, "input[1]"),
+    ],
+)
+async def test_a_text_that_cannot_fit_is_refused_unread(
+    world: World, path: str, body: dict[str, Any], param: str
+) -> None:
+    response = await world.post(f"/v1/{path}", body)
+    assert error_of(response) == (400, "context_length_exceeded", param)
+    assert f"{len(LONG):,} characters" in response.json()["error"]["message"]
 
 
 async def test_numbers_that_json_does_not_have_are_refused(world: World) -> None:
