@@ -16,6 +16,11 @@ from app.training.classifier import encode_texts, predict_logits
 from app.training.corpus import read_corpus
 from app.training.examples import Example, read_examples
 from app.training.generation import evaluate_documents
+from app.training.language_model import END_OF_TEXT_ID
+
+# Half of it is context before each token that counts; models with a hundred times that would need
+# all memory there is, for figures that hardly differ.
+LONGEST_WINDOW = 1024
 
 
 def evaluate_model(
@@ -55,7 +60,10 @@ def evaluate_model(
     documents = read_corpus(data, text_field).documents
     forward = family_of(config).forward
     predict = tf.function(lambda tokens: forward(config, weights, tokens), autograph=False, reduce_retracing=True)
-    return evaluate_documents(predict, tokenizer, documents, config.context_length)
+    end_id = next(iter(card.eos_token_ids), END_OF_TEXT_ID)
+    begin_id = end_id if card.bos_token_id is None else card.bos_token_id
+    context = min(config.context_length, LONGEST_WINDOW)
+    return evaluate_documents(predict, tokenizer, documents, context, begin_id, end_id)
 
 
 def _classify(

@@ -133,17 +133,24 @@ def train_generation(
 
 
 def evaluate_documents(
-    predict: Callable[[np.ndarray], tf.Tensor], tokenizer: Tokenizer, documents: tuple[str, ...], context: int
+    predict: Callable[[np.ndarray], tf.Tensor],
+    tokenizer: Tokenizer,
+    documents: tuple[str, ...],
+    context: int,
+    begin_id: int = END_OF_TEXT_ID,
+    end_id: int = END_OF_TEXT_ID,
 ) -> dict[str, float]:
     """Nats, bits and perplexity of documents under a model.
 
     Args:
-        predict: tokens `[EVAL_BATCH, context]` to logits `[EVAL_BATCH, context, V]`.
+        predict: tokens `[B, context]` to logits `[B, context, V]`.
         tokenizer: of the model.
         documents: cleaned texts; each counts one separator character.
         context: window in tokens.
+        begin_id: stands before every window.
+        end_id: stands between documents.
     """
-    stream = encode_documents(tokenizer, documents, context)
+    stream = encode_documents(tokenizer, documents, context, begin_id, end_id)
     num_bytes = sum(len(document.encode()) + 1 for document in documents)
     return _metrics(measure_stream(predict, stream, context), num_bytes)
 

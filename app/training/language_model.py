@@ -18,6 +18,7 @@ from app.training.trainer import warm_up_then_decay
 
 END_OF_TEXT_ID = 0
 EVAL_BATCH = 16
+EVAL_TOKENS = 4096  # at most in a batch, whose logits have to fit into memory for a large vocabulary too
 
 
 @dataclass(frozen=True, slots=True)
@@ -25,30 +26,46 @@ class TokenStream:
     """Encoded documents.
 
     Attributes:
-        tokens: `[length]` int32, END_OF_TEXT before every document.
+        tokens: `[length]` int32, END_OF_TEXT, or what ends a document, before every document and at the end.
         entries: positions in `tokens` where a window may enter.
         num_characters: of the documents, one separator each included.
+        begin_id: what the model expects at the beginning of a window.
     """
 
     tokens: np.ndarray
     entries: np.ndarray
     num_characters: int
+    begin_id: int = END_OF_TEXT_ID
 
 
-def encode_documents(tokenizer: Tokenizer, documents: Sequence[str], window: int) -> TokenStream:
-    """Encode documents into one stream; `window` is the number of tokens that a window predicts."""
+def encode_documents(
+    tokenizer: Tokenizer,
+    documents: Sequence[str],
+    window: int,
+    begin_id: int = END_OF_TEXT_ID,
+    end_id: int = END_OF_TEXT_ID,
+) -> TokenStream:
+    """Encode documents into one stream.
+
+    Args:
+        tokenizer: of the model.
+        documents: cleaned texts.
+        window: number of tokens that a window predicts.
+        begin_id: stands before every window; that of models trained here by default.
+        end_id: stands between documents.
+    """
     encodings = tokenizer.encode_batch(list(documents), add_special_tokens=False)
     pieces, entries, length = [], [], 0
     for encoding in encodings:
-        ids = np.array([END_OF_TEXT_ID, *encoding.ids], np.int32)
+        ids = np.array([end_id, *encoding.ids], np.int32)
         last_entry = max(0, len(ids) - 1 - window)
         entries.append(length + 1 + np.arange(last_entry + 1))
         pieces.append(ids)
         length += len(ids)
-    pieces.append(np.array([END_OF_TEXT_ID], np.int32))
+    pieces.append(np.array([end_id], np.int32))
     tokens, starts = np.concatenate(pieces), np.concatenate(entries)
     usable = starts[starts + window <= len(tokens)]
-    return TokenStream(tokens, usable, sum(len(document) + 1 for document in documents))
+    return TokenStream(tokens, usable, sum(len(document) + 1 for document in documents), begin_id)
 
 
 def sample_windows(stream: TokenStream, batch: int, window: int, seed: int, step: int) -> tuple[np.ndarray, np.ndarray]:
@@ -56,7 +73,7 @@ def sample_windows(stream: TokenStream, batch: int, window: int, seed: int, step
     rng = np.random.default_rng((seed, step))
     starts = rng.choice(stream.entries, batch)
     targets = stream.tokens[starts[:, np.newaxis] + np.arange(window)]
-    first = np.full((batch, 1), END_OF_TEXT_ID, np.int32)
+    first = np.full((batch, 1), stream.begin_id, np.int32)
     return np.concatenate([first, targets[:, :-1]], axis=1), targets
 
 
@@ -97,26 +114,29 @@ def measure_stream(predict: Callable[[np.ndarray], tf.Tensor], stream: TokenStre
     at the beginning of the stream.
 
     Args:
-        predict: maps tokens `[EVAL_BATCH, window]` int32 to logits `[EVAL_BATCH, window, V]`.
+        predict: maps tokens `[B, window]` int32 to logits `[B, window, V]`; every batch has as many rows.
         stream: what to score.
         window: tokens that the model sees at once.
     """
     half = window // 2
+    num_rows = max(1, min(EVAL_BATCH, EVAL_TOKENS // window))
     starts = range(0, len(stream.tokens) - 1, half)
     total = 0.0
-    for first in range(0, len(starts), EVAL_BATCH):
-        inputs, targets, weight = _eval_batch(stream.tokens[1:], starts[first : first + EVAL_BATCH], window)
+    for first in range(0, len(starts), num_rows):
+        inputs, targets, weight = _eval_batch(stream, starts[first : first + num_rows], window, num_rows)
         losses = tf.nn.sparse_softmax_cross_entropy_with_logits(labels=targets, logits=predict(inputs))
         total += float(tf.reduce_sum(losses * weight))
     return StreamLoss(total, len(stream.tokens) - 1, stream.num_characters)
 
 
-def _eval_batch(targets: np.ndarray, starts: range, window: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Inputs, targets and which of them count, each `[EVAL_BATCH, window]`."""
-    half = window // 2
-    inputs = np.full((EVAL_BATCH, window), END_OF_TEXT_ID, np.int32)
-    wanted = np.zeros((EVAL_BATCH, window), np.int32)
-    weight = np.zeros((EVAL_BATCH, window), np.float32)
+def _eval_batch(
+    stream: TokenStream, starts: range, window: int, num_rows: int
+) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Inputs, targets and which of them count, each `[num_rows, window]`."""
+    half, targets = window // 2, stream.tokens[1:]
+    inputs = np.full((num_rows, window), stream.begin_id, np.int32)
+    wanted = np.zeros((num_rows, window), np.int32)
+    weight = np.zeros((num_rows, window), np.float32)
     for row, first_scored in enumerate(starts):
         start = max(0, first_scored - half)
         piece = targets[start : first_scored + half]

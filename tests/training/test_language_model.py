@@ -71,3 +71,32 @@ def test_scored_token_sees_at_least_half_a_window() -> None:
 
     # Digits then letters: byte values jump once, and the first four have nothing to copy from.
     assert loss.total_nats < 14 * 50
+
+
+def test_other_models_windows_begin_and_documents_end_with_their_own_tokens() -> None:
+    stream = encode_documents(TOKENIZER, ["0123456789", "zz"], window=8, begin_id=5, end_id=7)
+    seen: list[np.ndarray] = []
+
+    def predict(inputs: np.ndarray) -> tf.Tensor:
+        seen.append(inputs)
+        return tf.zeros((*inputs.shape, TOKENIZER.get_vocab_size()))
+
+    loss = measure_stream(predict, stream, window=8)
+
+    assert END_OF_TEXT_ID not in stream.tokens
+    assert [*stream.tokens[[0, 11, -1]]] == [7, 7, 7]
+    assert all((inputs[:, 0] == 5).all() for inputs in seen)
+    assert loss.num_tokens == len(stream.tokens) - 1
+
+
+def test_batch_of_long_windows_has_fewer_rows() -> None:
+    stream = encode_documents(TOKENIZER, ["0123456789" * 500], window=2048)
+    shapes = set()
+
+    def predict(inputs: np.ndarray) -> tf.Tensor:
+        shapes.add(inputs.shape)
+        return tf.zeros((*inputs.shape, 300))
+
+    measure_stream(predict, stream, window=2048)
+
+    assert shapes == {(2, 2048)}
