@@ -76,7 +76,7 @@ class StubRunner:
             if part.sequence.request.prompt_logprobs:
                 scored += (self._token(part.sequence, t) for t in prompt[part.start + 1 : part.end + 1])
             for number, place in enumerate(part.kept, part.first_kept + 1):
-                self._blocks[place] = sum(prompt[: number * CHUNK])
+                self._blocks[place] = sum(prompt[: number * self.shapes.chunk])
             tokens.append((self._next(part.sequence, part.slot),) if part.is_last else ())
         return Result(tuple(tokens), tuple(scored))
 
@@ -142,7 +142,7 @@ class StubEncoder:
 
     def _scores(self, text: tuple[int, ...]) -> tuple[float, ...]:
         winner = sum(text) % self._num_labels
-        other = (1 - WINNING_SCORE) / (self._num_labels - 1)
+        other = (1 - WINNING_SCORE) / max(1, self._num_labels - 1)
         return tuple(WINNING_SCORE if label == winner else other for label in range(self._num_labels))
 
 

@@ -7,7 +7,7 @@ from app.engine.device import align_function_numbers, device_name, start_tensorf
 from app.engine.encoder_runner import EncoderRunner
 from app.engine.loader import load_model, load_stub
 from app.engine.model_runner import DecoderRunner
-from app.engine.stub import StubEncoder, StubRunner
+from app.engine.stub import WINNING_SCORE, StubEncoder, StubRunner
 from app.errors import ModelFormatError
 from app.modeling.registry import read_card
 from tests.modeling.checkpoints import write_decoder, write_encoder
@@ -45,6 +45,10 @@ def test_stub_has_the_sizes_of_the_card(settings: Settings) -> None:
     assert (writer.shapes.num_slots, writer.vocab_size, writer.context_length) == (2, 300, 64)
     assert isinstance(judge, StubEncoder)
     assert len(judge.encode([(1,)]).rows[0]) == 2
+
+
+def test_stub_reads_texts_for_a_model_of_one_label() -> None:
+    assert StubEncoder(1).encode([(1,), (2, 3)]).rows == ((WINNING_SCORE,),) * 2
 
 
 def test_device_has_a_name_and_a_second_start_is_harmless(tmp_path: Path) -> None:
