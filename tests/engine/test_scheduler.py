@@ -1,3 +1,6 @@
+from dataclasses import replace
+from random import Random
+
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -5,6 +8,7 @@ from hypothesis import strategies as st
 from app.engine.scheduler import MAX_PASSED_OVER, Decode, Prefill, Restore, Scheduler, Step
 from app.engine.sequence import Request, Sampling, Sequence, State, Token
 from app.engine.shapes import Shapes
+from app.engine.stub import StubRunner
 
 
 def make_scheduler(
@@ -291,7 +295,7 @@ def test_a_failed_step_leaves_nothing_in_the_prefix_cache() -> None:
     order=st.randoms(use_true_random=False),
 )
 def test_everybody_ends_with_the_answer_of_his_own_and_no_slot_leaks(
-    jobs: list[tuple[int, int, bool, str]], num_slots: int, max_steps: int, order: "object"
+    jobs: list[tuple[int, int, bool, str]], num_slots: int, max_steps: int, order: Random
 ) -> None:
     scheduler = make_scheduler(num_slots, chunk=4, parts=(1, 2), prefill_budget=8, num_blocks=5)
     sequences = [make_sequence(prompt, budget, salt=salt) for prompt, budget, _, salt in jobs]
@@ -300,7 +304,7 @@ def test_everybody_ends_with_the_answer_of_his_own_and_no_slot_leaks(
     while waiting or scheduler.queue_depth or [*scheduler.slots]:
         guard += 1
         assert guard < 5000
-        if waiting and order.random() < 0.5:  # type: ignore[attr-defined]
+        if waiting and order.random() < 0.5:
             scheduler.enqueue(waiting.pop())
         step = scheduler.next_step(max_steps)
         if step is None:
@@ -309,10 +313,52 @@ def test_everybody_ends_with_the_answer_of_his_own_and_no_slot_leaks(
             assert len({row.slot for row in step.rows}) == len(step.rows)
             assert not {target for _, target in step.moves} & {source for source, _ in step.moves}
         victim = step.sequences[0]
-        if victim in doomed and order.random() < 0.3:  # type: ignore[attr-defined]
+        if victim in doomed and order.random() < 0.3:
             scheduler.abort(victim)
         scheduler.advance(step, answer(step))
     assert scheduler.slots.num_free == num_slots
     for sequence, job in zip(sequences, jobs, strict=True):
         assert sequence.state is State.FINISHED
         assert len(sequence.output) == job[1] or sequence in doomed
+
+
+@settings(deadline=None)
+@given(
+    jobs=st.lists(
+        st.tuples(st.integers(1, 30), st.integers(1, 20), st.sampled_from(("", "a", "b"))), min_size=1, max_size=25
+    ),
+    num_slots=st.integers(1, 9),
+    order=st.randoms(use_true_random=False),
+)
+def test_answers_are_those_computed_by_hand_whoever_leaves_and_whatever_fails(
+    jobs: list[tuple[int, int, str]], num_slots: int, order: Random
+) -> None:
+    """On the device that keeps sums, with moves, aborts under way, copies from the prefix cache, and failures."""
+    runner = StubRunner(num_slots, vocab_size=97)
+    runner.shapes = replace(runner.shapes, lengths=(4,), num_blocks=5)
+    scheduler = Scheduler(runner.shapes, 100, prefill_budget=8)
+    waiting = [make_sequence(prompt, budget, salt=salt) for prompt, budget, salt in jobs]
+    sequences, gone = [*waiting], set[Sequence]()
+    while waiting or scheduler.queue_depth or [*scheduler.slots]:
+        if waiting and order.random() < 0.5:
+            scheduler.enqueue(waiting.pop())
+        step = scheduler.next_step(max_steps=9)
+        if step is None:
+            continue
+        if order.random() < 0.05:
+            victim = order.choice(sequences)
+            if victim not in waiting and victim.is_live:
+                scheduler.abort(victim)
+                gone.add(victim)
+        if order.random() < 0.03:
+            scheduler.fail(step)
+            gone.update(step.sequences)
+        else:
+            scheduler.advance(step, runner.run(step).tokens)
+    assert scheduler.slots.num_free == num_slots
+    for sequence in set(sequences) - gone:
+        known = [*sequence.request.prompt]
+        for token in sequence.output:
+            assert token.id == sum(known) % 97
+            known.append(token.id)
+        assert len(sequence.output) == sequence.request.max_tokens
