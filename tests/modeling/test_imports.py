@@ -1,17 +1,22 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 import tensorflow as tf
+import tokenizers
 from safetensors.numpy import load_file, save_file
+from tokenizers import models, pre_tokenizers
 
 from app.errors import ConfigError, ModelFormatError
-from app.modeling import gru, imports, registry
+from app.modeling import checkpoint, gru, imports, registry
 from app.modeling.tokenizer import Tokenizer
 from tests.modeling.checkpoints import gru_config, write_decoder, write_encoder, write_gru
 from tests.oracles import oracle
+
+FIXTURES = Path(__file__).parent / "fixtures"
 
 
 def change_tensors(directory: Path, **changes: np.ndarray | None) -> None:
@@ -26,13 +31,13 @@ def change_tensors(directory: Path, **changes: np.ndarray | None) -> None:
 @pytest.mark.parametrize("write", [write_decoder, write_encoder, write_gru])
 def test_imported_model_is_in_the_registry_with_the_files_unchanged(tmp_path: Path, write: object) -> None:
     write(tmp_path / "source")  # type: ignore[operator]
-    models = tmp_path / "models"
+    published = tmp_path / "models"
 
-    imports.import_model(tmp_path / "source", models, "mine")
+    imports.import_model(tmp_path / "source", published, "mine")
 
-    assert registry.Registry(models).get("mine").enabled
-    assert registry.verify(models / "mine") == []
-    assert registry.checksums(models / "mine") == registry.checksums(tmp_path / "source")
+    assert registry.Registry(published).get("mine").enabled
+    assert registry.verify(published / "mine") == []
+    assert registry.checksums(published / "mine") == registry.checksums(tmp_path / "source")
 
 
 def test_real_checkpoint_imports_as_it_stands(tmp_path: Path) -> None:
@@ -163,3 +168,26 @@ def test_model_that_is_there_is_not_replaced(tmp_path: Path) -> None:
 
     with pytest.raises(ConfigError, match="exists"):
         imports.import_model(tmp_path / "mine", tmp_path, "mine")
+
+
+@pytest.mark.parametrize(
+    "directory", [path for path in sorted(FIXTURES.iterdir()) if path.is_dir()], ids=lambda p: p.name
+)
+def test_every_layout_is_imported_and_run_once(tmp_path: Path, directory: Path) -> None:
+    source = tmp_path / "source"
+    shutil.copytree(directory, source)
+    words = tokenizers.Tokenizer(models.WordLevel({f"w{i}": i for i in range(90)}, unk_token="w5"))
+    words.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
+    words.save(str(source / "tokenizer.json"))
+
+    result = imports.import_model(source, tmp_path / "models", "mine")
+
+    [card] = registry.Registry(tmp_path / "models").list()
+    assert registry.verify(card.path) == []
+    assert result.num_parameters == sum(w.size for w in checkpoint.load(directory).weights.values())
+    if card.kind == "classification":
+        assert result.summary in card.labels
+    elif card.kind == "embedding":
+        assert len(result.summary.split()) == imports.SMOKE_NUMBERS + 1
+    else:
+        assert set(result.summary.split()) <= {f"w{i}" for i in range(90)}
