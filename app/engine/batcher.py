@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from itertools import chain, count
 
 from app.engine.limits import check_texts
-from app.engine.runner import CLOSED, LOST, DeviceLost, Encoder, Vectors
+from app.engine.runner import CLOSED, LOST, LOST_AFTER_S, DeviceLost, Encoder, Vectors
 from app.errors import DeadlineExceeded, EngineUnavailable, InternalError, Overloaded
 from app.telemetry import get_logger
 
@@ -158,8 +158,9 @@ class EncoderEngine:
 
     async def _settle(self, batch: list[_Text], running: "asyncio.Future[Vectors]") -> None:
         try:
-            rows = await running
-        except DeviceLost:
+            async with asyncio.timeout(LOST_AFTER_S):
+                rows = await running
+        except (DeviceLost, TimeoutError):
             log.exception("engine.device_lost", model=self._name)
             self._is_lost = True
             return

@@ -16,7 +16,7 @@ from app.engine.device import device_name
 from app.engine.host import Host, Load
 from app.engine.loader import load_model, load_stub
 from app.engine.server import EngineServer
-from app.errors import ConfigError, TollgateError
+from app.errors import ConfigError
 from app.modeling.registry import Registry
 from app.telemetry import configure_logging, get_logger
 
@@ -40,7 +40,8 @@ class Ending(NamedTuple):
 def serve(settings: Settings, *, stub: bool = False, step_ms: float = 0.0) -> None:
     """Serve until SIGTERM or SIGINT; returns after the calls in flight have finished.
 
-    While models are still being loaded it does not return: it ends the process.
+    Where threads may still be at work, it ends the process instead: with status 0 if models were
+    still being loaded, with 1 if the device failed, so that a supervisor starts a new process.
 
     Args:
         settings: where the models are, where to listen, how many slots.
@@ -50,15 +51,15 @@ def serve(settings: Settings, *, stub: bool = False, step_ms: float = 0.0) -> No
 
     Raises:
         ConfigError: nobody can listen at the address, or another engine does.
-        TollgateError: the device failed, or nothing could be started; a supervisor should start a new process.
     """
     configure_logging(settings)
     load = partial(load_stub, settings, step_s=step_ms / 1000) if stub else partial(load_model, settings)
     ending = asyncio.run(_serve(settings, load, (lambda: "stub") if stub else device_name))
-    if ending.is_loading:
-        _leave(0 if ending.is_wanted else 1)
     if not ending.is_wanted:
-        raise TollgateError("the engine failed; see the log")
+        log.error("engine.failed")
+        _leave(1)
+    if ending.is_loading:
+        _leave(0)
 
 
 async def _serve(settings: Settings, load: Load, name_device: Callable[[], str]) -> Ending:
@@ -100,7 +101,7 @@ def _sole_listener(address: str) -> Iterator[None]:
 
 
 def _leave(code: int) -> NoReturn:
-    """End the process at once; Python would wait for the threads that compile, which nothing can stop."""
+    """End the process at once; Python would wait for threads that compile or hang, which nothing can stop."""
     logging.shutdown()
     os._exit(code)
 

@@ -6,8 +6,9 @@ to the device's thread and, while that computes, publishes the tokens of the ste
 before. Several models share one device thread, and so take turns.
 
 A step that fails ends the sequences that were in it and nothing else; a device
-that keeps failing is given up, so that a supervisor can start a fresh process, and
-so is one whose loop ends by a fault of its own: nobody waits for a loop that is gone.
+that keeps failing, or does not come back, is given up, so that a supervisor can start
+a fresh process, and so is one whose loop ends by a fault of its own: nobody waits for
+a loop that is gone.
 """
 
 import asyncio
@@ -17,7 +18,7 @@ from dataclasses import dataclass, field
 from weakref import WeakValueDictionary
 
 from app.engine.limits import check_request
-from app.engine.runner import CLOSED, LOST, DeviceLost, Result, Runner
+from app.engine.runner import CLOSED, LOST, LOST_AFTER_S, DeviceLost, Result, Runner
 from app.engine.scheduler import Decode, Prefill, Scheduler, Step
 from app.engine.sequence import Grammar, Request, Sequence, Token
 from app.errors import AppError, DeadlineExceeded, EngineUnavailable, InternalError, Overloaded
@@ -273,8 +274,9 @@ class GenerationEngine:
 
     async def _settle(self, step: Step, running: "asyncio.Future[Result]") -> None:
         try:
-            result = await running
-        except DeviceLost:
+            async with asyncio.timeout(LOST_AFTER_S):
+                result = await running
+        except (DeviceLost, TimeoutError):
             log.exception("engine.device_lost", model=self._name)
             self._is_lost = True
             return

@@ -15,6 +15,9 @@ from app.engine.shapes import Shapes
 # What callers are told then, and after any other end of an engine's loop.
 LOST = "The accelerator failed; the engine restarts."
 CLOSED = "The engine is shutting down."
+# A call that takes longer never ends, as far as anybody can tell. Several times what the largest
+# takes on a slow machine, other models' turns before it and a pause of the process included.
+LOST_AFTER_S = 300.0
 NO_GRAMMARS = "This model follows no grammar."
 
 

@@ -140,6 +140,13 @@ async def test_lost_device_ends_this_and_every_later_request() -> None:
                 await engine.encode([(1,)], SOON_S)
 
 
+async def test_device_that_does_not_come_back_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.engine.batcher.LOST_AFTER_S", 0.01)
+    async with batching(FaultyEncoder()) as (engine, _):
+        with pytest.raises(EngineUnavailable):
+            await engine.encode([(1,)], SOON_S)
+
+
 @pytest.mark.parametrize(
     ("texts", "error"),
     [

@@ -4,7 +4,8 @@ import asyncio
 import signal
 import socket
 import sys
-from contextlib import suppress
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 
 import grpc
@@ -17,6 +18,7 @@ from app.engine.runner import Encoder, Runner
 from app.engine.stub import StubRunner
 from app.errors import ConfigError, EngineUnavailable, ModelFormatError
 from app.modeling.registry import ModelCard
+from app.rpc import engine_pb2 as pb
 from app.rpc.client import EngineClient
 from tests.fakes import until
 from tests.modeling.checkpoints import write_decoder
@@ -63,27 +65,49 @@ async def test_address_that_is_in_use_or_not_ours_is_told_in_one_line(tmp_path: 
             await _serve(Settings(data_dir=tmp_path, engine_bind=address), lambda _: StubRunner(), lambda: "")
 
 
-SERVE_FOR_EVER_LOADING = """
+HELD_SERVER = """
 import sys, threading
 from pathlib import Path
 from app.config import Settings
-from app.engine import command
-command.load_stub = lambda settings, card, step_s: threading.Event().wait()
+from app.engine import command, engine
+from app.engine.stub import StubRunner
+class Hung(StubRunner):
+    def run(self, step):
+        threading.Event().wait()
+def load(settings, card, step_s):
+    return Hung() if sys.argv[3] == "hang" else threading.Event().wait()
+engine.LOST_AFTER_S = 0.1
+command.load_stub = load
 command.serve(Settings(data_dir=Path(sys.argv[1]), models_dir=Path(sys.argv[2])), stub=True)
 """
 
 
 async def test_engine_that_is_told_to_stop_does_not_wait_for_what_it_loads(tmp_path: Path) -> None:
-    settings = Settings(data_dir=tmp_path, models_dir=tmp_path / "models")
+    async with held_server(tmp_path, "load") as (process, client):
+        await until(lambda: is_device(client, ""))
+        process.terminate()
+        assert await process.wait() == 0
+
+
+async def test_engine_whose_device_does_not_come_back_ends_with_an_error(tmp_path: Path) -> None:
+    async with held_server(tmp_path, "hang") as (process, client):
+        await until(lambda: is_device(client, "stub"))
+        with pytest.raises(EngineUnavailable):
+            await anext(client.generate(pb.GenerateRequest(model="tiny", prompt_tokens=[1], max_tokens=1)))
+        assert await process.wait() == 1
+
+
+@asynccontextmanager
+async def held_server(folder: Path, what: str) -> AsyncIterator[tuple[asyncio.subprocess.Process, EngineClient]]:
+    """An engine in a process of its own, in which a thread hangs for good."""
+    settings = Settings(data_dir=folder, models_dir=folder / "models")
     write_decoder(settings.models_dir / "tiny")
-    command = [sys.executable, "-c", SERVE_FOR_EVER_LOADING, str(tmp_path), str(settings.models_dir)]
+    command = [sys.executable, "-c", HELD_SERVER, str(folder), str(settings.models_dir), what]
     process = await asyncio.create_subprocess_exec(*command, cwd=Path(__file__).parents[2])
     client = EngineClient(settings.engine_target)
     try:
-        await until(lambda: is_device(client, ""))
-        process.terminate()
-        async with asyncio.timeout(30):
-            assert await process.wait() == 0
+        async with asyncio.timeout(60):
+            yield process, client
     finally:
         await client.aclose()
         with suppress(ProcessLookupError):

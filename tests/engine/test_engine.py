@@ -225,6 +225,15 @@ async def test_device_that_keeps_failing_is_given_up(fault: Exception, times: in
             await collect(engine, Request("r", (1,), 3))
 
 
+async def test_device_that_does_not_come_back_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("app.engine.engine.LOST_AFTER_S", 0.01)
+    lost = asyncio.Event()
+    async with running(HeldRunner(), on_lost=lost.set) as engine:
+        with pytest.raises(EngineUnavailable):
+            await collect(engine, Request("r", (1,), 3))
+        assert lost.is_set()
+
+
 async def test_loop_that_ends_by_a_fault_leaves_nobody_waiting() -> None:
     lost = asyncio.Event()
     runner = FaultyRunner()
