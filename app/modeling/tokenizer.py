@@ -21,6 +21,9 @@ from app.modeling import chat_template as chat_templates
 
 REPLACEMENT = "\ufffd"  # what decoding yields for an unfinished UTF-8 character
 BYTE_TOKEN = re.compile(r"<0x([0-9A-F]{2})>")  # SentencePiece's byte fallback
+# What may be the beginning of a character is held back, and decoded anew with each token. No
+# character takes so many: these are broken, and without an end would take ever longer.
+MAX_HELD = 16
 # Enough context for decoders that treat the first token of a text specially.
 DETOKENIZER_CONTEXT = 6
 
@@ -164,7 +167,7 @@ class Detokenizer:
         """Text that became certain with this token; empty while a character is unfinished."""
         self._ids.append(token_id)
         whole = self._tokenizer.decode(self._ids[self._window_start :])
-        if whole.endswith(REPLACEMENT):
+        if whole.endswith(REPLACEMENT) and len(self._ids) - self._num_shown <= MAX_HELD:
             return ""
         text = _new_text(self._shown(), whole)
         self._mark_shown()
@@ -174,14 +177,14 @@ class Detokenizer:
         """Text that became certain with the last of these tokens, all of theirs.
 
         Empty, and none of them is added, where the last one has no text of its own or
-        leaves a character unfinished: some of them would have to wait then. Always empty
-        where they might give another text one by one.
+        a character is unfinished or broken: some of them would have to wait then. Always
+        empty where they might give another text one by one.
         """
         if not self._tokenizer.is_byte_level:
             return ""
         window = self._ids[self._window_start :]
         text = self._tokenizer.decode([*window, *token_ids])
-        if text.endswith(REPLACEMENT) or len(text) <= len(self._tokenizer.decode([*window, *token_ids[:-1]])):
+        if REPLACEMENT in text or len(text) <= len(self._tokenizer.decode([*window, *token_ids[:-1]])):
             return ""
         text = _new_text(self._shown(), text)
         self._ids += token_ids

@@ -1,15 +1,17 @@
 """Log-probabilities of text completions: each token by a name of its own, and its place in the text."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import Any
 
 import pytest
 
+from app.api.logprobs import scored_prompt
 from app.config import Settings
 from app.db import Database
+from app.modeling.tokenizer import Tokenizer
 from app.rpc import engine_pb2 as pb
-from tests.api.world import BOS, World, score, serving, write_model
+from tests.api.world import BOS, World, raw_byte_tokenizer, score, serving, write_model
 from tests.factories import make_key
 
 
@@ -51,6 +53,19 @@ async def test_offsets_are_places_in_the_echoed_text_whatever_its_tokens_are_nam
     assert logprobs["tokens"] == ["<bos>", "n", r"bytes:\xc3", r"bytes:\xa9", r"bytes:\xc3", r"bytes:\xb6", "!"]
     assert logprobs["text_offset"] == [0, 0, 1, 1, 2, 2, 3]
     assert logprobs["token_logprobs"] == [None, *[-1.0] * 6]
+
+
+def test_a_prompt_of_broken_characters_takes_no_longer_for_each_of_its_tokens() -> None:
+    lengths: list[int] = []
+
+    class Counting(Tokenizer):
+        def decode(self, ids: Sequence[int]) -> str:
+            lengths.append(len(ids))
+            return super().decode(ids)
+
+    tokens = scored_prompt(Counting(raw_byte_tokenizer(), {}, None), [0x80] * 1000, ())
+    assert max(lengths) < 100
+    assert [token.offset for token in tokens][-1] in range(950, 1000)
 
 
 async def test_no_alternative_is_lost_to_another_one_and_the_token_itself_is_there(world: World) -> None:

@@ -47,7 +47,7 @@ def write_model(
     """A model directory whose tokenizer has one token per byte."""
     folder = models_dir / name
     folder.mkdir(parents=True)
-    _raw_tokenizer().save(str(folder / "tokenizer.json"))
+    raw_byte_tokenizer().save(str(folder / "tokenizer.json"))
     architecture = "BertForSequenceClassification" if labels else "LlamaForCausalLM"
     config: dict[str, Any] = {
         "architectures": [architecture],
@@ -68,10 +68,11 @@ def write_model(
 
 def byte_tokenizer() -> ServedTokenizer:
     """The same tokenizer as the API has it."""
-    return ServedTokenizer(_raw_tokenizer(), {}, None)
+    return ServedTokenizer(raw_byte_tokenizer(), {}, None)
 
 
-def _raw_tokenizer() -> Tokenizer:
+def raw_byte_tokenizer() -> Tokenizer:
+    """The same as the library has it."""
     tokenizer = Tokenizer(models.BPE(vocab={**BYTE_OF_CHARACTER} | {"<bos>": BOS}, merges=[]))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
     tokenizer.decoder = decoders.ByteLevel()

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from tokenizers import decoders, models
 
 from app.errors import BadRequest, ModelFormatError
-from app.modeling.tokenizer import REPLACEMENT, Tokenizer
+from app.modeling.tokenizer import MAX_HELD, REPLACEMENT, Tokenizer
 from app.training.vocabulary import END_OF_TEXT, train_generation_tokenizer
 from tests.modeling.checkpoints import TEXTS
 from tests.oracles import oracle
@@ -91,6 +91,15 @@ def test_answer_that_ends_inside_a_character_shows_the_replacement_at_its_end() 
     assert detokenizer.push(first_byte_of_a_snowman) == ""
     assert detokenizer.flush() == REPLACEMENT
     assert detokenizer.flush() == ""
+
+
+def test_broken_characters_are_shown_in_time_and_once() -> None:
+    detokenizer = BYTE_LEVEL.detokenizer()
+    last_byte_of_a_snowman = BYTE_LEVEL.encode("☃")[-1]
+
+    pieces = [detokenizer.push(last_byte_of_a_snowman) for _ in range(100)]
+    assert max(map(len, pieces)) == MAX_HELD + 1
+    assert "".join([*pieces, detokenizer.flush()]) == REPLACEMENT * 100
 
 
 @given(st.text())
