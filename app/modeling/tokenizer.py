@@ -90,10 +90,6 @@ class Tokenizer:
         """A decoder for a continuation of `prompt_ids`."""
         return Detokenizer(self, prompt_ids)
 
-    def token_text(self, token_id: int) -> str:
-        """One token by itself, special tokens by name."""
-        return self.token_bytes(token_id).decode("utf-8", "replace")
-
     def token_bytes(self, token_id: int) -> bytes:
         """The bytes that one token stands for; none of a number that the vocabulary leaves out.
 

@@ -109,12 +109,11 @@ def test_bytes_of_the_tokens_join_to_the_text(text: str) -> None:
 
 
 def test_special_token_is_shown_by_name() -> None:
-    assert BYTE_LEVEL.token_text(0) == END_OF_TEXT
+    assert BYTE_LEVEL.token_bytes(0) == END_OF_TEXT.encode()
 
 
 def test_number_that_the_vocabulary_leaves_out_stands_for_nothing() -> None:
     assert BYTE_LEVEL.token_bytes(5000) == b""
-    assert BYTE_LEVEL.token_text(5000) == ""
     assert BYTE_LEVEL.decode([5000]) == ""
 
 
