@@ -57,8 +57,10 @@ class Load:
         """Refuse a load without an end."""
         if self.num_requests is None and self.duration_s is None:
             raise ConfigError("say how much: --requests, --duration or both")
-        if self.rate is not None and self.rate <= 0:
-            raise ConfigError("--rate must be above 0")
+        if self.rate is not None and not 0 < self.rate < math.inf:
+            raise ConfigError("--rate must be above 0, and a number")
+        if self.duration_s is not None and not 0 < self.duration_s < math.inf:
+            raise ConfigError("--duration must be above 0, and a number")
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,4 +1,5 @@
 import json
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -114,7 +115,9 @@ def test_the_json_report_has_no_nan_and_the_table_every_latency() -> None:
     assert all(name in report.as_text() for name in report.latencies)
 
 
-@pytest.mark.parametrize("wrong", [{"num_requests": None}, {"rate": 0.0}])
+@pytest.mark.parametrize(
+    "wrong", [{"num_requests": None}, {"rate": 0.0}, {"rate": math.nan}, {"duration_s": math.nan}, {"duration_s": -1.0}]
+)
 def test_a_load_without_an_end_or_without_arrivals_is_refused(wrong: dict[str, Any]) -> None:
     with pytest.raises(ConfigError):
         replace(LOAD, **wrong)
