@@ -63,6 +63,11 @@ JSON_OPTIONS: "JsonCompileOptions" = {
 }
 # Which param of the request is to blame; the API puts its own name in its place.
 PARAM = "grammar"
+# What the library tells its user, and what ours can do.
+ONE_OF_ADVICE = (
+    "oneOf constraints are not supported. Enable 'coerce_one_of' option to approximate oneOf with anyOf",
+    "oneOf is followed where no two of its alternatives can both fit; otherwise use anyOf",
+)
 # How many tokens are joined in pairs to see that text is the tokens' bytes and no more.
 NUM_JOINED = 8
 
@@ -272,5 +277,5 @@ _SOURCES: dict[str, Callable[[Grammar], str]] = {"json_schema": _json_schema, "r
 
 def _refused(reason: str) -> BadRequest:
     """The library's reason on one line, without the excerpt of our own wrapping that it may end in."""
-    words = " ".join(reason.split("\n   1 |")[0].split())
+    words = " ".join(reason.split("\n   1 |")[0].split()).replace(*ONE_OF_ADVICE)
     return BadRequest(f"The grammar cannot be used: {words.removesuffix('<non-verbose/>').strip()}.", param=PARAM)

@@ -149,6 +149,7 @@ def test_mates_of_one_batch_follow_each_its_own() -> None:
         ("json_schema", '{"$ref": "#/$defs/none"}', "$defs/none"),
         ("json_schema", '{"$ref": "#"}', "no answer"),
         ("json_schema", '{"type": "integer", "minimum": 5, "maximum": 3}', "minimum (5)"),
+        ("json_schema", '{"oneOf": [{"type": "integer"}, {"type": "integer", "maximum": 5}]}', "otherwise use anyOf"),
         ("json_schema", '{"anyOf": [' * 200 + "{}" + "]}" * 200, "recursion"),
         ("json_schema", f'{{"description": "{"x" * 70_000}"}}', "65,536"),
         ("regex", "(a", "unclosed group"),
