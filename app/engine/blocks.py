@@ -2,7 +2,8 @@
 
 Which block lies where is `prefixes.py`'s affair. Copies, not shared pages: what runs
 against a lane (`lanes.py`) stays as simple as without a cache, and a copy reads no
-weights. Plain graphs of dynamic length; nothing is compiled.
+weights. Plain graphs of dynamic length, traced in the constructor; nothing is compiled,
+but a first call takes long, and `warm_up` makes it.
 
 Letters: `P` places, `K` blocks of one copy, `G` key/value heads, `T` tokens of a
 block, `H` head size.
@@ -32,6 +33,16 @@ class BlockPool:
         self._pools = [_pool(variable, num_blocks, block_tokens) for variable in self._lanes.blocks[0].variables]
         self._restore = _function(self._restore_graph, 0, 1)
         self._keep = _function(self._keep_graph, 0, 0, 1)
+
+    @property
+    def num_traces(self) -> int:
+        """How often a graph was made."""
+        return sum(function.experimental_get_tracing_count() for function in (self._restore, self._keep))
+
+    def warm_up(self) -> None:
+        """Make each copy once, while nobody needs what lies there."""
+        self.keep(0, 0, (0,))
+        self.restore(0, (0,))
 
     def restore(self, lane: int, places: tuple[int, ...]) -> None:
         """Copy blocks to the beginning of a lane, in order."""
@@ -80,6 +91,7 @@ def _within(position: tf.Tensor, positions: range) -> tf.Tensor:
 
 
 def _function(graph: Callable[..., None], *ranks: int) -> Any:  # noqa: ANN401 - TensorFlow has no types
-    return tf.function(
-        graph, input_signature=[tf.TensorSpec((None,) * rank, tf.int32) for rank in ranks], autograph=False
-    )
+    signature = [tf.TensorSpec((None,) * rank, tf.int32) for rank in ranks]
+    function = tf.function(graph, input_signature=signature, autograph=False)
+    function.get_concrete_function()
+    return function

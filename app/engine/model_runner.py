@@ -267,7 +267,8 @@ class DecoderRunner:
 
     @property
     def _num_traces(self) -> int:
-        return sum(function.experimental_get_tracing_count() for function in self._compiled_functions)
+        in_pool = 0 if self._pool is None else self._pool.num_traces
+        return in_pool + sum(function.experimental_get_tracing_count() for function in self._compiled_functions)
 
     def _trials(self) -> list[Callable[[], Any]]:
         """A call of each function, on slots that nobody owns yet; the largest first, so that none waits at the end."""
@@ -282,6 +283,8 @@ class DecoderRunner:
         chunk = self.shapes.chunk
         trials.append(partial(self._scores, np.zeros((width, chunk), np.float32), np.zeros(chunk, np.int32)))
         trials.append(self._lanes.warm_up)
+        if self._pool is not None:
+            trials.append(self._pool.warm_up)
         return trials
 
     def _idle_call(self, size: int) -> tuple[Any, ...]:
