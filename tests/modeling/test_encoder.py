@@ -1,3 +1,5 @@
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -8,6 +10,7 @@ from app.modeling.encoder import EncoderConfig
 from tests.modeling.checkpoints import encoder_config, random_weights
 
 CONFIG = encoder_config()
+SEVERAL = replace(CONFIG, thresholds=(0.25, 0.75))
 WEIGHTS = random_weights(CONFIG.shapes)
 
 
@@ -40,8 +43,33 @@ def test_padding_does_not_change_a_result() -> None:
     np.testing.assert_allclose(logits[0], by_hand(tokens), atol=1e-4)
 
 
-def test_config_survives_the_published_form() -> None:
-    assert EncoderConfig.from_hf(CONFIG.to_hf()) == CONFIG
+def test_scores_are_of_one_label_of_all_or_of_each_for_itself() -> None:
+    rows, lengths = tf.constant([[5, 9, 250], [7, 1, 1]]), tf.constant([3, 1])
+    logits = np.asarray(encoder.classify(CONFIG, WEIGHTS, rows, lengths), np.float64)
+
+    of_one = encoder.scores(CONFIG, WEIGHTS, rows, lengths)
+    of_several = encoder.scores(SEVERAL, WEIGHTS, rows, lengths)
+
+    np.testing.assert_allclose(of_one, np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True), atol=1e-6)
+    np.testing.assert_allclose(of_several, 1 / (1 + np.exp(-logits)), atol=1e-6)
+
+
+@pytest.mark.parametrize("config", [CONFIG, SEVERAL], ids=["one", "several"])
+def test_scores_are_the_same_bit_for_bit_in_any_batch(config: EncoderConfig) -> None:
+    rng = np.random.default_rng(0)
+    tokens, lengths = rng.integers(1, 300, (7, 12), dtype=np.int32), np.arange(1, 8, dtype=np.int32)
+    compiled = tf.function(lambda rows, sizes: encoder.scores(config, WEIGHTS, rows, sizes))  # as a CPU runs it
+
+    together = compiled(tf.constant(tokens), tf.constant(lengths)).numpy()
+
+    for row in range(7):
+        alone = compiled(tf.constant(tokens[row : row + 1]), tf.constant(lengths[row : row + 1])).numpy()
+        assert alone[0].tobytes() == together[row].tobytes()
+
+
+@pytest.mark.parametrize("config", [CONFIG, SEVERAL], ids=["one", "several"])
+def test_config_survives_the_published_form(config: EncoderConfig) -> None:
+    assert EncoderConfig.from_hf(config.to_hf()) == config
 
 
 def test_missing_field_is_named() -> None:
