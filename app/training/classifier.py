@@ -12,6 +12,7 @@ from app.training.network import Network
 from app.training.trainer import warm_up_then_decay
 
 EVAL_BATCH = 256
+EVAL_TOKENS = 2**15  # at most in a batch, padding included: attention over long texts fills a memory
 
 Tokens = tuple[np.ndarray, np.ndarray]
 
@@ -72,12 +73,13 @@ def sample_batch(
 def predict_logits(predict: Callable[[Tokens], tf.Tensor], data: Tokens) -> np.ndarray:
     """Logits `[N, L]` of a whole set, in batches of one shape."""
     tokens, lengths = data
-    padding = -len(tokens) % EVAL_BATCH
+    num_rows = max(1, min(EVAL_BATCH, EVAL_TOKENS // tokens.shape[1]))
+    padding = -len(tokens) % num_rows
     tokens = np.pad(tokens, ((0, padding), (0, 0)))
-    lengths = np.pad(lengths, (0, padding))
+    lengths = np.pad(lengths, (0, padding), constant_values=1)
     pieces = [
-        predict((tokens[start : start + EVAL_BATCH], lengths[start : start + EVAL_BATCH])).numpy()
-        for start in range(0, len(tokens), EVAL_BATCH)
+        predict((tokens[start : start + num_rows], lengths[start : start + num_rows])).numpy()
+        for start in range(0, len(tokens), num_rows)
     ]
     return np.concatenate(pieces)[: len(data[0])]
 

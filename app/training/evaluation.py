@@ -54,7 +54,8 @@ def evaluate_model(
     if isinstance(config, BertConfig | encoder.EncoderConfig):
         tokenizer.enable_truncation(config.context_length)  # by itself, so that what stands at the end is kept
         examples = _read_known(card, data, text_field, label_field)
-        inputs = encode_texts(tokenizer, [example.text for example in examples], config.context_length)
+        tokens, lengths = encode_texts(tokenizer, [example.text for example in examples], config.context_length)
+        inputs = tokens[:, : max(1, lengths.max())], lengths
         logits = predict_logits(lambda x: _classify(config, weights, *x), inputs)
         return scoring_of(card.thresholds).metrics(logits, targets_of(card.labels, examples))
     documents = read_corpus(data, text_field).documents

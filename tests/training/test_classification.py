@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tensorflow as tf
 import tokenizers
 from rich.console import Console
 
@@ -13,7 +14,7 @@ from app.errors import ConfigError, DataError
 from app.modeling import registry
 from app.modeling.tokenizer import Tokenizer
 from app.training.classification import ClassificationOptions, train_classification
-from app.training.classifier import fold_temperature, sample_batch
+from app.training.classifier import Tokens, fold_temperature, predict_logits, sample_batch
 from app.training.evaluation import evaluate_model
 from app.training.publish import Provenance
 
@@ -159,6 +160,20 @@ def test_epoch_shows_every_text_once_and_blanks_some_tokens() -> None:
     assert sorted(int(row) for _, y in batches for row in y.argmax(axis=1)) == list(range(16))
     blanked = np.concatenate([x[0] for x, _ in batches]) == 0
     assert 0.3 < blanked.mean() < 0.7
+
+
+@pytest.mark.parametrize(("width", "num_rows"), [(8, 256), (128, 256), (512, 64), (2**16, 1)])
+def test_batches_of_long_texts_have_fewer_rows_and_every_text_its_logits(width: int, num_rows: int) -> None:
+    tokens, lengths = np.zeros((3, width), np.int32), np.array([1, 2, 3], np.int32)
+    shapes = set()
+
+    def predict(inputs: Tokens) -> tf.Tensor:
+        shapes.add(inputs[0].shape)
+        assert (inputs[1] >= 1).all()
+        return tf.cast(inputs[1], tf.float32)[:, tf.newaxis]
+
+    assert predict_logits(predict, (tokens, lengths))[:, 0].tolist() == [1, 2, 3]
+    assert shapes == {(num_rows, width)}
 
 
 def test_temperature_is_part_of_the_weights() -> None:

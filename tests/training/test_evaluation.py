@@ -5,6 +5,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from app.bench.random_model import TextSizes, write_random_classifier
 from app.errors import ModelFormatError
 from app.modeling import checkpoint
 from app.training import evaluation
@@ -45,6 +46,39 @@ def test_long_context_is_measured_in_shorter_windows(tmp_path: Path, monkeypatch
     checkpoint.save(tmp_path / "m", config.to_hf(), random_weights(config.shapes))
 
     assert evaluate_model(tmp_path / "m", data, "text", "label")["perplexity_per_token"] > 1
+
+
+def test_too_long_text_keeps_the_token_that_ends_it(tmp_path: Path) -> None:
+    write_random_classifier(
+        tmp_path / "m", TextSizes(layers=1, width=32, feed_forward=64, heads=2, vocab=99, context=16)
+    )
+
+    def measured(num_words: int) -> dict[str, float]:
+        path = tmp_path / f"{num_words}.csv"
+        rows = (f"{' '.join(f'w{(n + 7 * at) % 90}' for at in range(num_words))},L{n % 4}" for n in range(12))
+        path.write_text("text,label\n" + "\n".join(rows) + "\n")
+        return evaluate_model(tmp_path / "m", path, "text", "label")
+
+    assert measured(40) == measured(14)
+    assert measured(40) != measured(13)
+
+
+def test_several_labels_of_an_encoder_hold_from_its_thresholds_on(tmp_path: Path) -> None:
+    write_random_classifier(
+        tmp_path / "m", TextSizes(layers=1, width=32, feed_forward=64, heads=2, vocab=99, context=16)
+    )
+    (tmp_path / "a.jsonl").write_text(
+        "".join(json.dumps({"text": f"w{n} w{n + 1}", "label": ["L0", "L1", "L2", "L3"]}) + "\n" for n in range(20))
+    )
+
+    def accuracy(threshold: float) -> float:
+        path = tmp_path / "m" / "config.json"
+        thresholds = {f"L{i}": threshold for i in range(4)}
+        more = {"problem_type": "multi_label_classification", "label_thresholds": thresholds}
+        path.write_text(json.dumps(json.loads(path.read_text()) | more))
+        return evaluate_model(tmp_path / "m", tmp_path / "a.jsonl", "text", "label")["accuracy"]
+
+    assert (accuracy(0.0), accuracy(1.0)) == (1.0, 0.0)
 
 
 def test_classifier_has_no_int8(tmp_path: Path) -> None:
