@@ -268,7 +268,8 @@ class DecoderRunner:
     @property
     def _num_traces(self) -> int:
         in_pool = 0 if self._pool is None else self._pool.num_traces
-        return in_pool + sum(function.experimental_get_tracing_count() for function in self._compiled_functions)
+        compiled: int = sum(function.experimental_get_tracing_count() for function in self._compiled_functions)
+        return in_pool + compiled
 
     def _trials(self) -> list[Callable[[], Any]]:
         """A call of each function, on slots that nobody owns yet; the largest first, so that none waits at the end."""
