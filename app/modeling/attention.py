@@ -5,6 +5,11 @@ an order that changes with the number of rows; and what the pieces of a row give
 added in their order, those beyond its end being zeros. So a query's answer is the
 same, bit for bit, whatever else is in the batch and however far the keys are padded.
 
+A query alone with its keys, as in every decode step without grouped queries, is not a
+product of matrices: XLA on a CPU takes those one after the other on one core, where it
+spreads sums over all. So it is multiplied and added up, in halves, which keeps the
+additions in vectors and their order the same for any number of rows.
+
 Letters: `B` rows, `T` tokens, `C` positions read, `N` query heads, `G` key/value
 heads, `H` head size.
 
@@ -19,6 +24,9 @@ import tensorflow as tf
 
 # Finite, so that a row without any visible position stays free of NaN.
 MASKED = -1e9
+# What halving leaves to one reduction: a vector's width of a head, or so many positions. Measured:
+# less of a head is no vector any more, and more positions than 32 XLA adds up in two passes over memory.
+LEAST_WIDTH, LEAST_POSITIONS = 16, 32
 
 Pieces = Sequence[Sequence[tf.Tensor]]
 """Keys or values `[some B, G, some C, H]` by rows, then by positions; all rows are cut at the same positions."""
@@ -45,7 +53,14 @@ def attend(q: tf.Tensor, keys: Pieces, values: Pieces, visible: tf.Tensor) -> tf
 def _scores(q: tf.Tensor, keys: Pieces) -> tf.Tensor:
     """`[B, G, T, C]` of queries `[B, G, T, H]`."""
     some = zip(_by_rows(q, [blocks[0] for blocks in keys]), keys, strict=True)
-    return _concat([_concat([tf.matmul(rows, k, transpose_b=True) for k in blocks], -1) for rows, blocks in some], 0)
+    return _concat([_concat([_products(rows, k) for k in blocks], -1) for rows, blocks in some], 0)
+
+
+def _products(q: tf.Tensor, k: tf.Tensor) -> tf.Tensor:
+    """`[B, G, T, C]` of queries `[B, G, T, H]` with keys `[B, G, C, H]`."""
+    if q.shape[2] != 1:
+        return tf.matmul(q, k, transpose_b=True)
+    return tf.reduce_sum(_halved(q * k, 3, LEAST_WIDTH), axis=3)[:, :, tf.newaxis]
 
 
 def _powers(scores: tf.Tensor, visible: tf.Tensor) -> tf.Tensor:
@@ -57,7 +72,22 @@ def _powers(scores: tf.Tensor, visible: tf.Tensor) -> tf.Tensor:
 
 def _mixed(shares: tf.Tensor, values: Sequence[tf.Tensor]) -> tf.Tensor:
     """Values of some positions `[some B, G, C, H]` by shares `[B, G, T, C]`, summed to `[B, G, T, H]`."""
-    return _concat([tf.matmul(rows, v) for rows, v in zip(_by_rows(shares, values), values, strict=True)], 0)
+    return _concat([_weighted_sum(rows, v) for rows, v in zip(_by_rows(shares, values), values, strict=True)], 0)
+
+
+def _weighted_sum(shares: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
+    """`[B, G, T, H]` of values `[B, G, C, H]` by shares `[B, G, T, C]`, which need not add up to one."""
+    if shares.shape[2] != 1:
+        return tf.matmul(shares, v)
+    return tf.reduce_sum(_halved(tf.transpose(shares, (0, 1, 3, 2)) * v, 2, LEAST_POSITIONS), axis=2, keepdims=True)
+
+
+def _halved(x: tf.Tensor, axis: int, size: int) -> tf.Tensor:
+    """One half added to the other, again and again, until so many or an odd number are left along the axis."""
+    while x.shape[axis] > size and x.shape[axis] % 2 == 0:
+        first, second = tf.split(x, 2, axis)
+        x = first + second
+    return x
 
 
 def _by_rows(x: tf.Tensor, pieces: Sequence[tf.Tensor]) -> list[tf.Tensor]:
