@@ -8,8 +8,9 @@ worker clones it, and each test that asks for ``database`` finds every table emp
 import asyncio
 import logging
 import shutil
+import signal
 import tempfile
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Generator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from app.db import Database
 TEMPLATE = postgres.DATABASE
 SERVER = pytest.StashKey["TestServer"]()
 PEPPER = "pepper-of-the-tests"
+REPEAT_TIMEOUT_S = 15
 # TRUNCATE makes every table's and index's files anew, ten times what a test's few rows take to
 # delete; only what has grown is cut back, so that no test reads through another's dead rows.
 # As a replica the session fires no trigger: those that refuse, that tell other processes, and those
@@ -75,6 +77,19 @@ class TestServer:
     def stop(self) -> None:
         self.server.stop()
         shutil.rmtree(self.folder)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_timeout_set_timer(item: pytest.Item, settings: Any) -> Generator[None, bool, bool]:
+    """A test's time-out comes again until the test has ended.
+
+    The first may arrive in a task of a server that a test runs, which logs it and goes on, and
+    what cleans up after the test may wait for the same thing.
+    """
+    result = yield
+    if settings.method == "signal":
+        signal.setitimer(signal.ITIMER_REAL, settings.timeout, REPEAT_TIMEOUT_S)
+    return result
 
 
 @pytest.hookimpl(optionalhook=True)
