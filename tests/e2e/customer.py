@@ -12,7 +12,7 @@ from playwright.async_api import Browser, Locator, Page, expect
 
 from tests.fakes import until
 from tests.installation import Installation
-from tests.portal.test_browser import PICTURES, Watch, faults_of
+from tests.portal.test_browser import PICTURES, Watch, faults_of, take_picture
 
 WIDTHS = (375, 768, 1440)
 LONGEST_MS = 60_000
@@ -54,7 +54,7 @@ class Customer:
         number = next(self._numbers)
         for width in WIDTHS:
             await self.page.set_viewport_size({"width": width, "height": 900})
-            await self.page.screenshot(path=self._folder / str(width) / f"{number:02}-{name}.png", full_page=True)
+            await take_picture(self.page, self._folder / str(width) / f"{number:02}-{name}.png")
             self._faults += await faults_of(self.page, name, width)
 
     async def press(self, name: str) -> None:

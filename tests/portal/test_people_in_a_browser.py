@@ -10,7 +10,7 @@ from playwright.async_api import Browser, Page
 from tests.api.world import World
 from tests.factories import PASSWORD, make_user
 from tests.portal.people import link_in, mail_to
-from tests.portal.test_browser import PICTURES, Watch, chromium, context_of, violations_of
+from tests.portal.test_browser import PICTURES, Watch, chromium, context_of, take_picture, violations_of
 
 __all__ = ["chromium"]
 
@@ -29,7 +29,7 @@ class Witness:
 
     async def see(self, name: str) -> None:
         """Takes a picture, and notes what keeps somebody out."""
-        await self._page.screenshot(path=PICTURES / self._folder / f"way-{name}.png", full_page=True)
+        await take_picture(self._page, PICTURES / self._folder / f"way-{name}.png")
         self.problems += [f"{name}: {problem}" for problem in await violations_of(self._page)]
         if await self._page.evaluate("document.documentElement.scrollWidth > innerWidth"):
             self.problems.append(f"{name} is too wide")
