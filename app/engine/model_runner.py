@@ -11,9 +11,9 @@ functions as they are traced, and XLA's cache on disk knows them by that number,
 build the models of a process one after the other and in the same order each time.
 Warm them up side by side.
 
-A row's answer is the same, bit for bit, in calls of any number of rows: their products
-have numbers of columns that agree (`widths.py`), and `warm_up` compares the calls and
-uses none that does not.
+A row's answer is the same, bit for bit, in calls of any number of rows, and after a prompt
+that was read in parts of any length: their products have numbers of columns that agree
+(`widths.py`), and `warm_up` compares the calls and uses none that does not.
 
 What comes back from a step is one packed array, one copy to the host.
 
@@ -241,8 +241,7 @@ class DecoderRunner:
             (parts, length, context): _compiled(
                 partial(self._prefill_graph, context), _ints(parts, length), _ints(parts, 3)
             )
-            for parts in shapes.parts
-            for length in shapes.lengths
+            for parts, length in shapes.prefills
             for context in contexts
             if context >= min(length, contexts[-1])
         }
@@ -293,6 +292,7 @@ class DecoderRunner:
 
     def _agreeing(self, shapes: Shapes) -> Shapes:
         """Without the calls in which the first slot comes out otherwise than alone, or than in the call of all rows."""
+        lengths = self._agreeing_lengths(shapes)
         length = min(shapes.chunk, (self.context_length - 1) // 2)
         for start in (0, length):
             states = {parts: self._read_probe(parts, start, length) for parts in shapes.parts}
@@ -300,17 +300,32 @@ class DecoderRunner:
         answers = {rows: self._decode_probe(rows, 2 * length) for rows in shapes.rows}
         rows = tuple(rows for rows in shapes.rows if np.array_equal(answers[rows], answers[shapes.num_slots]))
         parts = tuple(parts for parts in shapes.parts if np.array_equal(states[parts], states[1]))
-        if (rows, parts) != (shapes.rows, shapes.parts):
-            log.warning("runner.calls_disagree", rows=rows, parts=parts)
-        return replace(shapes, rows=rows, parts=parts)
+        if (rows, parts, lengths) != (shapes.rows, shapes.parts, shapes.lengths):
+            log.warning("runner.calls_disagree", rows=rows, parts=parts, lengths=lengths)
+        return replace(shapes, rows=rows, parts=parts, lengths=lengths)
 
-    def _read_probe(self, parts: int, start: int, length: int) -> np.ndarray:
-        """The first slot's state after a part of a prompt, beside others of no meaning."""
-        tokens, places = np.zeros((parts, self.shapes.chunk), np.int32), _first_lanes(parts)
+    def _agreeing_lengths(self, shapes: Shapes) -> tuple[int, ...]:
+        """Those of a chunk at most, and longer ones with which a prompt ends as if it had been read by chunks."""
+        chunk, room = shapes.chunk, self.context_length // shapes.chunk
+        ends = {length: min(length // chunk, room) * chunk for length in shapes.lengths if length > chunk}
+        in_chunks = {
+            start + chunk: self._read_probe(1, start, chunk) for start in range(0, max(ends.values(), default=0), chunk)
+        }
+        agree = {length for length, end in ends.items() if self._is_read_alike(length, end, in_chunks)}
+        return tuple(length for length in shapes.lengths if length <= chunk or length in agree)
+
+    def _is_read_alike(self, length: int, end: int, in_chunks: Mapping[int, np.ndarray]) -> bool:
+        return end in in_chunks and np.array_equal(self._read_probe(1, 0, end, length), in_chunks[end])
+
+    def _read_probe(self, parts: int, start: int, length: int, padded: int | None = None) -> np.ndarray:
+        """The first slot's state after a part of a prompt, padded to a chunk or so far, beside others of no meaning."""
+        padded = padded or self.shapes.chunk
+        tokens, places = np.zeros((parts, padded), np.int32), _first_lanes(parts)
         tokens[0, :length] = PROBED * np.arange(start + 1, start + 1 + length) % self.vocab_size
         places[0, 1:] = start, length
         places[:, 0] = self._lanes.enter(range(parts), places[:, 1].tolist(), places[:, 1:].sum(1).tolist())
-        last, _ = self._prefills[parts, self.shapes.chunk, self._plan.contexts[0]](tokens, places)
+        context = self._plan.context(max(padded, start + length))
+        last, _ = self._prefills[parts, padded, context](tokens, places)
         state: np.ndarray = last.numpy()[:, 0]
         return state
 

@@ -2,8 +2,9 @@
 
 Plain Python: what it goes by are the numbers of columns that agree (`widths.py`).
 
-A CPU computes as many operations a second for 24 tokens as for 256, nearly, so prompts
-are read there in short parts that let others in between; an accelerator wants long ones.
+A CPU reads prompts in short parts that let others in between, and in longer ones, of which
+some compute up to twice as many operations a second, where that delays nobody (`scheduler.py`);
+an accelerator wants long ones.
 """
 
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ SMALLEST_CONTEXT = 256
 # A larger call is worth compiling from this ratio on; a step of a small model takes about
 # the same time for 4 columns as for 16, so there it would only make the start longer.
 LEAST_GROWTH, LEAST_GROWTH_OF_SMALL = 2, 4
-CPU_CHUNKS, CPU_SHORT = (24, 16, 32), 8
+CPU_CHUNKS, CPU_SHORT, CPU_LONG = (24, 16, 32), 8, (72, 136)
 CPU_PARTS = (5, 4, 3)
 # Prompts side by side gain little unless many wait, and cost as many functions to compile.
 LEAST_SLOTS_FOR_PARTS = 24
@@ -63,19 +64,23 @@ def make_plan(
         context_length: tokens of prompt and output together.
         widths: numbers of columns that agree; none: every call has all rows.
         is_small: a quick start is worth more than a call of just the right size.
-        is_recurrent: what is remembered has no length, and parts side by side would be
-            products of as many columns, which need not agree.
+        is_recurrent: what is remembered has no length, parts side by side would be
+            products of as many columns, which need not agree, and long ones gain nothing.
         is_accelerator: calls should be large.
     """
     columns = _columns(num_slots, widths, is_small=is_small)
     rows = tuple(columns)
-    lengths, parts = (ACCELERATOR_LENGTHS, (1,)) if is_accelerator else _prompt_shapes(widths)
+    chunk = ACCELERATOR_LENGTHS[-1] if is_accelerator else _chunk(widths)
+    lengths, parts = (ACCELERATOR_LENGTHS, (1,)) if is_accelerator else _prompt_shapes(widths, chunk)
     if is_small:
-        lengths = lengths[-1:]
+        lengths = (chunk,)
+    most = chunk if is_recurrent else max(chunk, context_length)
+    lengths = tuple(length for length in lengths if length <= most)
     if is_recurrent or num_slots < LEAST_SLOTS_FOR_PARTS:
         parts = (1,)
     contexts = (context_length,) if is_recurrent else context_buckets(context_length)
-    return Plan(Shapes(rows, parts, lengths), (num_slots,) if is_accelerator else rows, columns, contexts, widths)
+    shapes = Shapes(rows, parts, lengths, chunk)
+    return Plan(shapes, (num_slots,) if is_accelerator else rows, columns, contexts, widths)
 
 
 def context_buckets(context_length: int) -> tuple[int, ...]:
@@ -102,9 +107,13 @@ def _columns(num_slots: int, widths: tuple[int, ...], *, is_small: bool) -> dict
     return {num_slots: num_slots}
 
 
-def _prompt_shapes(widths: tuple[int, ...]) -> tuple[tuple[int, ...], tuple[int, ...]]:
+def _chunk(widths: tuple[int, ...]) -> int:
+    """Where prompts are cut."""
+    return next((chunk for chunk in CPU_CHUNKS if chunk in widths), CPU_CHUNKS[0])
+
+
+def _prompt_shapes(widths: tuple[int, ...], chunk: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
     """Lengths and numbers of parts whose products agree; one part a call where nothing is known."""
-    chunk = next((chunk for chunk in CPU_CHUNKS if chunk in widths), CPU_CHUNKS[0])
-    lengths = (CPU_SHORT, chunk) if CPU_SHORT in widths else (chunk,)
-    together = [parts for parts in CPU_PARTS if all(parts * length in widths for length in lengths)]
-    return lengths, (1, *together[:1])
+    short = (CPU_SHORT, chunk) if CPU_SHORT in widths else (chunk,)
+    together = [parts for parts in CPU_PARTS if all(parts * length in widths for length in short)]
+    return (*short, *(length for length in CPU_LONG if length in widths)), (1, *together[:1])

@@ -2,11 +2,13 @@
 
 First come, first served into the slots; among those whose prompt is being read,
 the shortest rest goes first, so that a long prompt delays nobody else's first
-token by more than a chunk, and none is passed over for ever. Chunks end at fixed
-multiples of the chunk length whatever the load, because a prompt cut in other
-places would give other last bits on some machines; where several prompts wait,
-parts of equal length go together. After `prefill_budget` prompt tokens every
-decoding row gets its token.
+token by more than a part, and none is passed over for ever. A part is as long as a
+call takes while several prompts wait, since the sum of their delays counts then, and
+where it is the whole rest; one of several parts of a lone prompt is shorter, for the
+sake of who comes next. Where the bits depend on it, calls take no more than a chunk,
+and parts end at fixed multiples of it whatever the load. Parts of up to a chunk and of
+equal length go together. After `prefill_budget` prompt tokens every decoding row gets
+its token.
 
 A decode call covers the first slots only, as many as are needed: where sequences
 that ended left gaps, those behind move up. It takes several steps at once while
@@ -24,7 +26,7 @@ from app.engine.sequence import Sequence, State, Token
 from app.engine.shapes import Shapes
 from app.engine.slots import Slots
 
-# A prompt goes next after this many chunks of others went first.
+# A prompt goes next after this many parts of others went first.
 MAX_PASSED_OVER = 4
 # Decode steps that a call may take, rising.
 STEPS = (1, 4, 8)
@@ -170,7 +172,7 @@ class Scheduler:
         return self._decode(decoding, max_steps if is_alone else 1)
 
     def advance(self, step: Step, tokens: tuple[tuple[Token, ...], ...]) -> None:
-        """Take a step's result in; `tokens` has an entry for each sequence, empty after an inner chunk.
+        """Take a step's result in; `tokens` has an entry for each sequence, empty after an inner part.
 
         Sequences that were aborted while the step ran are passed by, and so is what was
         sampled after a sequence's end.
@@ -212,7 +214,9 @@ class Scheduler:
     def _prefill(self, prefilling: list[Sequence]) -> Restore | Prefill:
         overdue = [s for s in prefilling if s.passed_over >= MAX_PASSED_OVER]
         first = min(overdue or prefilling, key=lambda s: -s.passed_over if overdue else s.remaining_prompt)
-        mates = [s for s in prefilling if s is not first and self._may_go_with(first, s)]
+        is_alone = len(prefilling) == 1 and not self._waiting
+        size = self._part_size(first, is_alone=is_alone)
+        mates = [s for s in prefilling if s is not first and self._may_go_with(first, s, size)]
         mates.sort(key=lambda s: (-s.passed_over, s.remaining_prompt))
         chosen = [first, *mates][: self._shapes.num_parts(1 + len(mates))]
         restore = next(filter(None, map(self._look_up, chosen)), None)
@@ -220,7 +224,7 @@ class Scheduler:
             return restore
         for other in prefilling:
             other.passed_over = 0 if other in chosen else other.passed_over + 1
-        parts = tuple(self._part(sequence) for sequence in chosen)
+        parts = tuple(self._part(sequence, size) for sequence in chosen)
         self._prefilled_since_decode += sum(part.end - part.start for part in parts)
         return Prefill(parts)
 
@@ -235,17 +239,23 @@ class Scheduler:
             return None
         return Restore(sequence, _slot(sequence), places, len(places) * self._shapes.chunk)
 
-    def _may_go_with(self, first: Sequence, other: Sequence) -> bool:
-        """Whether their next parts have one padded length and neither is scored, which is done alone."""
+    def _part_size(self, sequence: Sequence, *, is_alone: bool) -> int:
+        """Tokens that are read of a prompt next, padded."""
+        shapes, rest = self._shapes, sequence.remaining_prompt
+        if sequence.request.prompt_logprobs:
+            return shapes.length_bucket(min(rest, shapes.chunk))
+        if is_alone and rest > shapes.longest:
+            return shapes.longest_alone
+        return shapes.part_length(rest)
+
+    def _may_go_with(self, first: Sequence, other: Sequence, size: int) -> bool:
+        """Whether their parts have one padded length, up to a chunk, and neither is scored, which is done alone."""
         is_scored = first.request.prompt_logprobs or other.request.prompt_logprobs
-        return not is_scored and self._length(first) == self._length(other)
+        return not is_scored and size <= self._shapes.chunk and size == self._part_size(other, is_alone=False)
 
-    def _length(self, sequence: Sequence) -> int:
-        return self._shapes.length_bucket(min(sequence.remaining_prompt, self._shapes.chunk))
-
-    def _part(self, sequence: Sequence) -> Part:
+    def _part(self, sequence: Sequence, size: int) -> Part:
         request = sequence.request
-        end = min(sequence.prefilled + self._shapes.chunk, len(request.prompt))
+        end = min(sequence.prefilled + size, len(request.prompt))
         first_kept, kept = 0, tuple[int, ...]()
         if end == len(request.prompt) and request.may_use_cache:
             first_kept, kept = self.prefixes.keep(request.cache_salt, request.prompt)

@@ -41,6 +41,7 @@ class StubRunner:
             rows=tuple(sorted({min(2**i, num_slots) for i in range(num_slots.bit_length() + 1)})),
             parts=(1, 2),
             lengths=(CHUNK,),
+            chunk=CHUNK,
             num_blocks=NUM_BLOCKS,
         )
         self.vocab_size = vocab_size

@@ -56,6 +56,20 @@ def long() -> DecoderRunner:
     return runner
 
 
+@pytest.fixture(scope="module")
+def lengthy() -> DecoderRunner:
+    """Whose prompts may be read in parts of more than a chunk: the weights are large enough to agree for so many."""
+    config = replace(LONG, hidden_size=256, intermediate_size=128, head_dim=64)
+    weights = decoder.joined(config, random_weights(config.shapes, seed=4))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(model_runner, "SMALL_BYTES", 0)
+        runner = DecoderRunner(config, weights, 2, widths=widths_of(config, weights, 2), cache_bytes=2**22)
+    runner.warm_up()
+    if runner.shapes.longest == runner.shapes.chunk:
+        pytest.skip("no number of columns beyond a chunk agrees with it on this processor")
+    return runner
+
+
 def widths_of(config: DecoderConfig | GruConfig, weights: dict[str, np.ndarray], at_least: int) -> tuple[int, ...]:
     products = [weights[name] for name in product_names(config, weights)]
     return agreeing_widths({(w.shape[0], w.shape[1]) for w in products}, at_least)
@@ -74,6 +88,10 @@ def complete(
         step.sequences[0].prompt_tokens += result.prompt_tokens
         scheduler.advance(step, result.tokens)
     return sequences
+
+
+def _some(num_tokens: int, seed: int) -> tuple[int, ...]:
+    return tuple(int(t) for t in np.random.default_rng(seed).integers(0, CONFIG.vocab_size, num_tokens))
 
 
 def ids(sequence: Sequence) -> list[int]:
@@ -138,6 +156,33 @@ def test_answers_are_the_same_bit_for_bit_beside_longer_ones(long: DecoderRunner
     assert long.compilations == 0
 
 
+@pytest.mark.parametrize("num_tokens", [30, 72, 130, 290])
+def test_answers_are_the_same_bit_for_bit_wherever_a_prompt_was_cut(lengthy: DecoderRunner, num_tokens: int) -> None:
+    shapes = lengthy.shapes
+    asked = Request("r", _some(num_tokens, seed=3), 10, logprobs=20)
+    by_chunks = Scheduler(replace(shapes, lengths=(shapes.chunk,)), 100)
+    [expected] = complete(lengthy, asked, scheduler=by_chunks)
+    [alone] = complete(lengthy, asked)
+    crowd = complete(lengthy, Request("m", _some(250, seed=1), 2), asked)
+    assert alone.output == crowd[-1].output == expected.output
+    scheduler, salted = Scheduler(shapes, 100), replace(asked, cache_salt="a")
+    [kept], [again] = (complete(lengthy, salted, scheduler=scheduler) for _ in range(2))
+    assert (kept.cached_tokens, again.cached_tokens) == (0, (num_tokens - 1) // shapes.chunk * shapes.chunk)
+    assert kept.output == again.output == expected.output
+    assert lengthy.compilations == 0
+
+
+def test_a_length_that_disagrees_is_not_used(lengthy: DecoderRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    probe, longest = lengthy._read_probe, lengthy.shapes.longest
+
+    def odd(parts: int, start: int, length: int, padded: int | None = None) -> np.ndarray:
+        state: np.ndarray = probe(parts, start, length, padded) + (padded == longest)
+        return state
+
+    monkeypatch.setattr(lengthy, "_read_probe", odd)
+    assert lengthy._agreeing(lengthy.shapes).lengths == lengthy.shapes.lengths[:-1]
+
+
 def test_no_call_is_compiled_for_a_value(runner: DecoderRunner) -> None:
     """XLA compiles anew for each value of what it takes for a constant, which is then no parameter of its program."""
     tokens, places = np.zeros((1, runner.shapes.chunk), np.int32), np.zeros((1, 3), np.int32)
@@ -166,7 +211,7 @@ def test_rows_that_moved_up_go_on_as_if_they_had_not(long: DecoderRunner) -> Non
 
 
 def test_a_restored_beginning_gives_the_same_bits(long: DecoderRunner) -> None:
-    prompt = tuple(int(t) for t in np.random.default_rng(2).integers(0, 300, 100))
+    prompt = _some(100, seed=2)
     scheduler = Scheduler(long.shapes, 100)
     asked = Request("r", prompt, 8, logprobs=20, cache_salt="a")
     [first] = complete(long, asked, scheduler=scheduler)

@@ -21,8 +21,16 @@ def test_the_largest_call_covers_all_slots_and_no_call_has_fewer_columns_than_ro
 
 def test_parts_of_prompts_have_widths_that_agree_too() -> None:
     shapes = make_plan(32, 256, AVX512).shapes
-    assert all(parts * length in AVX512 for parts in shapes.parts for length in shapes.lengths)
+    assert all(parts * length in AVX512 for parts, length in shapes.prefills)
     assert len(shapes.parts) > 1
+    assert (shapes.chunk, shapes.lengths) == (24, (8, 24, 72, 136))
+    assert max(length for parts, length in shapes.prefills if parts > 1) == shapes.chunk
+
+
+def test_no_part_is_longer_than_a_context_or_than_pays() -> None:
+    assert make_plan(32, 100, AVX512).shapes.lengths == (8, 24, 72)
+    assert make_plan(32, 20, AVX512).shapes.lengths == (8, 24)
+    assert make_plan(4, 256, AVX512, is_recurrent=True).shapes.lengths == (8, 24)
 
 
 def test_a_length_that_does_not_agree_is_not_used() -> None:

@@ -16,12 +16,14 @@ def make_scheduler(
     queue_capacity: int = 100,
     *,
     chunk: int = 256,
+    long: tuple[int, ...] = (),
     parts: tuple[int, ...] = (1,),
     prefill_budget: int = 512,
     num_blocks: int = 0,
 ) -> Scheduler:
     rows = tuple(sorted({min(2**i, num_slots) for i in range(8)}))
-    return Scheduler(Shapes(rows, parts, (chunk // 2, chunk), num_blocks), queue_capacity, prefill_budget)
+    shapes = Shapes(rows, parts, (chunk // 2, chunk, *long), chunk, num_blocks)
+    return Scheduler(shapes, queue_capacity, prefill_budget)
 
 
 def make_sequence(prompt: int = 1, max_tokens: int = 4, ends: tuple[int, ...] = (), salt: str = "") -> Sequence:
@@ -95,9 +97,54 @@ def test_chunks_end_at_the_same_places_whatever_the_load() -> None:
     assert cuts(0) == cuts(3) == [(0, 4), (4, 8), (8, 10)]
 
 
-def test_a_short_prompt_waits_for_one_chunk_of_a_long_one_at_most() -> None:
-    scheduler, long, short = make_scheduler(2, 2, chunk=4), make_sequence(prompt=40), make_sequence(prompt=2)
-    scheduler.enqueue(long)
+def parts_of(steps: list[Step]) -> list[tuple[Sequence, int, int]]:
+    """Whose prompt was read from where to where, in order."""
+    return [(part.sequence, part.start, part.end) for step in steps if isinstance(step, Prefill) for part in step.parts]
+
+
+def test_a_lone_prompt_that_fits_a_call_is_read_in_one_and_a_longer_one_in_parts_a_size_shorter() -> None:
+    scheduler = make_scheduler(2, chunk=4, long=(12, 20))
+    for prompt, expected in (
+        (20, [(0, 20)]),
+        (13, [(0, 12), (12, 13)]),  # padding to 20 would cost more than another chunk
+        (17, [(0, 17)]),
+        (40, [(0, 12), (12, 24), (24, 36), (36, 40)]),
+        (7, [(0, 4), (4, 7)]),
+    ):
+        scheduler.enqueue(make_sequence(prompt, 1))
+        assert [(start, end) for _, start, end in parts_of(run(scheduler))] == expected
+
+
+@pytest.mark.parametrize("num_slots", [1, 2])
+def test_prompts_are_read_in_the_longest_parts_while_others_wait(num_slots: int) -> None:
+    scheduler, one, two = make_scheduler(num_slots, chunk=4, long=(12, 20)), make_sequence(40, 1), make_sequence(40, 1)
+    scheduler.enqueue(one)
+    scheduler.enqueue(two)
+    parts = parts_of(run(scheduler))
+    assert [part for part in parts if part[0] is one] == [(one, 0, 20), (one, 20, 40)]
+    assert next(part for part in parts if part[0] is two) == (two, 0, 12)  # alone again
+
+
+def test_a_scored_prompt_is_read_by_chunks() -> None:
+    scheduler = make_scheduler(2, chunk=4, long=(12, 20))
+    sequence = Sequence(Request("r", (1,) * 14, 0, prompt_logprobs=True, logprobs=0))
+    scheduler.enqueue(sequence)
+    assert [end for _, _, end in parts_of(run(scheduler))] == [4, 8, 12, 14]
+
+
+def test_only_parts_of_up_to_a_chunk_go_side_by_side() -> None:
+    scheduler = make_scheduler(4, chunk=4, long=(12, 20), parts=(1, 4))
+    for prompt in (20, 3, 20, 4):
+        scheduler.enqueue(make_sequence(prompt, 1))
+    steps = [step for step in run(scheduler) if isinstance(step, Prefill)]
+    assert [[part.end - part.start for part in step.parts] for step in steps] == [[3], [4], [20], [20]]
+
+
+@pytest.mark.parametrize("long", [(), (12, 20)])
+def test_a_short_prompt_waits_for_one_part_of_a_long_one_at_most(long: tuple[int, ...]) -> None:
+    scheduler = make_scheduler(2, 2, chunk=4, long=long)
+    other, short = make_sequence(prompt=60), make_sequence(prompt=2)
+    scheduler.enqueue(other)
     first = scheduler.next_step()
     assert first is not None
     scheduler.enqueue(short)
@@ -328,14 +375,15 @@ def test_everybody_ends_with_the_answer_of_his_own_and_no_slot_leaks(
         st.tuples(st.integers(1, 30), st.integers(1, 20), st.sampled_from(("", "a", "b"))), min_size=1, max_size=25
     ),
     num_slots=st.integers(1, 9),
+    long=st.sampled_from(((), (12,), (12, 20))),
     order=st.randoms(use_true_random=False),
 )
 def test_answers_are_those_computed_by_hand_whoever_leaves_and_whatever_fails(
-    jobs: list[tuple[int, int, str]], num_slots: int, order: Random
+    jobs: list[tuple[int, int, str]], num_slots: int, long: tuple[int, ...], order: Random
 ) -> None:
     """On the device that keeps sums, with moves, aborts under way, copies from the prefix cache, and failures."""
     runner = StubRunner(num_slots, vocab_size=97)
-    runner.shapes = replace(runner.shapes, lengths=(4,), num_blocks=5)
+    runner.shapes = replace(runner.shapes, lengths=(4, *long), chunk=4, num_blocks=5)
     scheduler = Scheduler(runner.shapes, 100, prefill_budget=8)
     waiting = [make_sequence(prompt, budget, salt=salt) for prompt, budget, salt in jobs]
     sequences, gone = [*waiting], set[Sequence]()
