@@ -111,8 +111,9 @@ class Ours:
         bodies = [request_body(self._stream, each) for each in (other, prompt) if each]
         answers = self._runner.run(self._ask(bodies, after_s))
         first_s = answers[-1].first_s
-        if first_s is None:
-            raise ConfigError(f"{self.name}: no first token: {answers[-1].error}")
+        failed = next((answer.error for answer in answers if answer.error), "")
+        if failed or first_s is None:
+            raise ConfigError(f"{self.name}: no first token, or none beside another: {failed}")
         return first_s
 
     def close(self) -> None:

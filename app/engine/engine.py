@@ -38,7 +38,7 @@ BEAT_S = 10.0
 MAX_FAILURES_IN_A_ROW = 3
 # Longest decode call of several steps: what a newcomer waits for at most, and how often
 # somebody who left is noticed.
-MAX_CALL_S = 0.03
+MAX_CALL_S = 0.07
 SHORTEST_STEP_S = 1e-4
 # Weight of the newest decode step in the mean time of one.
 STEP_SMOOTHING = 0.3

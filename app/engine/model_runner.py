@@ -39,7 +39,7 @@ from app.engine.grammar import Grammars
 from app.engine.lanes import Lanes
 from app.engine.plan import make_plan
 from app.engine.runner import NO_GRAMMARS, Result
-from app.engine.scheduler import STEPS, Decode, Part, Prefill, Restore, Step
+from app.engine.scheduler import MOST_STEPS, Decode, Part, Prefill, Restore, Step
 from app.engine.sequence import Grammar, Sampling, Token
 from app.engine.shapes import Shapes
 from app.errors import BadRequest
@@ -359,7 +359,7 @@ class DecoderRunner:
     def _decode_graph(
         self, context: int, ints: tf.Tensor, floats: tf.Tensor, bias: tf.Tensor, num_steps: tf.Tensor
     ) -> tf.Tensor:
-        """`num_steps` tokens of each row, packed, `[STEPS[-1], B, …]`; what lies behind them means nothing."""
+        """`num_steps` tokens of each row, packed, `[MOST_STEPS, B, …]`; what lies behind them means nothing."""
         num_rows = ints.shape[0]
 
         def take_step(
@@ -372,7 +372,7 @@ class DecoderRunner:
             taken = tf.tensor_scatter_nd_update(taken, [[i]], packed[tf.newaxis])
             return i + 1, packed[:, 0], positions + 1, taken
 
-        nothing = tf.zeros((STEPS[-1], num_rows, sampler.packed_size(self.vocab_size)), tf.int32)
+        nothing = tf.zeros((MOST_STEPS, num_rows, sampler.packed_size(self.vocab_size)), tf.int32)
         start = (tf.constant(0), ints[:, 0], ints[:, 1], nothing)
         return tf.while_loop(lambda i, *_: i < num_steps, take_step, start)[3]
 

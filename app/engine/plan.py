@@ -15,7 +15,9 @@ SMALLEST_CONTEXT = 256
 # A larger call is worth compiling from this ratio on; a step of a small model takes about
 # the same time for 4 columns as for 16, so there it would only make the start longer.
 LEAST_GROWTH, LEAST_GROWTH_OF_SMALL = 2, 4
-CPU_CHUNKS, CPU_SHORT, CPU_LONG = (24, 16, 32), 8, (72, 136)
+CPU_CHUNKS, CPU_SHORT = (24, 16, 32), 8
+# Where bits allow: as long as a newcomer can wait for, and what takes least time by the token.
+CPU_LONGER, CPU_LONGEST = 48, 136
 CPU_PARTS = (5, 4, 3)
 # Prompts side by side gain little unless many wait, and cost as many functions to compile.
 LEAST_SLOTS_FOR_PARTS = 24
@@ -116,4 +118,5 @@ def _prompt_shapes(widths: tuple[int, ...], chunk: int) -> tuple[tuple[int, ...]
     """Lengths and numbers of parts whose products agree; one part a call where nothing is known."""
     short = (CPU_SHORT, chunk) if CPU_SHORT in widths else (chunk,)
     together = [parts for parts in CPU_PARTS if all(parts * length in widths for length in short)]
-    return (*short, *(length for length in CPU_LONG if length in widths)), (1, *together[:1])
+    longer = {max([chunk, *(w for w in widths if w <= most)]) for most in (CPU_LONGER, CPU_LONGEST)}
+    return tuple(sorted({*short, *longer})), (1, *together[:1])

@@ -28,8 +28,8 @@ from app.engine.slots import Slots
 
 # A prompt goes next after this many parts of others went first.
 MAX_PASSED_OVER = 4
-# Decode steps that a call may take, rising.
-STEPS = (1, 4, 8)
+# Decode steps of a call.
+MOST_STEPS = 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -265,8 +265,7 @@ class Scheduler:
         moves = self._close_gaps(decoding)
         if any(s.request.needs_host for s in decoding):
             max_steps = 1
-        wanted = min(max_steps, max(s.remaining_output for s in decoding))
-        num_steps = max(steps for steps in STEPS if steps <= max(1, wanted))
+        num_steps = max(1, min(max_steps, MOST_STEPS, max(s.remaining_output for s in decoding)))
         return Decode(tuple(_row(s) for s in decoding), num_steps, moves)
 
     def _close_gaps(self, decoding: list[Sequence]) -> tuple[tuple[int, int], ...]:

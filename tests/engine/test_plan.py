@@ -2,14 +2,14 @@ import pytest
 
 from app.engine.plan import context_buckets, make_plan
 
-AVX512 = (4, 8, 24, 40, 72, 120, 136, 264)
+AVX512 = (4, 8, 16, 24, 40, 48, 72, 80, 136, 264)
 
 
 def test_rows_are_padded_to_widths_that_agree() -> None:
     plan = make_plan(16, 256, AVX512)
-    assert plan.columns == {1: 4, 8: 8, 16: 24}
+    assert plan.columns == {1: 4, 8: 8, 16: 16}
     assert plan.shapes.rows == plan.groups == (1, 8, 16)
-    assert (plan.padded(1), plan.padded(5), plan.padded(9)) == (4, 8, 24)
+    assert (plan.padded(1), plan.padded(5), plan.padded(17)) == (4, 8, 24)
 
 
 @pytest.mark.parametrize("num_slots", [1, 3, 7, 16, 24, 32, 100])
@@ -23,19 +23,19 @@ def test_parts_of_prompts_have_widths_that_agree_too() -> None:
     shapes = make_plan(32, 256, AVX512).shapes
     assert all(parts * length in AVX512 for parts, length in shapes.prefills)
     assert len(shapes.parts) > 1
-    assert (shapes.chunk, shapes.lengths) == (24, (8, 24, 72, 136))
+    assert (shapes.chunk, shapes.lengths) == (24, (8, 24, 48, 136))
     assert max(length for parts, length in shapes.prefills if parts > 1) == shapes.chunk
 
 
 def test_no_part_is_longer_than_a_context_or_than_pays() -> None:
-    assert make_plan(32, 100, AVX512).shapes.lengths == (8, 24, 72)
+    assert make_plan(32, 100, AVX512).shapes.lengths == (8, 24, 48)
     assert make_plan(32, 20, AVX512).shapes.lengths == (8, 24)
     assert make_plan(4, 256, AVX512, is_recurrent=True).shapes.lengths == (8, 24)
 
 
 def test_a_length_that_does_not_agree_is_not_used() -> None:
     shapes = make_plan(32, 256, (16, 32, 48, 64, 80)).shapes
-    assert (shapes.lengths, shapes.parts) == ((16,), (1, 5))
+    assert (shapes.lengths, shapes.parts) == ((16, 48, 80), (1, 5))
 
 
 def test_a_small_model_has_few_calls_to_compile() -> None:
