@@ -72,6 +72,9 @@ def test_our_side_answers_as_long_as_asked_and_tells_of_its_first_token(installa
         batch = ours.run([Prompt((1, 2, 3), 5), Prompt((4,), 2)])
         assert [len(row) for row in batch.tokens] == [5, 2]
         assert 0 < ours.first_token_s(Prompt((1,), 4)) < 60
+        assert 0 < ours.first_token_s(Prompt((1,), 4), Prompt((1,) * 500, 4), 0.001) < 60
+        with pytest.raises(ConfigError, match="context_length_exceeded"):  # beside nothing: no measurement
+            ours.first_token_s(Prompt((1,), 4), Prompt((1,) * 512, 4), 0.001)
         assert ours.latency_s(Prompt((1,), 4)) > 0
     finally:
         ours.close()
