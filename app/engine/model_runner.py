@@ -305,17 +305,26 @@ class DecoderRunner:
         return replace(shapes, rows=rows, parts=parts, lengths=lengths)
 
     def _agreeing_lengths(self, shapes: Shapes) -> tuple[int, ...]:
-        """Those of a chunk at most, and longer ones with which a prompt ends as if it had been read by chunks."""
-        chunk, room = shapes.chunk, self.context_length // shapes.chunk
-        ends = {length: min(length // chunk, room) * chunk for length in shapes.lengths if length > chunk}
-        in_chunks = {
-            start + chunk: self._read_probe(1, start, chunk) for start in range(0, max(ends.values(), default=0), chunk)
-        }
-        agree = {length for length, end in ends.items() if self._is_read_alike(length, end, in_chunks)}
-        return tuple(length for length in shapes.lengths if length <= chunk or length in agree)
+        """Those with which a prompt's beginning ends as if it had been read by chunks.
 
-    def _is_read_alike(self, length: int, end: int, in_chunks: Mapping[int, np.ndarray]) -> bool:
-        return end in in_chunks and np.array_equal(self._read_probe(1, 0, end, length), in_chunks[end])
+        Where none longer than a chunk does, prompts are cut in the same places each time, and the shorter ones stay.
+        """
+        up_to_chunk = tuple(length for length in shapes.lengths if length <= shapes.chunk)
+        if up_to_chunk == shapes.lengths:
+            return up_to_chunk
+        agree = tuple(length for length in shapes.lengths if self._agrees(length))
+        return agree if agree[-1] > shapes.chunk else up_to_chunk
+
+    def _agrees(self, length: int) -> bool:
+        chunk = self.shapes.chunk
+        end = max(1, length // chunk) * chunk
+        return np.array_equal(self._read_by(length, end), self._read_by(chunk, end))
+
+    def _read_by(self, length: int, end: int) -> np.ndarray:
+        """The first slot's state after so many tokens, read in parts of this length."""
+        for start in range(0, end, length):
+            state = self._read_probe(1, start, min(length, end - start), length)
+        return state
 
     def _read_probe(self, parts: int, start: int, length: int, padded: int | None = None) -> np.ndarray:
         """The first slot's state after a part of a prompt, padded to a chunk or so far, beside others of no meaning."""

@@ -28,7 +28,7 @@ from app.engine.slots import Slots
 
 # A prompt goes next after this many parts of others went first.
 MAX_PASSED_OVER = 4
-# Decode steps of a call.
+# Decode steps of a call, at most.
 MOST_STEPS = 8
 
 

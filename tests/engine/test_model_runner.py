@@ -172,15 +172,19 @@ def test_answers_are_the_same_bit_for_bit_wherever_a_prompt_was_cut(lengthy: Dec
     assert lengthy.compilations == 0
 
 
-def test_a_length_that_disagrees_is_not_used(lengthy: DecoderRunner, monkeypatch: pytest.MonkeyPatch) -> None:
-    probe, longest = lengthy._read_probe, lengthy.shapes.longest
+def test_lengths_that_disagree_are_not_used(lengthy: DecoderRunner, monkeypatch: pytest.MonkeyPatch) -> None:
+    shapes, probe, odd = lengthy.shapes, lengthy._read_probe, set[int | None]()
 
-    def odd(parts: int, start: int, length: int, padded: int | None = None) -> np.ndarray:
-        state: np.ndarray = probe(parts, start, length, padded) + (padded == longest)
+    def read(parts: int, start: int, length: int, padded: int | None = None) -> np.ndarray:
+        state: np.ndarray = probe(parts, start, length, padded) + (padded in odd)
         return state
 
-    monkeypatch.setattr(lengthy, "_read_probe", odd)
-    assert lengthy._agreeing(lengthy.shapes).lengths == lengthy.shapes.lengths[:-1]
+    monkeypatch.setattr(lengthy, "_read_probe", read)
+    assert lengthy._agreeing(shapes) == shapes
+    odd |= {shapes.lengths[0], shapes.longest}
+    assert lengthy._agreeing(shapes).lengths == shapes.lengths[1:-1]
+    odd |= {length for length in shapes.lengths if length > shapes.chunk}  # cut in the same places then
+    assert lengthy._agreeing(shapes).lengths == tuple(length for length in shapes.lengths if length <= shapes.chunk)
 
 
 def test_no_call_is_compiled_for_a_value(runner: DecoderRunner) -> None:

@@ -133,11 +133,11 @@ def test_a_scored_prompt_is_read_by_chunks() -> None:
 
 
 def test_only_parts_of_up_to_a_chunk_go_side_by_side() -> None:
-    scheduler = make_scheduler(4, chunk=4, long=(12, 20), parts=(1, 4))
+    scheduler = make_scheduler(4, chunk=4, long=(12, 20), parts=(1, 2))
     for prompt in (20, 3, 20, 4):
         scheduler.enqueue(make_sequence(prompt, 1))
     steps = [step for step in run(scheduler) if isinstance(step, Prefill)]
-    assert [[part.end - part.start for part in step.parts] for step in steps] == [[3], [4], [20], [20]]
+    assert [[part.end - part.start for part in step.parts] for step in steps] == [[3, 4], [20], [20]]
 
 
 @pytest.mark.parametrize("long", [(), (12, 20)])
