@@ -49,7 +49,7 @@ def load(card: ModelCard) -> DecoderRunner:
 
 
 async def test_a_row_replays_the_answer_of_the_version_that_it_names(real: World) -> None:
-    card = Registry(real.settings.models_dir).get("tiny")
+    card, differs = Registry(real.settings.models_dir).get("tiny"), []
     for sent in COMPLETIONS:
         first = await real.post("/v1/completions", {"model": "tiny", **sent})
         row = (await real.get(f"/v1/usage/requests/{first.headers['x-request-id']}")).json()
@@ -59,7 +59,8 @@ async def test_a_row_replays_the_answer_of_the_version_that_it_names(real: World
         again, *_ = await asyncio.gather(real.post("/v1/completions", body), *others)
         assert texts(again) == texts(first)
         another = await real.post("/v1/completions", {**body, "seed": row["parameters"]["seed"] + 1})
-        assert texts(another) != texts(first)
+        differs.append(texts(another) != texts(first))
+    assert any(differs)  # two seeds may well agree on an answer as short as "{}", but not on all
 
 
 def texts(answer: httpx.Response) -> list[tuple[str, str]]:
