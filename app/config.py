@@ -99,6 +99,8 @@ class Settings(BaseSettings):
     """A stream without a chunk for this long counts as a dead engine."""
     engine_threads: int = Field(0, ge=0)
     """Threads of the numeric kernels; 0: as many as there are cores."""
+    engine_kernels: bool = True
+    """Use kernels compiled at start for products and attention on a processor; without, XLA's own."""
 
     @field_validator("usage_retention_months")
     @classmethod

@@ -5,7 +5,7 @@ imported on the first call, so that a stub never pays for it.
 """
 
 from app.config import Settings
-from app.engine.device import start_tensorflow
+from app.engine.device import is_accelerated, start_tensorflow
 from app.engine.runner import Encoder, Runner
 from app.engine.stub import StubEncoder, StubRunner
 from app.modeling.registry import ModelCard
@@ -24,6 +24,7 @@ def load_model(settings: Settings, card: ModelCard) -> Runner | Encoder:
     from app.engine.grammar import Grammars
     from app.engine.model_runner import DecoderRunner
     from app.engine.widths import CANDIDATES, agreeing_widths
+    from app.kernels import ops
     from app.modeling import checkpoint, decoder, quantize
     from app.modeling.bert_config import BertConfig
     from app.modeling.decoder_config import DecoderConfig
@@ -35,8 +36,13 @@ def load_model(settings: Settings, card: ModelCard) -> Runner | Encoder:
         return EncoderRunner(config, weights)
     if isinstance(config, DecoderConfig):
         weights = decoder.joined(config, weights)
+    kernels = None
+    if settings.engine_kernels and not is_accelerated():
+        kernels = ops.start(folder, settings.engine_threads)
     if (card.precision or settings.engine_precision) == "int8":
         weights, widths = quantize.quantize(config, weights), CANDIDATES  # sums of integers agree for all
+    elif kernels is not None:
+        widths = ()  # of no interest
     else:
         products = [weights[name] for name in quantize.product_names(config, weights)]
         widths = agreeing_widths({(w.shape[0], w.shape[1]) for w in products}, settings.engine_slots, folder)
@@ -47,6 +53,7 @@ def load_model(settings: Settings, card: ModelCard) -> Runner | Encoder:
         Grammars.of(card),
         widths=widths,
         cache_bytes=settings.engine_prefix_cache_mib * 2**20,
+        kernels=kernels,
     )
 
 

@@ -3,8 +3,7 @@
 XLA compiles one function for each shape of a call (`plan.py`): parts of prompts by
 their number, padded length and context, decode steps by rows and context. A decode
 call takes several steps in a loop on the device. What is known of prompts' beginnings
-is copied (`blocks.py`). Prompts are read in lanes and go to their slots when complete
-(`lanes.py`).
+is copied. Where sequences are remembered is `stores.py`'s affair.
 
 Everything is traced in the constructor and compiled in `warm_up`; TensorFlow numbers
 functions as they are traced, and XLA's cache on disk knows them by that number, so
@@ -12,8 +11,8 @@ build the models of a process one after the other and in the same order each tim
 Warm them up side by side.
 
 A row's answer is the same, bit for bit, in calls of any number of rows, and after a prompt
-that was read in parts of any length: their products have numbers of columns that agree
-(`widths.py`), and `warm_up` compares the calls and uses none that does not.
+that was read in parts of any length: the kernels' products agree for any number of columns,
+XLA's for some (`widths.py`), and `warm_up` compares the calls and uses none that does not.
 
 What comes back from a step is one packed array, one copy to the host.
 
@@ -33,19 +32,20 @@ from tensorflow.compiler.tf2xla.ops import gen_xla_ops
 
 from app.engine import sampler
 from app.engine.bias import Bias
-from app.engine.blocks import BlockPool, block_bytes
 from app.engine.device import align_function_numbers, is_accelerated, losses_translated
 from app.engine.grammar import Grammars
-from app.engine.lanes import Lanes
 from app.engine.plan import make_plan
 from app.engine.runner import NO_GRAMMARS, Result
 from app.engine.scheduler import MOST_STEPS, Decode, Part, Prefill, Restore, Step
 from app.engine.sequence import Grammar, Sampling, Token
 from app.engine.shapes import Shapes
+from app.engine.stores import MemoryStore, Store, VariableStore
 from app.errors import BadRequest
+from app.kernels import ops
 from app.modeling.decoder_config import DecoderConfig
 from app.modeling.family import family_of
 from app.modeling.gru import GruConfig
+from app.modeling.quantize import product_names
 from app.telemetry import get_logger
 
 log = get_logger(__name__)
@@ -66,8 +66,9 @@ class DecoderRunner:
         weights: arrays by Hugging Face name, as `quantize` leaves them where it was used.
         num_slots: rows of the batch.
         grammars: of the model's tokenizer; None refuses them all.
-        widths: numbers of columns that agree; none: every call has all rows.
+        widths: numbers of columns of which XLA's products agree; none: every call has all rows.
         cache_bytes: device memory for the beginnings of prompts.
+        kernels: for products and attention, where there are some.
     """
 
     def __init__(
@@ -79,11 +80,14 @@ class DecoderRunner:
         *,
         widths: tuple[int, ...] = (),
         cache_bytes: int = 0,
+        kernels: ops.Started | None = None,
     ) -> None:
         self.vocab_size = config.vocab_size
         self.context_length = config.context_length
         self._config = config
-        self._weights = {name: tf.constant(array) for name, array in weights.items()}
+        if isinstance(config, DecoderConfig) and config.head_dim % 2:
+            kernels = None  # attention's takes numbers by pairs
+        self._weights = _placed(config, weights, kernels)
         self._family = family_of(config)
         self._plan = make_plan(
             num_slots,
@@ -92,13 +96,10 @@ class DecoderRunner:
             is_small=sum(array.nbytes for array in weights.values()) < SMALL_BYTES,
             is_recurrent=isinstance(config, GruConfig),
             is_accelerator=is_accelerated(),
+            has_kernels=kernels is not None,
         )
-        self.shapes = self._plan.shapes
-        self._cache = self._family.init_cache(config, self._plan.groups, self._plan.contexts)
-        num_lanes = 1 + max(NUM_LANES, *self.shapes.parts)
-        self._lane_cache = self._family.init_cache(config, (num_lanes,), self._plan.contexts)
-        self._lanes = Lanes(self._cache, self._lane_cache)
-        self._pool = self._make_pool(cache_bytes)
+        self._store = self._make_store(kernels, cache_bytes)
+        self.shapes = replace(self._plan.shapes, num_blocks=self._store.num_blocks)
         self._grammars = grammars
         self._bias = Bias(num_slots, config.vocab_size, grammars)
         self._no_bias = {size: tf.zeros((size, config.vocab_size)) for size in {*self.shapes.rows, *self.shapes.parts}}
@@ -140,9 +141,8 @@ class DecoderRunner:
         return Result(tokens, scored, device_s=time.perf_counter() - started)
 
     def _restore(self, step: Restore) -> tuple[tuple[Token, ...], ...]:
-        assert self._pool is not None
-        [lane] = self._lanes.enter([step.slot], [0], [step.end])
-        self._pool.restore(lane, step.places)
+        [lane] = self._store.enter([step.slot], [0], [step.end])
+        self._store.restore(lane, step.places)
         self._next_write[step.slot] = step.end
         return ((),)
 
@@ -154,15 +154,15 @@ class DecoderRunner:
             tokens[row, : part.end - part.start] = part.sequence.request.prompt[part.start : part.end]
             self._next_write[part.slot] = part.end
         slots, starts, ends = zip(*((part.slot, part.start, part.end) for part in parts), strict=True)
-        lanes = self._lanes.enter(slots, starts, ends)
+        lanes = self._store.enter(slots, starts, ends)
         places = np.array([lanes, starts, np.subtract(ends, starts)], np.int32).T
         context = self._plan.context(max(part.end for part in parts))
         last, states = self._prefills[len(parts), length, context](tokens, places)
         for part, lane in zip(parts, lanes, strict=True):
-            if part.kept and self._pool is not None:
-                self._pool.keep(lane, part.first_kept, part.kept)
+            if part.kept:
+                self._store.keep(lane, part.first_kept, part.kept)
             if part.is_last:
-                self._lanes.store(part.slot)
+                self._store.complete(part.slot)
         return self._sample_first(parts, last), self._score(parts[0], states)
 
     def _sample_first(self, parts: tuple[Part, ...], last: tf.Tensor) -> tuple[tuple[Token, ...], ...]:
@@ -201,7 +201,7 @@ class DecoderRunner:
     def _decode(self, step: Decode) -> tuple[tuple[Token, ...], ...]:
         positions = {row.slot: row.position for row in step.rows}
         for source, target in step.moves:
-            self._lanes.move(source, target, positions[target])
+            self._store.move(source, target, positions[target])
             self._bias.move(source, target)
         size = self.shapes.row_bucket(1 + max(row.slot for row in step.rows))
         ints, floats = _idle_rows(size)
@@ -215,7 +215,8 @@ class DecoderRunner:
             self._next_write[row.slot] = row.position + step.num_steps
         context = self._plan.context(max(row.position for row in step.rows) + step.num_steps)
         bias = self._no_bias[size] if self._bias.is_zero else tf.constant(self._bias.rows[:size])
-        packed = self._decodes[size, context](ints, floats, bias, np.int32(step.num_steps)).numpy()
+        slots = self._store.rows(size, positions)
+        packed = self._decodes[size, context](ints, floats, bias, np.int32(step.num_steps), slots).numpy()
         return tuple(
             tuple(
                 self._bias.advance(row.slot, sampler.unpack(packed[i], row.slot, row.sequence.request.logprobs))
@@ -224,15 +225,18 @@ class DecoderRunner:
             for row in step.rows
         )
 
-    def _make_pool(self, cache_bytes: int) -> BlockPool | None:
-        if isinstance(self._config, GruConfig):  # a recurrent state has no parts that could be kept
-            return None
-        chunk = self.shapes.chunk
-        num_blocks = cache_bytes // block_bytes(self._lane_cache, chunk)
-        if num_blocks < 1:
-            return None
-        self.shapes = replace(self.shapes, num_blocks=num_blocks)
-        return BlockPool(self._lane_cache, num_blocks, chunk)
+    def _make_store(self, kernels: ops.Started | None, cache_bytes: int) -> Store:
+        config, plan = self._config, self._plan
+        chunk = plan.shapes.chunk
+        if kernels is not None and isinstance(config, DecoderConfig):
+            heads, num_slots = (config.num_kv_heads, config.head_dim), plan.shapes.num_slots
+            memory = ops.Memory(kernels, config.num_layers, *heads, num_slots, config.context_length)
+            return MemoryStore(memory, chunk, cache_bytes)
+        answers = self._family.init_cache(config, plan.groups, plan.contexts)
+        num_lanes = 1 + max(NUM_LANES, *plan.shapes.parts)
+        prompts = self._family.init_cache(config, (num_lanes,), plan.contexts)
+        # A recurrent state has no parts that could be kept.
+        return VariableStore(answers, prompts, chunk, 0 if isinstance(config, GruConfig) else cache_bytes)
 
     def _make_functions(self) -> None:
         shapes, contexts, vocab_size = self.shapes, self._plan.contexts, self.vocab_size
@@ -251,7 +255,9 @@ class DecoderRunner:
         }
         self._scores = _compiled(self._score_graph, _floats(width, shapes.chunk), _ints(shapes.chunk))
         self._decodes = {
-            (rows, context): _compiled(partial(self._decode_graph, context), *_row_specs(rows, vocab_size), _ints())
+            (rows, context): _compiled(
+                partial(self._decode_graph, context), *_row_specs(rows, vocab_size), _ints(), _ints(rows)
+            )
             for rows in shapes.rows
             for context in contexts
         }
@@ -266,14 +272,14 @@ class DecoderRunner:
 
     @property
     def _num_traces(self) -> int:
-        in_pool = 0 if self._pool is None else self._pool.num_traces
         compiled: int = sum(function.experimental_get_tracing_count() for function in self._compiled_functions)
-        return in_pool + compiled
+        return self._store.num_traces + compiled
 
     def _trials(self) -> list[Callable[[], Any]]:
         """A call of each function, on slots that nobody owns yet; the largest first, so that none waits at the end."""
         trials: list[Callable[[], Any]] = [
-            partial(function, *self._idle_call(rows)) for (rows, _), function in self._decodes.items()
+            partial(function, *self._idle_call(rows), self._store.rows(rows, ()))
+            for (rows, _), function in self._decodes.items()
         ]
         for (parts, length, _), function in self._prefills.items():
             trials.append(partial(function, np.zeros((parts, length), np.int32), _first_lanes(parts)))
@@ -282,9 +288,7 @@ class DecoderRunner:
             trials.append(partial(function, np.zeros((width, parts), np.float32), *self._idle_call(parts)[:3]))
         chunk = self.shapes.chunk
         trials.append(partial(self._scores, np.zeros((width, chunk), np.float32), np.zeros(chunk, np.int32)))
-        trials.append(self._lanes.warm_up)
-        if self._pool is not None:
-            trials.append(self._pool.warm_up)
+        trials.append(self._store.warm_up)
         return trials
 
     def _idle_call(self, size: int) -> tuple[Any, ...]:
@@ -296,7 +300,7 @@ class DecoderRunner:
         length = min(shapes.chunk, (self.context_length - 1) // 2)
         for start in (0, length):
             states = {parts: self._read_probe(parts, start, length) for parts in shapes.parts}
-        self._lanes.store(0)
+        self._store.complete(0)
         answers = {rows: self._decode_probe(rows, 2 * length) for rows in shapes.rows}
         rows = tuple(rows for rows in shapes.rows if np.array_equal(answers[rows], answers[shapes.num_slots]))
         parts = tuple(parts for parts in shapes.parts if np.array_equal(states[parts], states[1]))
@@ -332,7 +336,7 @@ class DecoderRunner:
         tokens, places = np.zeros((parts, padded), np.int32), _first_lanes(parts)
         tokens[0, :length] = PROBED * np.arange(start + 1, start + 1 + length) % self.vocab_size
         places[0, 1:] = start, length
-        places[:, 0] = self._lanes.enter(range(parts), places[:, 1].tolist(), places[:, 1:].sum(1).tolist())
+        places[:, 0] = self._store.enter(range(parts), places[:, 1].tolist(), places[:, 1:].sum(1).tolist())
         context = self._plan.context(max(padded, start + length))
         last, _ = self._prefills[parts, padded, context](tokens, places)
         state: np.ndarray = last.numpy()[:, 0]
@@ -343,7 +347,7 @@ class DecoderRunner:
         ints, floats = _idle_rows(rows)
         floats[0], ints[0, 2:] = sampler.row_parameters(Sampling(temperature=1.0, top_p=0.9), logprobs=1)
         ints[0, :2] = PROBED % self.vocab_size, position
-        call = (ints, floats, self._no_bias[rows], np.int32(1))
+        call = (ints, floats, self._no_bias[rows], np.int32(1), self._store.rows(rows, (0,)))
         answer: np.ndarray = self._decodes[rows, self._plan.contexts[0]](*call).numpy()[0, 0]
         return answer
 
@@ -351,7 +355,7 @@ class DecoderRunner:
         """The states after each part's last real token `[D, P]`, and all of them `[D, P * T]`."""
         lanes, starts, lengths = tf.unstack(places, axis=1)
         states = self._family.prefill(
-            self._config, self._weights, self._lane_cache, tokens, lanes, starts, lengths, context
+            self._config, self._weights, self._store.prompts, tokens, lanes, starts, lengths, context
         )
         num_parts, length = tokens.shape
         return tf.gather(states, tf.range(num_parts) * length + lengths - 1, axis=1), states
@@ -366,7 +370,13 @@ class DecoderRunner:
         return sampler.score(_turned(self._family.head(self._config, self._weights, states)), targets)
 
     def _decode_graph(
-        self, context: int, ints: tf.Tensor, floats: tf.Tensor, bias: tf.Tensor, num_steps: tf.Tensor
+        self,
+        context: int,
+        ints: tf.Tensor,
+        floats: tf.Tensor,
+        bias: tf.Tensor,
+        num_steps: tf.Tensor,
+        slots: tf.Tensor,
     ) -> tf.Tensor:
         """`num_steps` tokens of each row, packed, `[MOST_STEPS, B, …]`; what lies behind them means nothing."""
         num_rows = ints.shape[0]
@@ -374,8 +384,9 @@ class DecoderRunner:
         def take_step(
             i: tf.Tensor, tokens: tf.Tensor, positions: tf.Tensor, taken: tf.Tensor
         ) -> tuple[tf.Tensor, tf.Tensor, tf.Tensor, tf.Tensor]:
+            cache, num_columns = self._store.answers, self._plan.columns[num_rows]
             columns = self._family.decode(
-                self._config, self._weights, self._cache, tokens, positions, context, self._plan.columns[num_rows]
+                self._config, self._weights, cache, tokens, positions, context, num_columns, slots
             )  # [V, B]
             packed = sampler.sample(_turned(columns), bias, sampler.Rows(floats, ints[:, 2:], positions + 1))
             taken = tf.tensor_scatter_nd_update(taken, [[i]], packed[tf.newaxis])
@@ -384,6 +395,17 @@ class DecoderRunner:
         nothing = tf.zeros((MOST_STEPS, num_rows, sampler.packed_size(self.vocab_size)), tf.int32)
         start = (tf.constant(0), ints[:, 0], ints[:, 1], nothing)
         return tf.while_loop(lambda i, *_: i < num_steps, take_step, start)[3]
+
+
+def _placed(
+    config: DecoderConfig | GruConfig, weights: Mapping[str, np.ndarray], kernels: ops.Started | None
+) -> dict[str, tf.Tensor | ops.Packed]:
+    """The weights on the device, those of products as their kernels read them."""
+    packed = dict[str, ops.Packed | None]()
+    if kernels is not None:
+        for name in product_names(config, weights):
+            packed[name] = ops.pack(kernels, weights[name], weights.get(name.removesuffix("weight") + "scale"))
+    return {name: tf.constant(array) if packed.get(name) is None else packed[name] for name, array in weights.items()}
 
 
 def _turned(logits: tf.Tensor) -> tf.Tensor:

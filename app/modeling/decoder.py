@@ -27,6 +27,7 @@ from functools import partial
 import numpy as np
 import tensorflow as tf
 
+from app.kernels.ops import Memory
 from app.modeling import attention, rotary
 from app.modeling.cache import Block, Cache, Group, stretches
 from app.modeling.decoder_config import DecoderConfig
@@ -111,7 +112,7 @@ def forward(config: DecoderConfig, weights: Weights, tokens: tf.Tensor, dropout:
 def prefill(
     config: DecoderConfig,
     weights: Weights,
-    cache: Cache,
+    cache: Cache | Memory,
     tokens: tf.Tensor,
     slots: tf.Tensor,
     starts: tf.Tensor,
@@ -127,32 +128,23 @@ def prefill(
     Args:
         config: sizes.
         weights: tensors by Hugging Face name.
-        cache: of one group; updated in place at `[slots[b], :, starts[b]:starts[b] + T]`.
+        cache: updated in place at slots `slots[b]`, positions from `starts[b]` on; of one group.
         tokens: `[B, T]` int32, padded.
         slots: `[B]` int32, rows of the cache, all different.
         starts: `[B]` int32, position of `tokens[b, 0]`.
-        lengths: `[B]` int32, number of real tokens; does not matter here.
+        lengths: `[B]` int32, number of real tokens.
         context: positions of the cache to read, at least `starts + lengths`: the end of
-            one of its blocks, and a constant of the compiled function.
+            one of its blocks, and a constant of the compiled function. A memory knows itself.
 
     Returns:
         `[D, B * T]`, every position's state before the output head.
     """
-    del lengths
-    num_rows, num_tokens = tokens.shape
-    [group] = cache.groups
+    num_tokens = tokens.shape[1]
     positions = starts[:, tf.newaxis] + tf.range(num_tokens)  # [B, T]
-    turns = rotary.turns(config, positions[:, tf.newaxis])  # [B, 1, T, H/2] each
-    visible = _visible(config, tf.reshape(positions, (num_rows, 1, num_tokens, 1)), tf.range(context))
-
-    def mix(layer: int, q: tf.Tensor, k: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
-        q, k, v = _heads(config, num_rows, turns, q, k, v)
-        _write(group, layer, slots, positions, context, k, v)
-        keys, values = _kept(group, layer, context)
-        # Gathered: for a slice XLA would compile anew for each value of its start.
-        keys, values = [tf.gather(rows, slots) for rows in keys], [tf.gather(rows, slots) for rows in values]
-        return _columns(attention.attend(q, [keys], [values], visible[config.window(layer)]))
-
+    if isinstance(cache, Memory):
+        mix = _mix_in_memory(config, cache, positions, tf.stack([slots, starts, lengths], axis=1))
+    else:
+        mix = _mix_in_lanes(config, cache, slots, positions, context)
     x = _embed(config, weights, tokens, positions)  # [D, B * T]
     for layer in range(config.num_layers):
         x = _block(config, weights, layer, x, mix)
@@ -162,16 +154,18 @@ def prefill(
 def decode(
     config: DecoderConfig,
     weights: Weights,
-    cache: Cache,
+    cache: Cache | Memory,
     tokens: tf.Tensor,
     positions: tf.Tensor,
     context: int,
     num_columns: int | None = None,
+    slots: tf.Tensor | None = None,
 ) -> tf.Tensor:
-    """One step of the first `B` slots: write the new key and value, attend, return logits.
+    """One step of `B` rows: write the new key and value, attend, return logits.
 
-    A row without a live sequence still writes at its position: give it the
-    position that its prompt will write next, so that nothing live is harmed.
+    In a cache they are the first slots, and one without a live sequence still writes at its
+    position: give it the position that its prompt will write next, so that nothing live
+    is harmed. In a memory such a row has no slot.
 
     Args:
         config: sizes.
@@ -184,6 +178,7 @@ def decode(
             constant of the compiled function.
         num_columns: how many columns the products shall have, at least `B`; more
             are filled with what nobody reads.
+        slots: `[B]` int32, in a memory the rows' slots, or -1.
 
     Returns:
         `[V, B]` float32.
@@ -191,16 +186,12 @@ def decode(
     num_rows = tokens.shape[0]
     weights = first_only(weights) if num_rows == 1 else weights
     padding = [[0, (num_columns or num_rows) - num_rows]]
-    queries = tf.reshape(positions, (num_rows, 1, 1, 1))
-    visible = _visible(config, queries, tf.range(context))
-    turns = rotary.turns(config, queries[..., 0])  # [B, 1, 1, H/2] each
-
-    def mix(layer: int, q: tf.Tensor, k: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
-        q, k, v = _heads(config, num_rows, turns, q[:, :num_rows], k[:, :num_rows], v[:, :num_rows])
-        keys, values = _remember(cache, layer, positions, context, k, v)
-        mixed = _columns(attention.attend(q, keys, values, visible[config.window(layer)]))
-        return tf.pad(mixed, [[0, 0], *padding]) if padding[0][1] else mixed
-
+    if isinstance(cache, Memory):
+        assert slots is not None
+        places = tf.stack([tf.maximum(slots, 0), positions, tf.cast(slots >= 0, tf.int32)], axis=1)
+        mix = _mix_in_memory(config, cache, positions, places)
+    else:
+        mix = _mix_in_slots(config, cache, positions, context, padding)
     x = _embed(config, weights, tf.pad(tokens, padding), tf.pad(positions, padding))  # [D, M]
     for layer in range(config.num_layers):
         x = _block(config, weights, layer, x, mix)
@@ -269,6 +260,61 @@ def _embed(config: DecoderConfig, weights: Weights, tokens: tf.Tensor, positions
     if config.positions == "learned":
         x += lookup(weights, "model.embed_positions", tf.reshape(positions, (-1,)))
     return tf.transpose(x)
+
+
+def _mix_in_memory(config: DecoderConfig, memory: Memory, positions: tf.Tensor, places: tf.Tensor) -> Mix:
+    """Attention of rows at their `places` `[B, 3]`, as `Memory.attend` has them, and all their positions `[...]`."""
+    if config.positions == "rotary":
+        turns = tf.stack(rotary.turns(config, tf.reshape(positions, (-1,))))  # [2, M, H/2]
+    else:  # nothing is turned
+        shape = (tf.size(positions), config.head_dim // 2)
+        turns = tf.stack([tf.ones(shape), tf.zeros(shape)])
+    turns = tf.transpose(turns, (0, 2, 1))
+
+    def mix(layer: int, q: tf.Tensor, k: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
+        return memory.attend(q, k, v, turns, places, layer, config.window(layer))
+
+    return mix
+
+
+def _mix_in_lanes(config: DecoderConfig, cache: Cache, slots: tf.Tensor, positions: tf.Tensor, context: int) -> Mix:
+    """Attention of parts of prompts at positions `[B, T]`."""
+    num_rows, num_tokens = positions.shape
+    turns = rotary.turns(config, positions[:, tf.newaxis])  # [B, 1, T, H/2] each
+    [group] = cache.groups
+    visible = _visible(config, tf.reshape(positions, (num_rows, 1, num_tokens, 1)), tf.range(context))
+
+    def mix(layer: int, q: tf.Tensor, k: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
+        q, k, v = _heads(config, num_rows, turns, q, k, v)
+        _write(group, layer, slots, positions, context, k, v)
+        keys, values = _kept(group, layer, context)
+        # Gathered: for a slice XLA would compile anew for each value of its start.
+        keys, values = [tf.gather(rows, slots) for rows in keys], [tf.gather(rows, slots) for rows in values]
+        return _columns(attention.attend(q, [keys], [values], visible[config.window(layer)]))
+
+    return mix
+
+
+def _mix_in_slots(
+    config: DecoderConfig,
+    cache: Cache,
+    positions: tf.Tensor,
+    context: int,
+    padding: list[list[int]],
+) -> Mix:
+    """Attention of one token of each of the first slots at positions `[B]`; `padding` columns mean nothing."""
+    num_rows = positions.shape[0]
+    queries = tf.reshape(positions, (num_rows, 1, 1, 1))
+    turns = rotary.turns(config, queries[..., 0])  # [B, 1, 1, H/2] each
+    visible = _visible(config, queries, tf.range(context))
+
+    def mix(layer: int, q: tf.Tensor, k: tf.Tensor, v: tf.Tensor) -> tf.Tensor:
+        q, k, v = _heads(config, num_rows, turns, q[:, :num_rows], k[:, :num_rows], v[:, :num_rows])
+        keys, values = _remember(cache, layer, positions, context, k, v)
+        mixed = _columns(attention.attend(q, keys, values, visible[config.window(layer)]))
+        return tf.pad(mixed, [[0, 0], *padding]) if padding[0][1] else mixed
+
+    return mix
 
 
 def _remember(

@@ -43,7 +43,7 @@ class Family(Protocol):
         self,
         config: Any,  # noqa: ANN401
         weights: Weights,
-        cache: Cache,
+        cache: Any,  # noqa: ANN401
         tokens: tf.Tensor,
         slots: tf.Tensor,
         starts: tf.Tensor,
@@ -59,13 +59,14 @@ class Family(Protocol):
         self,
         config: Any,  # noqa: ANN401
         weights: Weights,
-        cache: Cache,
+        cache: Any,  # noqa: ANN401
         tokens: tf.Tensor,
         positions: tf.Tensor,
         context: int,
         num_columns: int | None = None,
+        slots: tf.Tensor | None = None,
     ) -> tf.Tensor:
-        """Logits `[V, B]` float32 after one step, in place, of the first `B` slots."""
+        """Logits `[V, B]` float32 after one step, in place, of the first `B` slots, or of these in a memory."""
 
 
 def family_of(config: DecoderConfig | GruConfig) -> Family:

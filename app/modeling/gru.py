@@ -191,6 +191,7 @@ def decode(
     positions: tf.Tensor,
     context: int,
     num_columns: int | None = None,
+    slots: tf.Tensor | None = None,
 ) -> tf.Tensor:
     """One step of the first `B` slots.
 
@@ -206,6 +207,7 @@ def decode(
         context: does not matter here.
         num_columns: how many columns the products shall have, at least `B`; more
             are filled with what nobody reads.
+        slots: does not matter here.
 
     Returns:
         `[V, B]` float32.
@@ -213,7 +215,7 @@ def decode(
     num_rows = tokens.shape[0]
     weights = first_only(weights) if num_rows == 1 else weights
     padding = [[0, (num_columns or num_rows) - num_rows]]
-    slots = tf.range(num_rows)
+    slots = tf.range(num_rows)  # a state's row is its slot
     before = tf.pad(_read(config, cache, slots, positions), [[0, 0], [0, 0], *padding])  # [L, D, N]
     x = _embed(weights, tf.pad(tokens, padding))  # [E, N]
     after = []

@@ -2,7 +2,8 @@
 
 Weights keep the layout `[out, in]` that Hugging Face stores, and stand on the left:
 under XLA on a CPU that is up to twice as quick for few columns as rows on the left,
-and as quick for many. It is the one place where a weight's precision matters: a
+and as quick for many. Where kernels are used, an engine has packed them for those
+(`kernels/ops.py`). It is the one place where a weight's precision matters: a
 weight with a `.scale` beside it holds bytes (`quantize.py`), and the activations of
 a column become bytes by a scale of their own, so that the product is one of integers,
 whose sum does not depend on any order. Where only the first column matters, that one is
@@ -18,6 +19,8 @@ from typing import Any
 
 import tensorflow as tf
 from tensorflow.compiler.tf2xla.ops import gen_xla_ops
+
+from app.kernels import ops
 
 Weights = Mapping[str, Any]
 """Tensors by their Hugging Face names."""
@@ -40,7 +43,9 @@ def first_only(weights: Weights) -> Weights:
 def linear(weights: Weights, name: str, x: tf.Tensor) -> tf.Tensor:
     """`[D, M]` to `[F, M]` by `name + ".weight"` `[F, D]`, plus `name + ".bias"` `[F]` where there is one."""
     weight, scale = weights[name + ".weight"], weights.get(name + ".scale")
-    if scale is None:
+    if isinstance(weight, ops.Packed):
+        y = ops.product(weight, x)
+    elif scale is None:
         y = tf.matmul(weight, x)
     else:
         y = _product_of_bytes(weight, scale, x, is_first_only=FIRST_ONLY in weights)
@@ -50,7 +55,10 @@ def linear(weights: Weights, name: str, x: tf.Tensor) -> tf.Tensor:
 
 def lookup(weights: Weights, name: str, ids: tf.Tensor) -> tf.Tensor:
     """Rows `[..., D]` of `name + ".weight"` by number."""
-    rows, scale = tf.gather(weights[name + ".weight"], ids), weights.get(name + ".scale")
+    weight, scale = weights[name + ".weight"], weights.get(name + ".scale")
+    if isinstance(weight, ops.Packed):
+        return ops.rows(weight, ids)
+    rows = tf.gather(weight, ids)
     return rows if scale is None else tf.cast(rows, scale.dtype) * tf.gather(scale, ids)[..., tf.newaxis]
 
 

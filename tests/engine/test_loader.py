@@ -5,12 +5,30 @@ import pytest
 from app.config import Settings
 from app.engine.device import align_function_numbers, device_name, start_tensorflow
 from app.engine.encoder_runner import EncoderRunner
-from app.engine.loader import load_model, load_stub
+from app.engine.loader import CACHE_DIR, load_model, load_stub
 from app.engine.model_runner import DecoderRunner
+from app.engine.stores import MemoryStore, VariableStore
 from app.engine.stub import WINNING_SCORE, StubEncoder, StubRunner
 from app.errors import ModelFormatError
+from app.kernels import ops
 from app.modeling.registry import read_card
+from tests.kernels.started import started
 from tests.modeling.checkpoints import write_decoder, write_encoder
+
+
+class Starts(list[tuple[Path | None, int]]):
+    """The kernels of this process, whatever folder a test has, and who asked for them."""
+
+    def __call__(self, folder: Path | None, num_threads: int) -> ops.Started | None:
+        self.append((folder, num_threads))
+        return started()
+
+
+@pytest.fixture(autouse=True)
+def starts(monkeypatch: pytest.MonkeyPatch) -> Starts:
+    starts = Starts()
+    monkeypatch.setattr(ops, "start", starts)
+    return starts
 
 
 @pytest.fixture
@@ -26,6 +44,30 @@ def test_each_layout_gets_its_runner(settings: Settings) -> None:
     assert isinstance(writer, DecoderRunner)
     assert writer.shapes.num_slots == 2
     assert isinstance(judge, EncoderRunner)
+
+
+def test_a_writer_has_kernels_unless_they_are_switched_off(settings: Settings, starts: Starts) -> None:
+    write_decoder(settings.models_dir / "writer")
+    card = read_card(settings.models_dir / "writer")
+    without = load_model(settings.model_copy(update={"engine_kernels": False, "engine_threads": 2}), card)
+    assert starts == []
+    by_default = load_model(settings.model_copy(update={"engine_threads": 2}), card)
+    assert isinstance(without, DecoderRunner)
+    assert isinstance(by_default, DecoderRunner)
+    [(folder, num_threads)] = starts
+    assert folder is not None
+    assert folder.parent == settings.data_dir / CACHE_DIR
+    assert num_threads == 2
+    assert isinstance(without._store, VariableStore)
+    assert isinstance(by_default._store, MemoryStore)
+
+
+def test_a_processor_without_kernels_gets_the_same_runner(settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "start", lambda *_: None)
+    write_decoder(settings.models_dir / "writer")
+    writer = load_model(settings, read_card(settings.models_dir / "writer"))
+    assert isinstance(writer, DecoderRunner)
+    assert isinstance(writer._store, VariableStore)
 
 
 def test_damaged_weights_are_refused_by_name(settings: Settings) -> None:

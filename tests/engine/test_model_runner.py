@@ -13,10 +13,12 @@ from app.engine.model_runner import DecoderRunner
 from app.engine.scheduler import Scheduler
 from app.engine.sequence import Request, Sampling, Sequence
 from app.engine.widths import agreeing_widths
+from app.kernels import ops
 from app.modeling import decoder, gru
 from app.modeling.decoder_config import DecoderConfig
 from app.modeling.gru import GruConfig
 from app.modeling.quantize import product_names, quantize
+from tests.kernels.started import started
 from tests.modeling.checkpoints import decoder_config, gru_config, random_weights
 
 CONFIG = decoder_config()
@@ -29,48 +31,66 @@ LONG = decoder_config(context_length=300)
 pytestmark = pytest.mark.xdist_group("model_runner")
 
 
+@pytest.fixture(scope="module", params=["xla", "kernels"])
+def kernels(request: pytest.FixtureRequest) -> ops.Started | None:
+    """Whose products and attention; both compute the same."""
+    return started() if request.param == "kernels" else None
+
+
 @pytest.fixture(scope="module")
-def runner() -> DecoderRunner:
-    runner = DecoderRunner(CONFIG, WEIGHTS, num_slots=4, cache_bytes=2**20)
+def runner(kernels: ops.Started | None) -> DecoderRunner:
+    runner = DecoderRunner(CONFIG, WEIGHTS, num_slots=4, cache_bytes=2**20, kernels=kernels)
     runner.warm_up()
     return runner
 
 
 @pytest.fixture(scope="module")
-def wide() -> DecoderRunner:
+def wide(kernels: ops.Started | None) -> DecoderRunner:
     """With every size of call that a large model has."""
     weights = decoder.joined(CONFIG, WEIGHTS)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model_runner, "SMALL_BYTES", 0)
-        runner = DecoderRunner(CONFIG, weights, 24, widths=widths_of(CONFIG, weights, 24))
+        runner = DecoderRunner(CONFIG, weights, 24, widths=widths_of(CONFIG, weights, 24, kernels), kernels=kernels)
     runner.warm_up()
     return runner
 
 
 @pytest.fixture(scope="module")
-def long() -> DecoderRunner:
-    """With several contexts."""
-    weights = decoder.joined(LONG, WEIGHTS)
-    runner = DecoderRunner(LONG, weights, 12, widths=widths_of(LONG, weights, 12), cache_bytes=2**20)
+def long(kernels: ops.Started | None) -> DecoderRunner:
+    """With several contexts, where calls have one."""
+    weights, size = decoder.joined(LONG, WEIGHTS), 2**20
+    widths = widths_of(LONG, weights, 12, kernels)
+    runner = DecoderRunner(LONG, weights, 12, widths=widths, cache_bytes=size, kernels=kernels)
     runner.warm_up()
     return runner
 
 
-@pytest.fixture(scope="module")
-def lengthy() -> DecoderRunner:
-    """Whose prompts may be read in parts of more than a chunk: the weights are large enough to agree for so many."""
-    config = replace(LONG, hidden_size=256, intermediate_size=128, head_dim=64)
+@pytest.fixture(scope="module", params=["xla-64", "kernels-32", "kernels-80"])
+def lengthy(request: pytest.FixtureRequest) -> DecoderRunner:
+    """Whose prompts may be read in parts of more than a chunk; for XLA by weights so large that those agree."""
+    whose, head_dim = request.param.split("-")
+    kernels = started() if whose == "kernels" else None
+    config = replace(LONG, hidden_size=256, intermediate_size=128, head_dim=int(head_dim))
     weights = decoder.joined(config, random_weights(config.shapes, seed=4))
+    widths = widths_of(config, weights, 2, kernels)
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(model_runner, "SMALL_BYTES", 0)
-        runner = DecoderRunner(config, weights, 2, widths=widths_of(config, weights, 2), cache_bytes=2**22)
+        runner = DecoderRunner(config, weights, 2, widths=widths, cache_bytes=2**22, kernels=kernels)
     runner.warm_up()
-    if runner.shapes.longest == runner.shapes.chunk:
+    if kernels is None and runner.shapes.longest == runner.shapes.chunk:
         pytest.skip("no number of columns beyond a chunk agrees with it on this processor")
+    assert runner.shapes.longest > runner.shapes.chunk
     return runner
 
 
-def widths_of(config: DecoderConfig | GruConfig, weights: dict[str, np.ndarray], at_least: int) -> tuple[int, ...]:
+def widths_of(
+    config: DecoderConfig | GruConfig,
+    weights: dict[str, np.ndarray],
+    at_least: int,
+    kernels: ops.Started | None = None,
+) -> tuple[int, ...]:
+    if kernels is not None:
+        return ()
     products = [weights[name] for name in product_names(config, weights)]
     return agreeing_widths({(w.shape[0], w.shape[1]) for w in products}, at_least)
 
@@ -182,9 +202,11 @@ def test_lengths_that_disagree_are_not_used(lengthy: DecoderRunner, monkeypatch:
     monkeypatch.setattr(lengthy, "_read_probe", read)
     assert lengthy._agreeing(shapes) == shapes
     odd |= {shapes.lengths[0], shapes.longest}
-    assert lengthy._agreeing(shapes).lengths == shapes.lengths[1:-1]
+    left = shapes.lengths[1:-1]
+    short = tuple(length for length in shapes.lengths if length <= shapes.chunk)
+    assert lengthy._agreeing(shapes).lengths == (left if left[-1] > shapes.chunk else short)
     odd |= {length for length in shapes.lengths if length > shapes.chunk}  # cut in the same places then
-    assert lengthy._agreeing(shapes).lengths == tuple(length for length in shapes.lengths if length <= shapes.chunk)
+    assert lengthy._agreeing(shapes).lengths == short
 
 
 def test_no_call_is_compiled_for_a_value(runner: DecoderRunner) -> None:
@@ -193,7 +215,8 @@ def test_no_call_is_compiled_for_a_value(runner: DecoderRunner) -> None:
     [prefill] = {runner._prefills[1, runner.shapes.chunk, context] for context in runner._plan.contexts}
     rows = runner.shapes.rows[0]
     decode = runner._decodes[rows, runner._plan.contexts[0]]
-    for call, arguments in ((prefill, (tokens, places)), (decode, runner._idle_call(rows))):
+    idle = (*runner._idle_call(rows), runner._store.rows(rows, ()))
+    for call, arguments in ((prefill, (tokens, places)), (decode, idle)):
         program = call.experimental_get_compiler_ir(*arguments)(stage="hlo")
         [entry] = re.findall(r"entry_computation_layout=\{\((.*?)\)->", program)
         for argument in map(tf.convert_to_tensor, arguments):
@@ -241,10 +264,11 @@ def test_a_call_that_disagrees_is_not_used() -> None:
     assert (offered, runner.shapes.rows) == ((4, 8), (8,))
 
 
-def test_a_recurrent_model_is_served_alike_and_bit_for_bit_in_calls_of_any_size() -> None:
+def test_a_recurrent_model_is_served_alike_and_bit_for_bit_in_calls_of_any_size(kernels: ops.Started | None) -> None:
     config = gru_config()
     weights = random_weights(config.shapes, seed=4)
-    runner = DecoderRunner(config, weights, 6, widths=widths_of(config, weights, 6), cache_bytes=2**20)
+    widths = widths_of(config, weights, 6, kernels)
+    runner = DecoderRunner(config, weights, 6, widths=widths, cache_bytes=2**20, kernels=kernels)
     runner.warm_up()
     prompt = tuple(range(1, 40))[: config.context_length - 15]
     asked = Request("r", prompt, 12, logprobs=20, cache_salt="a")
@@ -257,14 +281,18 @@ def test_a_recurrent_model_is_served_alike_and_bit_for_bit_in_calls_of_any_size(
     assert runner.compilations == 0
 
 
-@pytest.mark.parametrize("tied", [True, False])
-def test_int8_is_close_and_the_same_bit_for_bit_in_any_company(tied: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("tied", "has_kernels"), [(True, False), (False, False), (True, True), (False, True)])
+def test_int8_is_close_and_the_same_bit_for_bit_in_any_company(
+    tied: bool, has_kernels: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(model_runner, "SMALL_BYTES", 0)
     config = decoder_config(tied=tied)
     weights = random_weights(config.shapes, seed=4)
-    runner = DecoderRunner(config, quantize(config, weights), 5, widths=(4, 8, 24))
+    kernels = started() if has_kernels else None
+    runner = DecoderRunner(config, quantize(config, weights), 5, widths=(4, 8, 24), kernels=kernels)
     runner.warm_up()
-    assert runner.shapes.rows[0] == 1  # whose products are computed otherwise
+    if not has_kernels:
+        assert runner.shapes.rows[0] == 1  # whose products are computed otherwise
     asked = Request("r", PROMPT, 10, logprobs=20)
     [alone] = complete(runner, asked)
     crowd = complete(runner, *(Request("m", (i + 1,) * (3 + i), 20) for i in range(4)), asked)

@@ -64,3 +64,25 @@ def test_contexts_double_up_to_the_whole(length: int, expected: tuple[int, ...])
 def test_the_shortest_context_that_holds_all_positions_is_read() -> None:
     plan = make_plan(4, 600, AVX512)
     assert [plan.context(n) for n in (1, 256, 257, 600, 608)] == [256, 256, 512, 600, 600]
+
+
+@pytest.mark.parametrize("num_slots", [1, 3, 7, 32, 100])
+def test_with_kernels_a_call_has_as_many_columns_as_rows(num_slots: int) -> None:
+    plan = make_plan(num_slots, 600, (), has_kernels=True)
+    assert plan.shapes.num_slots == num_slots
+    assert all(columns == rows for rows, columns in plan.columns.items())
+    assert min(plan.columns) == 1
+    assert [plan.padded(count) for count in (1, 3, 33)] == [1, 3, 33]
+
+
+def test_with_kernels_one_call_reads_any_context() -> None:
+    assert make_plan(32, 600, (), has_kernels=True).contexts == (600,)
+
+
+def test_with_kernels_a_lone_prompt_is_cut_by_chunks_and_others_by_more() -> None:
+    shapes = make_plan(32, 600, AVX512, has_kernels=True).shapes
+    assert (shapes.chunk, shapes.lengths, shapes.parts) == (32, (8, 32, 128), (1, 5))
+    assert shapes.longest_alone == 32
+    assert make_plan(32, 100, (), has_kernels=True).shapes.lengths == (8, 32)
+    assert make_plan(4, 600, (), has_kernels=True, is_small=True).shapes.lengths == (32,)
+    assert make_plan(32, 600, (), has_kernels=True, is_recurrent=True).shapes.lengths == (8, 32)
