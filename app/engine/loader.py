@@ -37,7 +37,9 @@ def load_model(settings: Settings, card: ModelCard) -> Runner | Encoder:
     if isinstance(config, DecoderConfig):
         weights = decoder.joined(config, weights)
     kernels = None
-    if settings.engine_kernels and not is_accelerated():
+    # What XLA computes between the products of the others multiplies and adds, joined or not by the number of columns.
+    is_free_of_columns = isinstance(config, DecoderConfig) and config.norm == "rms"
+    if settings.engine_kernels and is_free_of_columns and not is_accelerated():
         kernels = ops.start(folder, settings.engine_threads)
     if (card.precision or settings.engine_precision) == "int8":
         weights, widths = quantize.quantize(config, weights), CANDIDATES  # sums of integers agree for all

@@ -13,7 +13,7 @@ from app.errors import ModelFormatError
 from app.kernels import ops
 from app.modeling.registry import read_card
 from tests.kernels.started import started
-from tests.modeling.checkpoints import write_decoder, write_encoder
+from tests.modeling.checkpoints import write_decoder, write_encoder, write_gru
 
 
 class Starts(list[tuple[Path | None, int]]):
@@ -44,6 +44,13 @@ def test_each_layout_gets_its_runner(settings: Settings) -> None:
     assert isinstance(writer, DecoderRunner)
     assert writer.shapes.num_slots == 2
     assert isinstance(judge, EncoderRunner)
+
+
+def test_a_recurrent_model_has_no_kernels(settings: Settings, starts: Starts) -> None:
+    """What lies between its products has other bits for other numbers of columns."""
+    write_gru(settings.models_dir / "writer")
+    assert isinstance(load_model(settings, read_card(settings.models_dir / "writer")), DecoderRunner)
+    assert starts == []
 
 
 def test_a_writer_has_kernels_unless_they_are_switched_off(settings: Settings, starts: Starts) -> None:
